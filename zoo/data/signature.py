@@ -1,0 +1,127 @@
+"""What a model's raw inputs and outputs mean; it is fitted on the training split and travels with the model.
+
+Raw inputs are a dictionary of arrays, as a client sends them:
+
+- image: `{"image": uint8 (batch, height, width, channels)}`, in 0 … 255
+- table: `{"numbers": float32 (batch, columns)}` with NaN where missing, and, when the table has any,
+  `{"categories": str (batch, columns)}` with "" where missing.
+
+`Signature.inputs(raw)` gives the model's own float32 input. The exported ONNX file holds the same arithmetic.
+"""
+
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class ImagePreprocess:
+    """Pixels to `(pixel - mean) / std`, per channel; mean and std are on the 0 … 255 scale."""
+
+    height: int
+    width: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    kind: str = "image"
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of one model input, `(height, width, channels)`."""
+        return self.height, self.width, len(self.mean)
+
+    def __call__(self, raw: dict[str, np.ndarray]) -> np.ndarray:
+        images = raw["image"].astype(np.float32)
+        return (images - np.asarray(self.mean, np.float32)) / np.asarray(self.std, np.float32)
+
+
+@dataclass(frozen=True)
+class TablePreprocess:
+    """Columns to features: numbers standardised with the mean in place of NaN, then one 0/1 per known category value.
+
+    A category value never seen in training, and a missing one, gives zeros in all of its column's places.
+    """
+
+    numbers: tuple[str, ...]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    categories: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    kind: str = "table"
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of one model input, `(features,)`."""
+        return (len(self.numbers) + sum(map(len, self.categories.values())),)
+
+    @property
+    def features(self) -> tuple[str, ...]:
+        """Name of each model feature, categories as `column=value`."""
+        return (*self.numbers, *(f"{column}={value}" for column, values in self.categories.items() for value in values))
+
+    def __call__(self, raw: dict[str, np.ndarray]) -> np.ndarray:
+        parts = []
+        if self.numbers:
+            mean = np.asarray(self.mean, np.float32)
+            numbers = raw["numbers"].astype(np.float32)
+            parts.append((np.where(np.isnan(numbers), mean, numbers) - mean) / np.asarray(self.std, np.float32))
+        for position, values in enumerate(self.categories.values()):
+            column = raw["categories"][:, position, None]
+            parts.append((column == np.asarray(values)[None]).astype(np.float32))
+        return np.concatenate(parts, axis=1)
+
+
+@dataclass(frozen=True)
+class Signature:
+    """Task, labels and preprocessing of a data set, as fitted on its training split.
+
+    Attributes:
+        task: "image-classification", "classification" or "regression".
+        labels: class names in the order of the logits; for regression the target's name.
+        preprocess: raw inputs to model input.
+        target_mean, target_std: a regression model is trained on `(target - mean) / std`; 0 and 1 otherwise.
+    """
+
+    task: str
+    labels: tuple[str, ...]
+    preprocess: ImagePreprocess | TablePreprocess
+    target_mean: float = 0.0
+    target_std: float = 1.0
+
+    @property
+    def outputs(self) -> int:
+        """Number of outputs of the model's head."""
+        return len(self.labels)
+
+    def inputs(self, raw: dict[str, np.ndarray]) -> np.ndarray:
+        """Model input, float32, from raw inputs."""
+        return self.preprocess(raw)
+
+    def targets(self, y: np.ndarray) -> np.ndarray:
+        """What the loss compares with: class indices `(batch,)` int64, or standardised values `(batch, 1)` float32."""
+        if self.task != "regression":
+            return y.astype(np.int64)
+        return ((y.reshape(len(y), -1) - self.target_mean) / self.target_std).astype(np.float32)
+
+    def save(self, path: str | Path) -> None:
+        """Write as JSON."""
+        Path(path).write_text(json.dumps(asdict(self), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+    @classmethod
+    def load(cls, path: str | Path) -> "Signature":
+        """Read what `save` wrote."""
+        return cls.from_dict(json.loads(Path(path).read_text(encoding="utf-8")))
+
+    @classmethod
+    def from_dict(cls, raw: dict[str, Any]) -> "Signature":
+        preprocess = dict(raw["preprocess"])
+        for key in ("mean", "std", "numbers"):
+            if key in preprocess:
+                preprocess[key] = tuple(preprocess[key])
+        if preprocess["kind"] == "image":
+            step: ImagePreprocess | TablePreprocess = ImagePreprocess(**preprocess)
+        else:
+            preprocess["categories"] = {key: tuple(values) for key, values in preprocess["categories"].items()}
+            step = TablePreprocess(**preprocess)
+        return cls(**{**raw, "labels": tuple(raw["labels"]), "preprocess": step})
