@@ -55,7 +55,7 @@ class Entry:
         arguments: what the variant presets on the builder.
         tiny: arguments that build a model small enough for a test.
         data: default data set.
-        loss: loss that replaces the task's, where the method is defined by it.
+        recipe: training settings that differ from the defaults of `zoo.recipes.Recipe`.
         weights: pretrained files by name, `zoo.weights.Source` keyword arguments.
         skip: stage -> reason why the stage does not apply.
         summary: first line of the builder's docstring.
@@ -74,7 +74,7 @@ class Entry:
     arguments: dict[str, Any] = field(default_factory=dict)
     tiny: dict[str, Any] = field(default_factory=dict)
     data: str = ""
-    loss: str = ""
+    recipe: dict[str, Any] = field(default_factory=dict)
     weights: dict[str, dict[str, Any]] = field(default_factory=dict)
     skip: dict[str, str] = field(default_factory=dict)
     aliases: tuple[str, ...] = ()
@@ -85,11 +85,10 @@ class Entry:
         """Build the Keras model; the variant's own arguments are defaults that `arguments` may replace."""
         unknown = [name for name in arguments if name not in self.signature]
         if unknown:
-            hint = _suggest(unknown[0], self.signature)
+            hint = suggest(unknown[0], self.signature)
             takes = ", ".join(f"{name}={default}" for name, default in self.signature.items())
             raise TypeError(f"{self.name!r} takes no argument {unknown[0]!r}{hint}; it takes {takes}")
-        builder = getattr(importlib.import_module(self.module), self.builder)
-        return builder(**{**self.arguments, **arguments})
+        return getattr(importlib.import_module(self.module), self.builder)(**{**self.arguments, **arguments})
 
 
 @dataclass(frozen=True)
@@ -106,7 +105,7 @@ class _Declaration:
     variants: dict[str, dict[str, Any]] = field(default_factory=dict)
     aliases: dict[str, str] | tuple[str, ...] = ()
     data: str = ""
-    loss: str = ""
+    recipe: dict[str, Any] = field(default_factory=dict)
     weights: dict[str, dict[str, Any]] = field(default_factory=dict)
     skip: dict[str, str] = field(default_factory=dict)
 
@@ -119,7 +118,7 @@ def register(name: str, **declaration: Any) -> Callable[[Callable[..., Any]], Ca
         declaration: `task` (one name, or several with the usual one first), `inputs` (name -> `Tensor`), `paper`,
             `params` (trainable count at the defaults) with `params_source`, `tiny` (arguments for tests), and
             optionally `variants` (public name -> `dict(params=..., weights=..., **arguments)`), `aliases` (other
-            names of `name`, or alias -> variant), `data`, `loss`, `weights`, `skip` (stage -> reason).
+            names of `name`, or alias -> variant), `data`, `recipe`, `weights`, `skip` (stage -> reason).
 
     Raises:
         TypeError: a required part is missing or a part is unknown.
@@ -132,7 +131,9 @@ def _entries(declaration: _Declaration, module: str, function: ast.FunctionDef) 
     parameters = [*function.args.args, *function.args.kwonlyargs]
     defaults = [*function.args.defaults, *(d for d in function.args.kw_defaults if d)]
     if len(parameters) != len(defaults) or function.args.kwarg or function.args.vararg:
-        raise TypeError(f"builder {function.name!r} in {module}: give every argument a default, and no *args or **kwargs")
+        raise TypeError(
+            f"builder {function.name!r} in {module}: give every argument a default, and no *args or **kwargs"
+        )
     aliases = declaration.aliases
     if not isinstance(aliases, dict):
         aliases = dict.fromkeys(aliases, declaration.name)
@@ -146,7 +147,7 @@ def _entries(declaration: _Declaration, module: str, function: ast.FunctionDef) 
         params_source=declaration.params_source,
         tiny=declaration.tiny,
         data=declaration.data,
-        loss=declaration.loss,
+        recipe=declaration.recipe,
         skip=declaration.skip,
         summary=(ast.get_docstring(function) or "").partition("\n")[0],
         signature={p.arg: ast.unparse(d) for p, d in zip(parameters, defaults, strict=True)},
@@ -177,9 +178,11 @@ def _read(path: Path, module: str) -> Iterator[Entry]:
                 scope = {"register": _Declaration, "Tensor": Tensor, "dict": dict, "tuple": tuple, "range": range}
                 code = compile(ast.Expression(decorator), str(path), "eval")
                 try:
-                    declaration = eval(code, {"__builtins__": {}}, scope)  # noqa: S307 our own decorator, not user input
+                    declaration = eval(code, {"__builtins__": {}}, scope)
                 except NameError as error:
-                    raise NameError(f"{path}, line {decorator.lineno}: {error}; write the value out, the file is not run") from None
+                    raise NameError(
+                        f"{path}, line {decorator.lineno}: {error}; write the value out, the file is not run"
+                    ) from None
                 yield from _entries(declaration, module, node)
 
 
@@ -190,7 +193,9 @@ def _files() -> Iterator[tuple[Path, str]]:
     for point in importlib.metadata.entry_points(group=ENTRY_POINTS):
         spec = importlib.util.find_spec(point.value)
         if spec is None or not spec.origin:
-            raise ImportError(f"entry point {point.name!r} in group {ENTRY_POINTS!r} names {point.value!r}, which is not installed")
+            raise ImportError(
+                f"entry point {point.name!r} in group {ENTRY_POINTS!r} names {point.value!r}, which is not installed"
+            )
         yield Path(spec.origin), point.value
 
 
@@ -201,7 +206,9 @@ def entries() -> dict[str, Entry]:
     for path, module in _files():
         for entry in _read(path, module):
             if entry.name in found:
-                raise ValueError(f"{entry.name!r} is declared in both {found[entry.name].module} and {module}; rename one")
+                raise ValueError(
+                    f"{entry.name!r} is declared in both {found[entry.name].module} and {module}; rename one"
+                )
             found[entry.name] = entry
     return found
 
@@ -218,7 +225,9 @@ def entry(name: str) -> Entry:
     aliases = {alias: e for e in known.values() for alias in e.aliases}
     if name in aliases:
         return aliases[name]
-    raise UnknownModelError(f"no model is called {name!r} ({len(known)} are registered).{_suggest(name, [*known, *aliases], 'Did you mean')}")
+    raise UnknownModelError(
+        f"no model is called {name!r} ({len(known)} are registered).{suggest(name, [*known, *aliases], 'Did you mean')}"
+    )
 
 
 class UnknownModelError(KeyError):
@@ -228,7 +237,8 @@ class UnknownModelError(KeyError):
         return str(self.args[0])
 
 
-def _suggest(name: str, known: Any, start: str = "; did you mean") -> str:
+def suggest(name: str, known: Any, start: str = "; did you mean") -> str:
+    """A clause that names near matches, "" if there is none."""
     near = difflib.get_close_matches(str(name), list(known), n=3, cutoff=0.5)
     return f"{' ' * (start[0] != ';')}{start} {' or '.join(map(repr, near))}?" if near else ""
 
@@ -246,7 +256,7 @@ def names(pattern: str = "*", task: str | None = None) -> list[str]:
     known = entries()
     tasks = sorted({t for e in known.values() for t in e.tasks})
     if task is not None and task not in tasks:
-        raise ValueError(f"no model has the task {task!r}{_suggest(task, tasks)}; tasks are {', '.join(tasks)}")
+        raise ValueError(f"no model has the task {task!r}{suggest(task, tasks)}; tasks are {', '.join(tasks)}")
     return sorted(n for n, e in known.items() if fnmatch.fnmatchcase(n, pattern) and (task is None or task in e.tasks))
 
 
@@ -259,7 +269,8 @@ def show(name: str) -> str:
         "paper": e.paper,
         "task": ", ".join(e.tasks),
         "inputs": "; ".join(
-            f"{key}: ({', '.join(('batch', *t.axes))}) {t.dtype}{f', {t.unit}' if t.unit else ''}" for key, t in e.inputs.items()
+            f"{key}: ({', '.join(('batch', *t.axes))}) {t.dtype}{f', {t.unit}' if t.unit else ''}"
+            for key, t in e.inputs.items()
         ),
         "parameters": f"{e.params:,} trainable{f' ({e.params_source})' if e.params_source else ''}",
         "arguments": ", ".join(f"{key}={e.arguments.get(key, default)}" for key, default in e.signature.items()),
@@ -296,3 +307,6 @@ def get(name: str, *, weights: str | None = None, **arguments: Any) -> Any:
     return build_with(e, weights, arguments)
 
 
+def import_architecture(name: str) -> None:
+    """Import the file of a model, so that Keras knows its layers when it loads a saved one."""
+    importlib.import_module(entry(name).module)

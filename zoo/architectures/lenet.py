@@ -45,7 +45,9 @@ def lenet(
     """
     side = min(input_shape[:2])
     if side < 4:
-        raise ValueError(f"input_shape must be at least 4 pixels a side for two poolings, got {input_shape}; resize the images")
+        raise ValueError(
+            f"input_shape must be at least 4 pixels a side for two poolings, got {input_shape}; resize the images"
+        )
     padding = "valid" if side >= 16 else "same"
     image = keras.Input(input_shape, name="image")
     x = image

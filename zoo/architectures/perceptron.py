@@ -22,7 +22,7 @@ from zoo.registry import Tensor, register
     params_source="30*2 + 2",
     tiny=dict(input_shape=(4,), classes=3),
     data="breast_cancer",
-    loss="perceptron",
+    recipe=dict(loss="perceptron", optimizer="sgd", learning_rate=1.0, schedule="constant", batch_size=1),
 )
 def perceptron(input_shape: tuple[int, ...] = (30,), classes: int = 2) -> keras.Model:
     """Build a perceptron; its weights start at zero, as the rule has it.

@@ -1,0 +1,164 @@
+"""Scores of a model, a run or a bundle on a split, with what is needed to act on them."""
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from zoo import tasks
+from zoo.data import load
+from zoo.data.signature import Signature
+
+
+@dataclass(frozen=True)
+class Report:
+    """What an evaluation found.
+
+    Attributes:
+        task: task name.
+        split: which rows: "train", "validation" or "test".
+        rows: how many.
+        metric: name of `score`, larger is better.
+        score: on the split, with a 95 % bootstrap interval.
+        labels: class names, or the target's name.
+        confusion: `(classes, classes)` counts, true class by row; None for regression.
+        per_class: precision, recall, F1 and rows of each class; for regression the errors by name.
+        answers: probabilities `(rows, classes)`, or values `(rows, 1)` in the target's unit.
+        y: true targets.
+    """
+
+    task: str
+    split: str
+    rows: int
+    metric: str
+    score: tasks.Interval
+    labels: tuple[str, ...]
+    confusion: np.ndarray | None
+    per_class: dict[str, dict[str, float]]
+    answers: np.ndarray = field(repr=False)
+    y: np.ndarray = field(repr=False)
+
+    def __str__(self) -> str:
+        lines = [f"{self.metric} on {self.rows} {self.split} rows: {self.score}", ""]
+        width = max(map(len, self.per_class))
+        columns = list(next(iter(self.per_class.values())))
+        lines.append(f"{'':<{width}}  " + "  ".join(f"{c:>9}" for c in columns))
+        for name, row in self.per_class.items():
+            lines.append(f"{name:<{width}}  " + "  ".join(f"{row[c]:>9.4g}" for c in columns))
+        return "\n".join(lines)
+
+    def to_json(self) -> str:
+        """Figures without the single answers, as JSON text."""
+        figures = {
+            "task": self.task,
+            "split": self.split,
+            "rows": self.rows,
+            self.metric: vars(self.score),
+            "per_class": self.per_class,
+            "confusion": None if self.confusion is None else self.confusion.tolist(),
+        }
+        return json.dumps(figures, indent=2) + "\n"
+
+    def plot(self, path: str | Path) -> Path:
+        """Picture of the confusion matrix, or of predicted against true values."""
+        from zoo.evaluate import pictures
+
+        if self.confusion is None:
+            return pictures.scatter(self.y, self.answers, self.labels[0], path)
+        return pictures.confusion(self.confusion, self.labels, path)
+
+
+def evaluate(model, data=None, *, split: str = "test", precision: str | None = None) -> Report:
+    """Score a model, a run or a bundle.
+
+    Args:
+        model: Keras model, `zoo.training.Run`, a bundle or the path of one.
+        data: data set, its name or a path; a run knows its own.
+        split: "test" (held out), "validation" or "train".
+        precision: "fp32" or "int8" for a bundle, its default if None.
+
+    Returns:
+        The report.
+
+    Raises:
+        ValueError: model and data do not fit together, or the split does not exist.
+    """
+    if split not in ("train", "validation", "test"):
+        raise ValueError(f"split must be 'train', 'validation' or 'test', got {split!r}")
+    if data is None:
+        data = getattr(model, "data", None)
+        if data is None:
+            raise ValueError("evaluate needs data: give a name such as 'digits', a path, or a run that knows its data")
+    predict, shape = predictor(model, precision)
+    data = load(data, input_shape=shape if shape and len(shape) == 3 else None)
+    part = getattr(data, split)
+    return judge(data.signature, part.y, predict(part.x, data.signature), split)
+
+
+def judge(signature: Signature, y: np.ndarray, answers: np.ndarray, split: str) -> Report:
+    """The report of answers against true targets."""
+    task = tasks.get(signature.task)
+    if signature.task == "regression":
+        matrix, per_class = None, {signature.labels[0]: _errors(np.ravel(y), np.ravel(answers))}
+    else:
+        matrix = np.zeros((signature.outputs, signature.outputs), np.int64)
+        np.add.at(matrix, (y, answers.argmax(axis=-1)), 1)
+        per_class = _per_class(matrix, signature.labels)
+    score = tasks.interval(task, y, answers)
+    return Report(signature.task, split, len(y), task.metric, score, signature.labels, matrix, per_class, answers, y)
+
+
+def _errors(y, answers):
+    gap = answers - y
+    return {
+        "rmse": float(np.sqrt(np.mean(gap**2))),
+        "mae": float(np.mean(np.abs(gap))),
+        "bias": float(np.mean(gap)),
+        "rows": len(y),
+    }
+
+
+def _per_class(matrix, labels):
+    hits, true, guessed = np.diag(matrix), matrix.sum(axis=1), matrix.sum(axis=0)
+    recall, precision = hits / np.maximum(true, 1), hits / np.maximum(guessed, 1)
+    f1 = 2 * recall * precision / np.maximum(recall + precision, 1e-12)
+    rows = zip(labels, precision, recall, f1, true, strict=True)
+    return {
+        label: {"precision": float(p), "recall": float(r), "f1": float(f), "rows": int(n)} for label, p, r, f, n in rows
+    }
+
+
+def predictor(model, precision=None):
+    """A function `(raw inputs, signature) -> answers` and the model's input shape if it is known."""
+    if hasattr(model, "model") and hasattr(model, "signature"):  # a run
+        signature, keras_model = model.signature, model.model
+        return lambda x, _: answers(keras_model, signature, x), signature.preprocess.shape
+    if hasattr(model, "predict_on_batch"):
+        return lambda x, signature: answers(model, signature, x), tuple(model.input_shape[1:])
+    from serve.runtime import Model
+
+    runtime = Model.open(model, precision)
+    port = runtime.manifest.inputs[0]
+    return lambda x, _: next(iter(runtime.predict(x).values())), port.shape[1:] if port.name == "image" else None
+
+
+def answers(model, signature, x, batch=256) -> np.ndarray:
+    """A Keras model's answers to raw inputs, preprocessed batch by batch.
+
+    Raises:
+        ValueError: the model was built for other inputs or outputs than the data has.
+    """
+    if tuple(model.input_shape[1:]) != signature.preprocess.shape or model.output_shape[-1] != signature.outputs:
+        raise ValueError(
+            f"the model maps {tuple(model.input_shape[1:])} to {model.output_shape[-1]} outputs, the data has "
+            f"{signature.preprocess.shape} and {signature.outputs}; give the data the model was trained on"
+        )
+    rows = len(next(iter(x.values())))
+    parts = []
+    for start in range(0, rows, batch):
+        inputs = signature.inputs({name: values[start : start + batch] for name, values in x.items()})
+        short = batch - len(inputs) if rows > batch else 0  # one shape for all batches, so that nothing is traced again
+        padded = np.concatenate([inputs, np.repeat(inputs[:1], short, axis=0)]) if short else inputs
+        parts.append(np.asarray(model.predict_on_batch(padded))[: len(inputs)])
+    return tasks.get(signature.task).answer(np.concatenate(parts), signature)

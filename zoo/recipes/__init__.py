@@ -1,0 +1,158 @@
+"""Recipes: every setting of a training run as one typed value, and the runs that are proven.
+
+A run's settings are the defaults below, then the model's own (`recipe=` in its registry entry), then the proven run
+for that model and data set, then what the caller overrides.
+"""
+
+import dataclasses
+import difflib
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import UnionType
+from typing import Any, get_args, get_origin, get_type_hints
+
+OPTIMIZERS = ("sgd", "momentum", "nesterov", "adagrad", "adadelta", "rmsprop", "adam", "adamw", "nadam", "lion")
+SCHEDULES = ("constant", "step", "exponential", "cosine", "warm_restarts", "one_cycle", "plateau")
+AUGMENTATIONS = ("shift", "crop", "flip", "rotate", "noise", "colour", "mixup", "cutmix")
+PRECISIONS = ("float32", "mixed_float16", "mixed_bfloat16")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Everything that decides a training run, so that the same recipe gives the same result.
+
+    Attributes:
+        model: public name.
+        data: data set name or path.
+        arguments: the builder's arguments; `input_shape` and `classes` follow from the data.
+        epochs: passes over the training split.
+        batch_size: rows per step.
+        optimizer: one of `OPTIMIZERS`; "momentum" and "nesterov" are SGD with momentum 0.9.
+        learning_rate: its highest value.
+        schedule: one of `SCHEDULES`, over the whole run; "plateau" divides by 5 when validation stands still.
+        warmup: share of the steps in which the rate rises linearly from zero, in [0, 1).
+        weight_decay: decoupled decay per step, relative to the learning rate.
+        clip_norm: largest global norm of the gradients, None for no clipping.
+        l1, l2: penalty on kernels; both together are the elastic net.
+        loss: "" for the task's own, else a name from `zoo.tasks.losses`.
+        label_smoothing: share of the target spread over all classes, in [0, 1).
+        augment: names from `AUGMENTATIONS`, applied to training batches in this order.
+        class_weights: weigh each class by the inverse of its frequency.
+        precision: one of `PRECISIONS`; mixed precision pays on GPUs only.
+        averaging: decay of the running average of the weights that the run ends with, 0 for none.
+        patience: epochs without a better validation score before the run stops, 0 to never stop.
+        seed: of the weights, the split, the order and the augmentation.
+        expected: score on the held-out split that this run is known to reach, None if not known.
+    """
+
+    model: str
+    data: str
+    arguments: dict[str, Any] = field(default_factory=dict)
+    epochs: int = 20
+    batch_size: int = 32
+    optimizer: str = "adamw"
+    learning_rate: float = 1e-3
+    schedule: str = "cosine"
+    warmup: float = 0.0
+    weight_decay: float = 1e-4
+    clip_norm: float | None = None
+    l1: float = 0.0
+    l2: float = 0.0
+    loss: str = ""
+    label_smoothing: float = 0.0
+    augment: tuple[str, ...] = ()
+    class_weights: bool = False
+    precision: str = "float32"
+    averaging: float = 0.0
+    patience: int = 0
+    seed: int = 0
+    expected: float | None = None
+
+    def __post_init__(self) -> None:
+        checks = {
+            "epochs": (self.epochs >= 1, "at least 1"),
+            "batch_size": (self.batch_size >= 1, "at least 1"),
+            "optimizer": (self.optimizer in OPTIMIZERS, f"one of {', '.join(OPTIMIZERS)}"),
+            "learning_rate": (self.learning_rate > 0, "above 0"),
+            "schedule": (self.schedule in SCHEDULES, f"one of {', '.join(SCHEDULES)}"),
+            "warmup": (0 <= self.warmup < 1, "in [0, 1)"),
+            "weight_decay": (self.weight_decay >= 0, "at least 0"),
+            "clip_norm": (self.clip_norm is None or self.clip_norm > 0, "above 0, or None"),
+            "l1": (self.l1 >= 0, "at least 0"),
+            "l2": (self.l2 >= 0, "at least 0"),
+            "label_smoothing": (0 <= self.label_smoothing < 1, "in [0, 1)"),
+            "augment": (set(self.augment) <= set(AUGMENTATIONS), f"among {', '.join(AUGMENTATIONS)}"),
+            "precision": (self.precision in PRECISIONS, f"one of {', '.join(PRECISIONS)}"),
+            "averaging": (0 <= self.averaging < 1, "in [0, 1)"),
+            "patience": (self.patience >= 0, "at least 0"),
+        }
+        for name, (holds, wanted) in checks.items():
+            if not holds:
+                raise ValueError(f"{name} must be {wanted}, got {getattr(self, name)!r}")
+
+    def override(self, **settings: Any) -> "Recipe":
+        """A copy with other settings; text is read as the setting's type, as from a command line.
+
+        Raises:
+            TypeError: no such setting (near names are suggested), or a value of another type.
+            ValueError: a value out of range.
+        """
+        return dataclasses.replace(self, **{name: parse(name, value) for name, value in settings.items()})
+
+    def save(self, path: str | Path) -> None:
+        """Write as JSON."""
+        Path(path).write_text(json.dumps(dataclasses.asdict(self), indent=2) + "\n", encoding="utf-8")
+
+    @classmethod
+    def load(cls, path: str | Path) -> "Recipe":
+        """Read what `save` wrote."""
+        raw = json.loads(Path(path).read_text(encoding="utf-8"))
+        lists = {name: _tuples(value) for name, value in raw["arguments"].items()}
+        return cls(**{**raw, "arguments": lists, "augment": tuple(raw["augment"])})
+
+
+SETTINGS = {name: kind for name, kind in get_type_hints(Recipe).items() if name not in ("model", "data", "arguments")}
+
+
+def parse(name: str, value: Any) -> Any:
+    """The value of a setting, read from text where text is given.
+
+    Raises:
+        TypeError: no such setting, or a value of another type.
+    """
+    if name not in SETTINGS:
+        near = difflib.get_close_matches(name, SETTINGS, n=2)
+        hint = f"; did you mean {' or '.join(map(repr, near))}?" if near else f"; settings are {', '.join(SETTINGS)}"
+        raise TypeError(f"there is no training setting {name!r}{hint}")
+    kind = SETTINGS[name]
+    optional = get_origin(kind) is UnionType
+    if optional:
+        if value is None or value in ("none", "None"):
+            return None
+        kind = get_args(kind)[0]
+    if get_origin(kind) is tuple:
+        return tuple(part for part in value.split(",") if part) if isinstance(value, str) else tuple(value)
+    if isinstance(value, str) and kind is not str:
+        try:
+            return {"true": True, "false": False}[value.lower()] if kind is bool else kind(value)
+        except (ValueError, KeyError):
+            raise TypeError(f"{name} takes a {kind.__name__}, got {value!r}") from None
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
+        raise TypeError(f"{name} takes a {kind.__name__}, got {value!r}")
+    return value
+
+
+def _tuples(value: Any) -> Any:
+    return tuple(_tuples(item) for item in value) if isinstance(value, list) else value
+
+
+# Proven runs: the score is the lowest of three seeds on the held-out split, rounded down; times on 2 CPU cores.
+PROVEN: dict[tuple[str, str], dict[str, Any]] = {}
+
+
+def find(model: str, data: str, defaults: dict[str, Any] | None = None) -> Recipe:
+    """The recipe for a model on a data set: general defaults, then `defaults`, then the proven run if there is one."""
+    return Recipe(model, data).override(**{**(defaults or {}), **PROVEN.get((model, data), {})})

@@ -1,0 +1,6 @@
+"""Training: `train` from a name to a run folder, `tune` a run further, `fit` a model at hand, `load` a folder."""
+
+from zoo.training.fit import fit
+from zoo.training.run import Run, load, load_data, train, tune
+
+__all__ = ["Run", "fit", "load", "load_data", "train", "tune"]

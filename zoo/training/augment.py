@@ -1,0 +1,90 @@
+"""Augmentation of training batches, in numpy: each takes and gives `(images, targets)` with a random generator.
+
+Images are standardised float32 `(batch, height, width, channels)`, so what comes in from beyond an edge is 0, the
+mean. Targets are one-hot, as mixing needs. A batch's draw depends on its seed, epoch and position alone.
+"""
+
+import numpy as np
+from scipy import ndimage
+
+
+def shift(images, targets, generator):
+    """Move each image by up to an eighth of its side, at least one pixel."""
+    moved = np.zeros_like(images)
+    height, width = images.shape[1:3]
+    reach = [max(1, side // 8) for side in (height, width)]
+    for image, out in zip(images, moved, strict=True):
+        down, right = (int(generator.integers(-r, r + 1)) for r in reach)
+        rows, columns = slice(max(down, 0), height + min(down, 0)), slice(max(right, 0), width + min(right, 0))
+        out[rows, columns] = image[max(-down, 0) : height - max(down, 0), max(-right, 0) : width - max(right, 0)]
+    return moved, targets
+
+
+def crop(images, targets, generator):
+    """Cut out 70 to 100 % of each image's area and enlarge it to the old size (Szegedy et al. 2014)."""
+    height, width = images.shape[1:3]
+    cut = np.empty_like(images)
+    for image, out in zip(images, cut, strict=True):
+        scale = np.sqrt(generator.uniform(0.7, 1.0))
+        top, left = generator.uniform(0, (1 - scale) * height), generator.uniform(0, (1 - scale) * width)
+        out[:] = ndimage.affine_transform(image, (scale, scale, 1), (top, left, 0), order=1, mode="nearest")
+    return cut, targets
+
+
+def flip(images, targets, generator):
+    """Mirror half of the images left to right; not for digits or text."""
+    return np.where(generator.random((len(images), 1, 1, 1)) < 0.5, images[:, :, ::-1], images), targets
+
+
+def rotate(images, targets, generator):
+    """Turn each image by up to 15 degrees."""
+    turned = [ndimage.rotate(image, generator.uniform(-15, 15), reshape=False, order=1) for image in images]
+    return np.stack(turned), targets
+
+
+def noise(images, targets, generator):
+    """Add Gaussian noise of a tenth of the images' standard deviation."""
+    return images + 0.1 * generator.standard_normal(images.shape, np.float32), targets
+
+
+def colour(images, targets, generator):
+    """Scale and move each channel of each image: contrast by 20 %, brightness by 0.2 standard deviations."""
+    shape = (len(images), 1, 1, images.shape[-1])
+    contrast = generator.uniform(0.8, 1.2, shape).astype(np.float32)
+    return images * contrast + generator.uniform(-0.2, 0.2, shape).astype(np.float32), targets
+
+
+def mixup(images, targets, generator):
+    """Blend each image and target with another of the batch, weight ~ Beta(0.2, 0.2) (Zhang et al. 2017)."""
+    weight = np.float32(generator.beta(0.2, 0.2))
+    other = generator.permutation(len(images))
+    return weight * images + (1 - weight) * images[other], weight * targets + (1 - weight) * targets[other]
+
+
+def cutmix(images, targets, generator):
+    """Paste a box of another image of the batch, its target by area (Yun et al. 2019)."""
+    height, width = images.shape[1:3]
+    side = np.sqrt(1 - generator.beta(1.0, 1.0))
+    top, left = generator.integers(0, height), generator.integers(0, width)
+    rows = slice(max(0, int(top - side * height / 2)), min(height, int(top + side * height / 2)))
+    columns = slice(max(0, int(left - side * width / 2)), min(width, int(left + side * width / 2)))
+    other = generator.permutation(len(images))
+    mixed = images.copy()
+    mixed[:, rows, columns] = images[other, rows, columns]
+    share = np.float32(max(0, rows.stop - rows.start) * max(0, columns.stop - columns.start) / (height * width))
+    return mixed, (1 - share) * targets + share * targets[other]
+
+
+def apply(names, images, targets, generator):
+    """Apply augmentations by name, in order.
+
+    Raises:
+        ValueError: the inputs are not images.
+    """
+    for name in names:
+        if images.ndim != 4 and name not in ("noise", "mixup"):
+            raise ValueError(
+                f"augment {name!r} needs images, got inputs of shape {images.shape[1:]}; use noise or mixup"
+            )
+        images, targets = globals()[name](images, targets, generator)
+    return images.astype(np.float32, copy=False), targets

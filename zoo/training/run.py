@@ -1,0 +1,413 @@
+"""From a name to a run folder: build, train, judge, compare with the baseline, write everything down."""
+
+import csv
+import dataclasses
+import json
+import os
+import platform
+import shutil
+import time
+from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+
+from zoo import data as datasets
+from zoo import recipes, registry, tasks
+from zoo.data import Data
+from zoo.data.signature import Signature
+from zoo.evaluate import pictures
+from zoo.evaluate.report import Report, answers, judge
+from zoo.recipes import Recipe
+from zoo.training.fit import fit
+
+
+@dataclass(frozen=True)
+class Run:
+    """A trained model with all that is known of how it came to be.
+
+    Attributes:
+        model: Keras model with the weights of its best epoch, float32.
+        signature: meaning of its raw inputs and outputs.
+        recipe: what was asked for.
+        folder: where it was written, None if nowhere.
+        history: one row per epoch.
+        metrics: scores by name: `train`, `validation`, `test`, `baseline`, `gap`, `seconds`.
+        data: the splits it was trained on; None for a loaded run whose data is not at hand.
+    """
+
+    model: Any
+    signature: Signature
+    recipe: Recipe
+    folder: Path | None
+    history: list[dict[str, float]]
+    metrics: dict[str, float]
+    data: Data | None = field(default=None, repr=False)
+
+
+def train(
+    model: str,
+    data: Any = None,
+    *,
+    out: str | Path | None = None,
+    resume: bool = False,
+    overwrite: bool = False,
+    quiet: bool = False,
+    weights: str | None = None,
+    callbacks: tuple = (),
+    tensorboard: bool = False,
+    diagnose: bool = False,
+    save_every: int = 0,
+    **overrides: Any,
+) -> Run:
+    """Train a model by name and write a run folder.
+
+    Args:
+        model: public name, see `zoo.names()`.
+        data: data set name, path or `zoo.data.Data`; the model's default data if None.
+        out: run folder, `runs/<model>-<data>` if None.
+        resume: go on with the killed run in `out`, exactly where its last saved state is.
+        overwrite: replace a run folder that is there.
+        quiet: no progress bar and no lines.
+        weights: pretrained weights, as in `zoo.get`.
+        callbacks: further Keras callbacks.
+        tensorboard: also write TensorBoard logs to `out/tensorboard`.
+        diagnose: measure gradient norms and dead units after each epoch, with a picture.
+        save_every: batches between two saves inside an epoch; each epoch's end is always saved.
+        overrides: settings of `zoo.recipes.Recipe`, or arguments of the model's builder.
+
+    Returns:
+        The run; its folder holds `model.keras`, `signature.json`, `recipe.json`, `history.csv`, `metrics.json`,
+        `environment.json`, `learning_curve.png`, `confusion.png` and `report.md`.
+
+    Raises:
+        KeyError: no such model.
+        TypeError: neither a training setting nor an argument of the model.
+        ValueError: model and data do not fit, or a value is out of range.
+        FileExistsError: the folder holds a run already.
+        FloatingPointError: the loss is not a number any more.
+    """
+    entry = registry.entry(model)
+    source = data if data is not None else entry.data
+    folder = Path(out) if out else Path("runs") / f"{entry.name}-{Path(_name(source)).stem}"
+    recipe = _recipe(entry, _name(source), folder if resume else None, overrides)
+    splits = datasets.load(source, input_shape=recipe.arguments.get("input_shape"), seed=recipe.seed)
+    signature = splits.signature
+    if signature.task not in entry.tasks:
+        fitting = ", ".join(registry.names(task=signature.task)[:8])
+        raise ValueError(
+            f"{entry.name!r} is for {', '.join(entry.tasks)}, data {splits.name!r} is {signature.task}; try {fitting}"
+        )
+    arguments = {**recipe.arguments, "input_shape": signature.preprocess.shape, "classes": signature.outputs}
+    recipe = dataclasses.replace(recipe, arguments=arguments)
+
+    keras.utils.set_random_seed(recipe.seed)
+    previous = keras.config.dtype_policy()
+    keras.config.set_dtype_policy(recipe.precision)
+    try:
+        network = registry.get(entry.name, weights=weights, **arguments)
+    finally:
+        keras.config.set_dtype_policy(previous)
+    return _carry_out(
+        network, splits, recipe, folder, resume, overwrite, quiet, callbacks, tensorboard, diagnose, save_every
+    )
+
+
+def tune(
+    run: Run,
+    network: Any = None,
+    *,
+    out: str | Path,
+    overwrite: bool = False,
+    quiet: bool = False,
+    callbacks: tuple = (),
+    **overrides: Any,
+) -> Run:
+    """Train a run's model further, or a smaller version of it, on the same splits.
+
+    Args:
+        run: where data and recipe come from.
+        network: model to train in place, a copy of the run's own if None.
+        out: folder of the new run.
+        overwrite: replace a run folder that is there.
+        quiet: no progress bar and no lines.
+        callbacks: Keras callbacks, such as `zoo.compress.MagnitudePruning`.
+        overrides: settings of `zoo.recipes.Recipe`.
+
+    Returns:
+        The new run; the old one is unchanged.
+    """
+    if network is None:
+        network = keras.models.clone_model(run.model)
+        network.set_weights(run.model.get_weights())
+    splits = run.data or load_data(run)
+    recipe = run.recipe.override(**overrides)
+    keras.utils.set_random_seed(recipe.seed)
+    return _carry_out(network, splits, recipe, Path(out), False, overwrite, quiet, callbacks)
+
+
+def load_data(run: Run) -> Data:
+    """The splits a run was trained on, loaded again.
+
+    Raises:
+        ValueError: the data has changed since.
+    """
+    preprocess = run.signature.preprocess
+    shape = preprocess.shape if preprocess.kind == "image" else None
+    splits = datasets.load(run.recipe.data, input_shape=shape, seed=run.recipe.seed)
+    if splits.signature != run.signature:
+        raise ValueError(f"data {run.recipe.data!r} has changed since {run.folder} was trained; train again")
+    return splits
+
+
+def _name(source: Any) -> str:
+    return source.name if isinstance(source, Data) else str(source)
+
+
+def _recipe(entry: registry.Entry, data: str, resumed: Path | None, overrides: dict[str, Any]) -> Recipe:
+    """The recipe of a new run, or of the one to resume, with the caller's overrides."""
+    arguments = {key: value for key, value in overrides.items() if key in entry.signature}
+    settings = {key: value for key, value in overrides.items() if key not in arguments}
+    for key in settings:
+        if key not in recipes.SETTINGS:
+            hint = registry.suggest(key, [*recipes.SETTINGS, *entry.signature])
+            raise TypeError(f"{key!r} is neither a training setting nor an argument of {entry.name!r}{hint}")
+    if resumed is None:
+        recipe = recipes.find(entry.name, data, entry.recipe).override(**settings)
+        return dataclasses.replace(recipe, arguments=arguments)
+    if not (resumed / "state.npz").exists():
+        raise ValueError(f"there is no run to resume in {resumed}: it has no state.npz; start without resume")
+    recipe = Recipe.load(resumed / "recipe.json")
+    if recipe.model != entry.name or arguments:
+        raise ValueError(f"{resumed} holds a run of {recipe.model!r}; resume it by that name and without arguments")
+    return recipe.override(**settings)
+
+
+def _carry_out(
+    network: Any,
+    splits: Data,
+    recipe: Recipe,
+    folder: Path,
+    resume: bool,
+    overwrite: bool,
+    quiet: bool,
+    callbacks: tuple = (),
+    tensorboard: bool = False,
+    diagnose: bool = False,
+    save_every: int = 0,
+) -> Run:
+    """Train a built network and write its run folder."""
+    _prepare(folder, resume, overwrite)
+    recipe.save(folder / "recipe.json")
+    splits.signature.save(folder / "signature.json")
+    (folder / "environment.json").write_text(json.dumps(environment(splits), indent=2) + "\n", encoding="utf-8")
+    if tensorboard:
+        callbacks = (*callbacks, keras.callbacks.TensorBoard(str(folder / "tensorboard")))
+    if not quiet:
+        print(splits.summary())
+    health: list = []
+    started = time.perf_counter()
+    history = fit(
+        network,
+        splits,
+        recipe,
+        folder=folder,
+        resume=resume,
+        callbacks=callbacks,
+        quiet=quiet,
+        save_every=save_every,
+        diagnose=health if diagnose else None,
+    )
+    seconds = time.perf_counter() - started
+    if recipe.precision != "float32":
+        network = _in_float32(network, recipe)
+    network.save(folder / "model.keras")
+
+    run = Run(network, splits.signature, recipe, folder, history, {}, splits)
+    reports = {part: _report(run, part) for part in ("train", "validation", "test")}
+    scores = {part: report.score.score for part, report in reports.items()}
+    scores["gap"] = scores["train"] - scores["test"]
+    scores["baseline"] = baseline(splits)
+    scores["seconds"] = round(seconds, 2)
+    run.metrics.update(scores)
+    (folder / "metrics.json").write_text(json.dumps(scores, indent=2) + "\n", encoding="utf-8")
+    _write_report(run, reports["test"], health)
+    for scratch in ("state.npz", "best.npz"):
+        (folder / scratch).unlink(missing_ok=True)
+    if not quiet:
+        print(f"\n{reports['test']}\n\nbaseline {scores['baseline']:.4f}, gap {scores['gap']:+.4f}")
+        print(f"report in {folder / 'report.md'}")
+    return run
+
+
+def _in_float32(network: Any, recipe: Recipe) -> Any:
+    """The same network with float32 computation; the weights of a mixed-precision model are float32 already."""
+    exact = registry.get(recipe.model, **recipe.arguments)
+    exact.set_weights(network.get_weights())
+    return exact
+
+
+def load(folder: str | Path) -> Run:
+    """Read a run folder.
+
+    Raises:
+        FileNotFoundError: the folder holds no finished run.
+    """
+    folder = Path(folder)
+    missing = [
+        name
+        for name in ("model.keras", "signature.json", "recipe.json", "metrics.json")
+        if not (folder / name).is_file()
+    ]
+    if missing:
+        raise FileNotFoundError(
+            f"{folder} holds no finished run: {missing[0]} is missing; train with out={str(folder)!r} first"
+        )
+    with (folder / "history.csv").open(newline="", encoding="utf-8") as file:
+        history = [{key: float(value) for key, value in row.items()} for row in csv.DictReader(file)]
+    recipe = Recipe.load(folder / "recipe.json")
+    registry.import_architecture(recipe.model)
+    network = keras.saving.load_model(folder / "model.keras", compile=False, safe_mode=True)
+    metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
+    return Run(network, Signature.load(folder / "signature.json"), recipe, folder, history, metrics)
+
+
+def _prepare(folder, resume, overwrite):
+    if resume:
+        return
+    if folder.exists() and any(folder.iterdir()):
+        is_run = (folder / "recipe.json").exists()
+        if not (overwrite and is_run):
+            cure = "pass overwrite=True, resume=True or another out" if is_run else "choose another out"
+            raise FileExistsError(f"{folder} is not empty; {cure}")
+        shutil.rmtree(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+
+
+def _report(run: Run, split: str) -> Report:
+    part = getattr(run.data, split)
+    return judge(run.signature, part.y, answers(run.model, run.signature, part.x), split)
+
+
+def baseline(data: Data) -> float:
+    """Held-out score of scikit-learn's logistic (or ridge) regression, fitted on at most 10,000 training rows.
+
+    The solver finds the optimum of what the entry `logistic_regression` approaches by steps.
+    """
+    from sklearn.exceptions import ConvergenceWarning
+    from sklearn.linear_model import LogisticRegression, Ridge
+    from sklearn.utils._testing import ignore_warnings
+
+    signature = data.signature
+    flat = {
+        part: signature.inputs(getattr(data, part).x).reshape(len(getattr(data, part).y), -1)
+        for part in ("train", "test")
+    }
+    rows = np.random.default_rng(0).permutation(len(flat["train"]))[:10_000]
+    model = Ridge() if signature.task == "regression" else LogisticRegression(max_iter=300)
+    fitted = ignore_warnings(category=ConvergenceWarning)(model.fit)(flat["train"][rows], np.ravel(data.train.y)[rows])
+    if signature.task == "regression":
+        found = fitted.predict(flat["test"])
+    else:
+        found = np.eye(signature.outputs)[fitted.predict(flat["test"])]
+    return tasks.get(signature.task).score(data.test.y, found)
+
+
+def environment(data: Data) -> dict[str, Any]:
+    """Versions, hardware and data a run depends on."""
+    packages = {}
+    for package in ("zooroad", "keras", "tensorflow", "jax", "torch", "numpy"):
+        try:
+            packages[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "processor": processor(),
+        "cores": os.cpu_count(),
+        "backend": keras.backend.backend(),
+        "packages": packages,
+        "data": {
+            "name": data.name,
+            "sha256": data.sha256,
+            "source": data.source,
+            "licence": data.licence,
+            "generated": data.generated,
+        },
+    }
+
+
+def processor() -> str:
+    """The processor's name, as the kernel tells it where it does."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
+def _write_report(run: Run, report: Report, health: list) -> None:
+    folder, scores = run.folder, run.metrics
+    monitored = tasks.get(run.signature.task).monitor.removeprefix("val_")
+    pictures.curves(run.history, monitored, folder / "learning_curve.png")
+    report.plot(folder / "confusion.png")
+    better = scores["test"] - scores["baseline"]
+    name = "ridge regression" if run.signature.task == "regression" else "logistic regression"
+    gradient = ""
+    if health:
+        pictures.gradient_flow(health[0].rows, folder / "gradients.png")
+        dead = {layer: share for layer, share in health[0].dead.items() if share > 0}
+        listed = ", ".join(f"{layer} {share:.0%}" for layer, share in dead.items()) or "none"
+        gradient = (
+            f"\n## Gradient\n\n![gradient norms](gradients.png)\n\nUnits that are zero for a whole batch: {listed}.\n"
+        )
+    metric = report.metric
+    text = f"""# {run.recipe.model} on {run.data.name}
+
+| {metric} | score |
+|---|---|
+| held-out test rows | {report.score} |
+| validation | {scores["validation"]:.4f} |
+| training | {scores["train"]:.4f} |
+| generalisation gap (training - test) | {scores["gap"]:+.4f} |
+| baseline, {name} on the same splits | {scores["baseline"]:.4f} |
+| better than the baseline by | {better:+.4f} |
+
+{_verdict(scores, better)}
+
+## Learning curve
+
+![learning curve](learning_curve.png)
+
+## {"Predicted against true" if report.confusion is None else "Confusion"}
+
+![{"scatter" if report.confusion is None else "confusion matrix"}](confusion.png)
+
+```
+{report}
+```
+{gradient}
+## Data
+
+```
+{run.data.summary()}
+```
+
+## Run
+
+{len(run.history)} epochs in {scores["seconds"]} s, seed {run.recipe.seed}. Settings are in recipe.json, versions in
+environment.json.
+"""
+    (folder / "report.md").write_text(text, encoding="utf-8")
+
+
+def _verdict(scores, better):
+    if better < 0:
+        return "The baseline is better: train longer, change the learning rate, or ship the baseline."
+    if scores["gap"] > 0.05:
+        return "The model fits its training rows much better than new ones: try augmentation, dropout or more data."
+    return "The model beats the baseline and holds on new rows."
