@@ -3,9 +3,9 @@
 import sys
 from types import ModuleType
 
-from zoo.evaluate.report import Report, evaluate
+from zoo.evaluate.report import Report, evaluate, latency
 
-__all__ = ["Report", "evaluate"]
+__all__ = ["Report", "evaluate", "latency"]
 
 
 class _Verb(ModuleType):

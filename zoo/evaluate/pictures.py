@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 
 def _figure(width: float, height: float) -> Figure:
@@ -55,6 +56,7 @@ def curves(history: list[dict[str, float]], metric: str, path: str | Path) -> Pa
             values = [row.get(key) for row in history]
             axes.plot(range(1, len(values) + 1), values, label=label, marker="o" if len(values) < 3 else None)
         axes.set(xlabel="epoch", ylabel=name)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.grid(alpha=0.3)
         axes.legend()
     figure.savefig(path)

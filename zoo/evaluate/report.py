@@ -1,6 +1,7 @@
 """Scores of a model, a run or a bundle on a split, with what is needed to act on them."""
 
 import json
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -136,14 +137,21 @@ def predictor(model, precision=None):
         return lambda x, _: answers(keras_model, signature, x), signature.preprocess.shape
     if hasattr(model, "predict_on_batch"):
         return lambda x, signature: answers(model, signature, x), tuple(model.input_shape[1:])
+    from serve.manifest import Bundle, read
     from serve.runtime import Model
 
-    runtime = Model.open(model, precision)
-    port = runtime.manifest.inputs[0]
-    return lambda x, _: next(iter(runtime.predict(x).values())), port.shape[1:] if port.name == "image" else None
+    runtime = Model(model if isinstance(model, Bundle) else read(model), precision=precision)
+    port, batch = runtime.manifest.inputs[0], runtime.max_batch
+
+    def predict(x, _):
+        rows = len(next(iter(x.values())))
+        chunks = ({name: v[i : i + batch] for name, v in x.items()} for i in range(0, rows, batch))
+        return np.concatenate([next(iter(runtime.predict(chunk).values())) for chunk in chunks])
+
+    return predict, port.shape[1:] if port.name == "image" else None
 
 
-def answers(model, signature, x, batch=256) -> np.ndarray:
+def answers(model, signature, x, batch=128) -> np.ndarray:
     """A Keras model's answers to raw inputs, preprocessed batch by batch.
 
     Raises:
@@ -158,7 +166,29 @@ def answers(model, signature, x, batch=256) -> np.ndarray:
     parts = []
     for start in range(0, rows, batch):
         inputs = signature.inputs({name: values[start : start + batch] for name, values in x.items()})
-        short = batch - len(inputs) if rows > batch else 0  # one shape for all batches, so that nothing is traced again
-        padded = np.concatenate([inputs, np.repeat(inputs[:1], short, axis=0)]) if short else inputs
+        # one shape for all batches of all splits, so that the model is traced once
+        padded = np.concatenate([inputs, np.zeros((batch - len(inputs), *inputs.shape[1:]), np.float32)])
         parts.append(np.asarray(model.predict_on_batch(padded))[: len(inputs)])
     return tasks.get(signature.task).answer(np.concatenate(parts), signature)
+
+
+def latency(bundle, precision: str | None = None, rows: int = 1, repeats: int = 200) -> float:
+    """Median milliseconds of one answer in this process, after warm-up.
+
+    Args:
+        bundle: a bundle or the path of one.
+        precision: stored form, the bundle's default if None.
+        rows: rows per request.
+        repeats: requests timed.
+    """
+    from serve.manifest import Bundle, read
+    from serve.runtime import Model
+
+    runtime = Model(bundle if isinstance(bundle, Bundle) else read(bundle), precision=precision)
+    x = {name: np.resize(values, (rows, *values.shape[1:])) for name, values in runtime.examples.items()}
+    times = []
+    for _ in range(repeats + 20):
+        started = time.perf_counter()
+        runtime.predict(x)
+        times.append(time.perf_counter() - started)
+    return 1000 * float(np.median(times[20:]))

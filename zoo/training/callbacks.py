@@ -202,7 +202,7 @@ class GradientHealth(keras.callbacks.Callback):
         relus = [layer for layer in self.model.layers if isinstance(layer, keras.layers.ReLU)]
         if not relus:
             return
-        self._probe = self._probe or keras.Model(self.model.inputs, [layer.output for layer in relus])
+        self._probe = self._probe or keras.Model(self.model.input, [layer.output for layer in relus])
         for layer, out in zip(relus, keras.tree.flatten(self._probe(self.x, training=False)), strict=True):
             units = keras.ops.convert_to_numpy(out).reshape(-1, out.shape[-1])
             self.dead[layer.name] = float(np.mean(np.all(units <= 0, axis=0)))

@@ -56,9 +56,9 @@ class Batches(keras.utils.PyDataset):
             x, y = augment.apply(self.recipe.augment, x, y, generator)
         return (x, y) if self.class_weight is None else (x, y, self.class_weight[targets])
 
-    def on_epoch_end(self):
-        self.epoch += 1
-        self.skip = 0
+    def at(self, epoch):
+        """Turn to an epoch; Keras reads batches ahead and ends epochs of its own, so `fit` says which one runs."""
+        self.epoch = epoch
 
 
 def compile_for(model, recipe, task, steps):
@@ -85,8 +85,20 @@ def _has_gpu():
     return bool(tf.config.list_physical_devices("GPU"))
 
 
-def fit(model, data, recipe, *, folder=None, resume=False, callbacks=(), quiet=False, save_every=0, diagnose=None):
-    """Train a model that is at hand; the model ends with the weights of its best epoch.
+def fit(
+    model,
+    data,
+    recipe,
+    *,
+    folder=None,
+    resume=False,
+    callbacks=(),
+    quiet=False,
+    save_every=0,
+    diagnose=None,
+    keep="best",
+):
+    """Train a model that is at hand; it ends with the weights of its best epoch.
 
     Args:
         model: Keras model for the data's task, changed in place.
@@ -98,6 +110,7 @@ def fit(model, data, recipe, *, folder=None, resume=False, callbacks=(), quiet=F
         quiet: no progress bar.
         save_every: batches between two saves inside an epoch, 0 for epoch ends only.
         diagnose: list that receives a `GradientHealth` measured after each epoch, None to measure nothing.
+        keep: whose weights the model ends with, the "best" epoch's or the "last" one's.
 
     Returns:
         Rows of the history, one dictionary per epoch.
@@ -113,8 +126,7 @@ def fit(model, data, recipe, *, folder=None, resume=False, callbacks=(), quiet=F
             f"the model maps {tuple(model.input_shape[1:])} to {model.output_shape[-1]} outputs, data {data.name!r} has "
             f"{signature.preprocess.shape} and {signature.outputs}; build it with these"
         )
-    batches = Batches(data, recipe)
-    steps = batches.steps
+    steps = Batches(data, recipe).steps
     compile_for(model, recipe, task, steps)
 
     targets = task.encode(signature.targets(data.validation.y), signature.outputs)
@@ -129,6 +141,7 @@ def fit(model, data, recipe, *, folder=None, resume=False, callbacks=(), quiet=F
         diagnose.append(GradientHealth(*(part[:64] for part in validation)))
         extra.extend(diagnose)
     keeper.siblings = tuple(extra)
+    keeper.set_model(model)
 
     epoch, skip = 0, 0
     if resume:
@@ -141,20 +154,23 @@ def fit(model, data, recipe, *, folder=None, resume=False, callbacks=(), quiet=F
     try:
         for first, last, skipped in passes:
             if first < last and not (first > epoch and model.stop_training):
+                batches = Batches(data, recipe, first, skipped)
+                turn = keras.callbacks.LambdaCallback(
+                    on_epoch_begin=lambda epoch, _, batches=batches: batches.at(epoch)
+                )
                 model.fit(
-                    Batches(data, recipe, first, skipped),
+                    batches,
                     initial_epoch=first,
                     epochs=last,
                     validation_data=validation,
                     validation_batch_size=256,
-                    callbacks=everything,
+                    callbacks=[turn, *everything],
                     shuffle=False,
                     verbose=0,
                 )
     finally:
         for bar in shown:
             bar.close()
-    keeper.set_model(model)
-    if not recipe.averaging:  # averaged weights are set at the end of the run and are the result
+    if keep == "best" and not recipe.averaging:  # averaged weights are set at the end of the run and are the result
         keeper.restore_best()
     return keeper.history

@@ -94,7 +94,9 @@ def train(
     source = data if data is not None else entry.data
     folder = Path(out) if out else Path("runs") / f"{entry.name}-{Path(_name(source)).stem}"
     recipe = _recipe(entry, _name(source), folder if resume else None, overrides)
-    splits = datasets.load(source, input_shape=recipe.arguments.get("input_shape"), seed=recipe.seed)
+    splits = datasets.load(
+        source, input_shape=recipe.arguments.get("input_shape"), target=recipe.target or None, seed=recipe.seed
+    )
     signature = splits.signature
     if signature.task not in entry.tasks:
         fitting = ", ".join(registry.names(task=signature.task)[:8])
@@ -124,6 +126,7 @@ def tune(
     overwrite: bool = False,
     quiet: bool = False,
     callbacks: tuple = (),
+    keep: str = "best",
     **overrides: Any,
 ) -> Run:
     """Train a run's model further, or a smaller version of it, on the same splits.
@@ -135,6 +138,7 @@ def tune(
         overwrite: replace a run folder that is there.
         quiet: no progress bar and no lines.
         callbacks: Keras callbacks, such as `zoo.compress.MagnitudePruning`.
+        keep: whose weights the model ends with, the "best" epoch's or the "last" one's.
         overrides: settings of `zoo.recipes.Recipe`.
 
     Returns:
@@ -146,7 +150,7 @@ def tune(
     splits = run.data or load_data(run)
     recipe = run.recipe.override(**overrides)
     keras.utils.set_random_seed(recipe.seed)
-    return _carry_out(network, splits, recipe, Path(out), False, overwrite, quiet, callbacks)
+    return _carry_out(network, splits, recipe, Path(out), False, overwrite, quiet, callbacks, keep=keep)
 
 
 def load_data(run: Run) -> Data:
@@ -157,7 +161,7 @@ def load_data(run: Run) -> Data:
     """
     preprocess = run.signature.preprocess
     shape = preprocess.shape if preprocess.kind == "image" else None
-    splits = datasets.load(run.recipe.data, input_shape=shape, seed=run.recipe.seed)
+    splits = datasets.load(run.recipe.data, input_shape=shape, target=run.recipe.target or None, seed=run.recipe.seed)
     if splits.signature != run.signature:
         raise ValueError(f"data {run.recipe.data!r} has changed since {run.folder} was trained; train again")
     return splits
@@ -177,7 +181,7 @@ def _recipe(entry: registry.Entry, data: str, resumed: Path | None, overrides: d
             raise TypeError(f"{key!r} is neither a training setting nor an argument of {entry.name!r}{hint}")
     if resumed is None:
         recipe = recipes.find(entry.name, data, entry.recipe).override(**settings)
-        return dataclasses.replace(recipe, arguments=arguments)
+        return dataclasses.replace(recipe, arguments={**recipe.arguments, **arguments})
     if not (resumed / "state.npz").exists():
         raise ValueError(f"there is no run to resume in {resumed}: it has no state.npz; start without resume")
     recipe = Recipe.load(resumed / "recipe.json")
@@ -198,6 +202,7 @@ def _carry_out(
     tensorboard: bool = False,
     diagnose: bool = False,
     save_every: int = 0,
+    keep: str = "best",
 ) -> Run:
     """Train a built network and write its run folder."""
     _prepare(folder, resume, overwrite)
@@ -220,6 +225,7 @@ def _carry_out(
         quiet=quiet,
         save_every=save_every,
         diagnose=health if diagnose else None,
+        keep=keep,
     )
     seconds = time.perf_counter() - started
     if recipe.precision != "float32":

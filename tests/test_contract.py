@@ -1,0 +1,112 @@
+"""What every entry promises; the tests name no model, so a new file in `zoo/architectures` is tested by being there."""
+
+import keras
+import numpy as np
+import pytest
+
+from zoo import registry, tasks
+
+NAMES = registry.names()
+BUILDERS = sorted({entry.family: name for name, entry in reversed(registry.entries().items())}.values())
+
+
+@pytest.fixture(scope="module", params=BUILDERS)
+def built(request):
+    """Entry and tiny model, once per builder."""
+    entry = registry.entry(request.param)
+    keras.utils.set_random_seed(0)
+    return entry, entry.build(**entry.tiny)
+
+
+def inputs_for(model, rows=4):
+    return np.random.default_rng(0).standard_normal((rows, *model.input_shape[1:])).astype("float32")
+
+
+def task_for(entry):
+    return tasks.get(entry.tasks[0])
+
+
+def targets_for(entry, model, rows=4):
+    classes = model.output_shape[-1]
+    return task_for(entry).encode(np.arange(rows) % classes, classes)
+
+
+def test_inputs_are_as_declared(built):
+    entry, model = built
+    assert [tensor.name for tensor in model.inputs] == list(entry.inputs)
+    for tensor, declared in zip(model.inputs, entry.inputs.values(), strict=True):
+        assert tensor.dtype == declared.dtype
+        assert len(tensor.shape) == 1 + len(declared.axes)
+
+
+def test_output_is_finite_and_of_the_tasks_shape(built):
+    entry, model = built
+    out = np.asarray(model(inputs_for(model)))
+    assert out.shape == (4, entry.tiny["classes"])
+    assert np.isfinite(out).all()
+
+
+def test_one_step_moves_every_trainable_weight(built):
+    entry, model = built
+    model.compile("sgd", task_for(entry).loss(entry.recipe.get("loss", ""), 0.0), run_eagerly=True)
+    before = [np.array(weight) for weight in model.trainable_weights]
+    model.train_on_batch(inputs_for(model), targets_for(entry, model))
+    still = [
+        weight.path
+        for weight, old in zip(model.trainable_weights, before, strict=True)
+        if np.array_equal(np.array(weight), old)
+    ]
+    assert not still
+
+
+def test_save_and_load_keep_the_outputs(built, tmp_path):
+    entry, model = built
+    model.save(tmp_path / "model.keras")
+    loaded = keras.saving.load_model(tmp_path / "model.keras", compile=False)
+    x = inputs_for(model)
+    np.testing.assert_allclose(loaded(x), model(x), atol=1e-6)
+    assert loaded.name == model.name
+
+
+def test_landmark_logits_gives_the_output(built):
+    _, model = built
+    assert model.get_layer("logits").output is model.output
+
+
+def test_onnx_agrees(built, tmp_path):
+    entry, model = built
+    if "onnx" in entry.skip:
+        pytest.skip(entry.skip["onnx"])
+    import export
+
+    export.to_onnx(model, tmp_path / "model.onnx")
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(tmp_path / "model.onnx", providers=["CPUExecutionProvider"])
+    for rows in (1, 4):
+        x = inputs_for(model, rows)
+        found = session.run(None, {session.get_inputs()[0].name: x})[0]
+        np.testing.assert_allclose(found, model(x), atol=1e-4)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_declared_parameters_are_true(name):
+    model = registry.get(name)
+    assert sum(int(np.prod(w.shape)) for w in model.trainable_weights) == registry.entry(name).params
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_declaration_is_complete(name):
+    import importlib
+
+    entry = registry.entry(name)
+    module = importlib.import_module(entry.module)
+    builder = getattr(module, entry.builder)
+    surname = entry.paper.split()[0].strip(",")
+    assert surname in module.__doc__, f"the docstring of {entry.module} does not name its paper"
+    assert entry.summary and builder.__doc__.startswith(entry.summary)
+    assert set(entry.tiny) <= set(entry.signature)
+    assert set(entry.arguments) <= set(entry.signature)
+    assert registry.show(name).count("\n") >= 6
+    for task in entry.tasks:
+        assert tasks.get(task)

@@ -1,0 +1,82 @@
+"""Run by test_backends.py in a process of its own: trains every builder and resumes a killed run on one backend."""
+
+import dataclasses
+import json
+import sys
+from pathlib import Path
+
+import keras
+import numpy as np
+
+import zoo
+from zoo import data, registry
+from zoo.recipes import Recipe
+from zoo.training import fit
+
+
+class Stop(keras.callbacks.Callback):
+    """Kills the run in the middle of an epoch."""
+
+    def __init__(self, batch):
+        super().__init__()
+        self.left = batch
+
+    def on_train_batch_end(self, batch, logs=None):
+        self.left -= 1
+        if not self.left:
+            raise KeyboardInterrupt
+
+
+def every_builder():
+    found = {}
+    images = data.load("digits")
+    table = data.load("breast_cancer")
+    names = {entry.family: name for name, entry in reversed(registry.entries().items())}.values()
+    for name in names:
+        entry = registry.entry(name)
+        splits = images if "height" in next(iter(entry.inputs.values())).axes else table
+        part = {
+            key: dataclasses.replace(
+                getattr(splits, key),
+                x={k: v[:96] for k, v in getattr(splits, key).x.items()},
+                y=getattr(splits, key).y[:96],
+            )
+            for key in ("train", "validation")
+        }
+        small = dataclasses.replace(splits, **part)
+        recipe = Recipe(name, splits.name, epochs=3, batch_size=16, learning_rate=0.01).override(**entry.recipe)
+        arguments = {
+            **entry.tiny,
+            "input_shape": splits.signature.preprocess.shape,
+            "classes": splits.signature.outputs,
+        }
+        keras.utils.set_random_seed(0)
+        model = entry.build(**arguments)
+        history = fit(model, small, recipe, quiet=True)
+        found[name] = [row["loss"] for row in history]
+    return found
+
+
+def resumed_equals_whole(folder):
+    settings = dict(epochs=3, batch_size=64, augment=("noise",), dropout=0.2, schedule="one_cycle", quiet=True)
+    whole = zoo.train("mlp", data="digits", out=folder / "whole", **settings)
+    try:
+        zoo.train("mlp", data="digits", out=folder / "killed", save_every=5, callbacks=(Stop(29),), **settings)
+        raise AssertionError("the run was not killed")
+    except KeyboardInterrupt:
+        pass
+    again = zoo.train("mlp", data="digits", out=folder / "killed", resume=True, quiet=True)
+    gap = max(
+        np.abs(np.asarray(a) - np.asarray(b)).max()
+        for a, b in zip(whole.model.weights, again.model.weights, strict=True)
+    )
+    return {"gap": float(gap), "losses": [[row["loss"] for row in run.history] for run in (whole, again)]}
+
+
+if __name__ == "__main__":
+    report = {
+        "backend": keras.backend.backend(),
+        "losses": every_builder(),
+        "resume": resumed_equals_whole(Path(sys.argv[1])),
+    }
+    (Path(sys.argv[1]) / "report.json").write_text(json.dumps(report))

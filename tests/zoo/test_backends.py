@@ -1,0 +1,38 @@
+"""Both backends train every model, and a killed run goes on exactly; one process per backend."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+BACKENDS = ("tensorflow", "jax")
+
+
+@pytest.fixture(scope="module", params=BACKENDS)
+def report(request, tmp_path_factory):
+    folder = tmp_path_factory.mktemp(request.param)
+    script = Path(__file__).with_name("backend_check.py")
+    environment = {**os.environ, "KERAS_BACKEND": request.param, "JAX_PLATFORMS": "cpu"}
+    run = subprocess.run(
+        [sys.executable, script, folder], env=environment, capture_output=True, text=True, timeout=600, check=False
+    )
+    assert run.returncode == 0, run.stderr[-3000:]
+    found = json.loads((folder / "report.json").read_text())
+    assert found["backend"] == request.param
+    return found
+
+
+def test_every_model_trains(report):
+    for name, losses in report["losses"].items():
+        assert np.isfinite(losses).all(), name
+        assert losses[-1] < losses[0], f"{name} did not learn: {losses}"
+
+
+def test_a_killed_run_goes_on_exactly(report):
+    assert report["resume"]["gap"] == 0
+    whole, again = report["resume"]["losses"]
+    assert whole == again

@@ -1,0 +1,294 @@
+import csv
+import json
+import logging
+
+import keras
+import numpy as np
+import pytest
+
+import zoo
+from zoo import recipes
+from zoo.training import optimisers
+from zoo.training.callbacks import GradientHealth, Keeper, NaNGuard
+from zoo.training.gradients import gradients
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    return zoo.train(
+        "mlp", data="digits", out=tmp_path_factory.mktemp("runs") / "mlp", epochs=4, quiet=True, diagnose=True
+    )
+
+
+def test_run_folder_is_complete(run):
+    names = {path.name for path in run.folder.iterdir()}
+    assert names == {
+        "model.keras", "signature.json", "recipe.json", "history.csv", "metrics.json", "environment.json",
+        "learning_curve.png", "confusion.png", "gradients.png", "report.md",
+    }  # fmt: skip
+    report = (run.folder / "report.md").read_text()
+    for part in ("baseline, logistic regression", "generalisation gap", "![confusion matrix]", "precision"):
+        assert part in report
+    rows = list(csv.DictReader((run.folder / "history.csv").read_text().splitlines()))
+    assert [int(row["epoch"]) for row in rows] == [0, 1, 2, 3]
+    environment = json.loads((run.folder / "environment.json").read_text())
+    assert environment["data"]["name"] == "digits" and environment["packages"]["keras"] == keras.__version__
+
+
+def test_metrics_are_those_of_an_evaluation(run):
+    report = zoo.evaluate(run)
+    assert report.score.score == run.metrics["test"]
+    assert report.score.low < report.score.score <= report.score.high
+    assert report.confusion.sum() == report.rows == len(run.data.test)
+    assert run.metrics["gap"] == pytest.approx(run.metrics["train"] - run.metrics["test"])
+    assert zoo.evaluate(run.model, "digits").score == report.score
+
+
+def test_loaded_run_answers_alike(run):
+    loaded = zoo.load(run.folder)
+    x = run.signature.inputs(run.data.test.x)
+    np.testing.assert_array_equal(loaded.model.predict(x, verbose=0), run.model.predict(x, verbose=0))
+    assert loaded.recipe == run.recipe and loaded.signature == run.signature and loaded.history == run.history
+
+
+def test_same_seed_same_weights(run, tmp_path):
+    again = zoo.train("mlp", data="digits", out=tmp_path / "again", epochs=4, quiet=True)
+    for one, other in zip(run.model.get_weights(), again.model.get_weights(), strict=True):
+        np.testing.assert_array_equal(one, other)
+    different = zoo.train("mlp", data="digits", out=tmp_path / "different", epochs=4, quiet=True, seed=1)
+    assert not np.array_equal(run.model.get_weights()[0], different.model.get_weights()[0])
+
+
+def test_a_finished_run_is_not_overwritten_unasked(run, tmp_path):
+    with pytest.raises(FileExistsError, match="pass overwrite=True"):
+        zoo.train("mlp", data="digits", out=run.folder, quiet=True)
+    (tmp_path / "mine.txt").write_text("precious")
+    with pytest.raises(FileExistsError, match="choose another out"):
+        zoo.train("mlp", data="digits", out=tmp_path, overwrite=True, quiet=True)
+    assert (tmp_path / "mine.txt").exists()
+
+
+def test_regression_in_the_targets_unit(tmp_path):
+    run = zoo.train(
+        "mlp", data="diabetes", out=tmp_path / "run", epochs=40, learning_rate=3e-3, width=(16,), quiet=True
+    )
+    report = zoo.evaluate(run)
+    assert report.metric == "r2" and report.score.score > 0.2
+    assert 30 < next(iter(report.per_class.values()))["rmse"] < 80  # the target runs from 25 to 346
+    assert (run.folder / "confusion.png").stat().st_size > 5_000
+
+
+def test_perceptron_rule_adds_and_subtracts_the_example():
+    from zoo.tasks.losses import PerceptronCriterion
+
+    model = zoo.get("perceptron", input_shape=(3,), classes=3)
+    model.compile(keras.optimizers.SGD(1.0), PerceptronCriterion())
+    x, first, last = np.array([[1.0, 2.0, 3.0]], "float32"), np.eye(3)[[0]], np.eye(3)[[2]]
+    kernel = np.arange(9, dtype="float32").reshape(3, 3)  # scores 24, 30, 36: class 2 wins
+    model.set_weights([kernel, np.zeros(3, "float32")])
+    model.train_on_batch(x, last)
+    np.testing.assert_allclose(model.get_weights()[0], kernel)  # right answers change nothing
+    model.train_on_batch(x, first)
+    np.testing.assert_allclose(model.get_weights()[0], kernel + np.outer(x[0], [1, 0, -1]))
+    np.testing.assert_allclose(model.get_weights()[1], [1, 0, -1])
+
+
+def test_perceptron_matches_scikit_learn(tmp_path):
+    from sklearn.linear_model import Perceptron
+
+    run = zoo.train("perceptron", data="breast_cancer", out=tmp_path / "run", epochs=5, quiet=True)
+    x = {part: run.signature.inputs(getattr(run.data, part).x) for part in ("train", "test")}
+    theirs = Perceptron().fit(x["train"], run.data.train.y).score(x["test"], run.data.test.y)
+    assert run.metrics["test"] >= theirs - 0.03
+
+
+def test_logistic_regression_matches_scikit_learn(tmp_path):
+    run = zoo.train(
+        "logistic_regression", data="breast_cancer", out=tmp_path / "run", epochs=30, learning_rate=0.01, quiet=True
+    )
+    assert abs(run.metrics["test"] - run.metrics["baseline"]) <= 0.03
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (
+            {"learning_rat": 0.1},
+            "'learning_rat' is neither a training setting nor an argument of 'mlp'; did you mean 'learning_rate'",
+        ),
+        ({"epochs": 0}, "epochs must be at least 1, got 0"),
+        ({"epochs": "many"}, "epochs takes a int, got 'many'"),
+        ({"optimizer": "adma"}, "optimizer must be one of sgd"),
+        ({"augment": ("twist",)}, "augment must be among shift"),
+        ({"width": (0,)}, "width must hold at least one positive"),
+    ],
+)
+def test_bad_settings(settings, message, tmp_path):
+    with pytest.raises((TypeError, ValueError), match=message):
+        zoo.train("mlp", data="digits", out=tmp_path / "run", quiet=True, **settings)
+
+
+def test_wrong_task_names_fitting_models(tmp_path):
+    with pytest.raises(ValueError, match="'lenet' is for image-classification, data 'wine' is classification; try"):
+        zoo.train("lenet", data="wine", out=tmp_path / "run", quiet=True)
+
+
+@pytest.mark.parametrize("schedule", recipes.SCHEDULES)
+def test_schedules_start_end_and_warm_up(schedule):
+    recipe = recipes.Recipe("m", "d", epochs=10, schedule=schedule, learning_rate=0.5)
+    rate = optimisers.optimiser(recipe, 100).learning_rate
+    if schedule in ("constant", "plateau"):
+        assert float(rate) == 0.5
+        return
+    optimiser = optimisers.optimiser(recipe, 100)
+    values = [float(optimiser._learning_rate(step)) for step in range(0, 1000)]
+    assert max(values) == pytest.approx(0.5, rel=1e-3)
+    assert values[-1] < 0.01
+    if schedule == "step":
+        assert [values[0], values[400], values[800]] == pytest.approx([0.5, 0.05, 0.005])
+    if schedule == "warm_restarts":
+        starts = [step for step in range(1, 1000) if values[step] > 10 * values[step - 1]]
+        assert starts == [143, 429]  # after 1/7 and 3/7 of the steps
+    warm = optimisers.optimiser(recipe.override(warmup=0.1), 100)
+    assert float(warm._learning_rate(49)) == pytest.approx(0.25)
+
+
+@pytest.mark.parametrize("name", recipes.OPTIMIZERS)
+def test_every_optimiser_lowers_the_loss(name):
+    variable = keras.Variable(np.array([3.0, -2.0], "float32"))
+    optimiser = optimisers.optimiser(
+        recipes.Recipe("m", "d", optimizer=name, learning_rate=0.1, schedule="constant", clip_norm=1.0), 10
+    )
+    start = float(np.sum(np.square(variable.numpy())))
+    for _ in range(20):
+        optimiser.apply([2 * np.asarray(variable)], [variable])
+    assert float(np.sum(np.square(variable.numpy()))) < start
+
+
+@pytest.mark.parametrize("name", recipes.AUGMENTATIONS)
+def test_augmentation_keeps_shape_range_and_mass_of_targets(name):
+    from zoo.training import augment
+
+    generator = np.random.default_rng(0)
+    images = generator.standard_normal((6, 8, 10, 3)).astype("float32")
+    targets = np.eye(3, dtype="float32")[[0, 1, 2, 0, 1, 2]]
+    before = images.copy()
+    changed, mixed = augment.apply((name,), images, targets, np.random.default_rng(1))
+    np.testing.assert_array_equal(images, before)
+    assert changed.shape == images.shape and changed.dtype == np.float32
+    assert not np.array_equal(changed, images)
+    np.testing.assert_allclose(mixed.sum(axis=1), 1, atol=1e-6)
+    again, _ = augment.apply((name,), images, targets, np.random.default_rng(1))
+    np.testing.assert_array_equal(changed, again)
+
+
+def test_penalties_and_class_weights_change_the_training(run, tmp_path):
+    def norm(**settings):
+        trained = zoo.train("mlp", data="digits", out=tmp_path / str(settings), epochs=2, quiet=True, **settings)
+        return float(np.abs(trained.model.get_weights()[0]).sum())
+
+    plain = norm()
+    assert norm(l1=1e-3) < plain
+    assert norm(l2=1e-2) < plain
+    assert norm(class_weights=True) != plain
+
+
+def test_early_stopping_restores_the_best_epoch(tmp_path):
+    run = zoo.train("mlp", data="digits", out=tmp_path / "run", epochs=30, learning_rate=0.02, patience=2, quiet=True)
+    scores = [row["val_accuracy"] for row in run.history]
+    assert len(scores) < 30
+    assert len(scores) - 1 - int(np.argmax(scores)) == 2
+    assert run.metrics["validation"] == pytest.approx(max(scores), abs=1e-6)
+
+
+def test_nan_loss_ends_the_run_with_advice(tmp_path):
+    with pytest.raises(FloatingPointError, match="lower learning_rate, set clip_norm"):
+        zoo.train(
+            "mlp",
+            data="digits",
+            out=tmp_path / "run",
+            learning_rate=1e20,
+            optimizer="sgd",
+            schedule="constant",
+            quiet=True,
+        )
+
+
+def test_mixed_precision_ends_in_float32(tmp_path):
+    run = zoo.train("mlp", data="digits", out=tmp_path / "run", epochs=2, precision="mixed_bfloat16", quiet=True)
+    assert {layer.compute_dtype for layer in run.model.layers} == {"float32"}
+    assert keras.config.dtype_policy().name == "float32"
+    assert run.metrics["test"] > 0.8
+
+
+def test_weight_averaging_gives_other_weights(run, tmp_path):
+    averaged = zoo.train("mlp", data="digits", out=tmp_path / "run", epochs=4, averaging=0.9, quiet=True)
+    assert not np.array_equal(averaged.model.get_weights()[0], run.model.get_weights()[0])
+    assert averaged.metrics["test"] > 0.85
+
+
+def test_gradients_agree_with_finite_differences():
+    keras.utils.set_random_seed(0)
+    model = zoo.get("mlp", input_shape=(3,), width=(4,), classes=2)
+    x, y = (
+        np.random.default_rng(0).standard_normal((5, 3)).astype("float32"),
+        np.eye(2, dtype="float32")[[0, 1, 0, 1, 1]],
+    )
+    loss = keras.losses.CategoricalCrossentropy(from_logits=True)
+    _, slopes = gradients(model, loss, x, y)
+    kernel = model.trainable_variables[0]
+    values, step = np.array(kernel), 1e-2
+
+    def at(change):
+        moved = values.copy()
+        moved[1, 2] += change
+        kernel.assign(moved)
+        return float(loss(y, model(x)))
+
+    assert (at(step) - at(-step)) / (2 * step) == pytest.approx(float(slopes[0][1, 2]), rel=0.02, abs=1e-4)
+
+
+def test_gradient_health_warns_of_vanishing_gradients(caplog):
+    model = zoo.get("mlp", input_shape=(3,), width=(4,), classes=2)
+    model.compile("sgd", keras.losses.CategoricalCrossentropy(from_logits=True))
+    model.get_layer("hidden0").kernel.assign(np.zeros((3, 4)))
+    model.get_layer("logits").kernel.assign(np.zeros((4, 2)))
+    health = GradientHealth(np.ones((4, 3), "float32"), np.eye(2, dtype="float32")[[0, 1, 0, 1]])
+    health.set_model(model)
+    with caplog.at_level(logging.WARNING, "zoo.training"):
+        health.on_epoch_end(0)
+    assert "vanishes" in caplog.text
+    assert health.dead["features"] == 1.0
+
+
+def test_state_of_another_model_is_refused(tmp_path):
+    def compiled(units):
+        model = zoo.get("mlp", input_shape=(3,), width=(units,), classes=2)
+        model.compile("adam", "mse")
+        model.optimizer.build(model.trainable_variables)
+        keeper = Keeper(tmp_path, "val_loss", "min")
+        keeper.set_model(model)
+        return keeper
+
+    compiled(4)._save(1, 0)
+    with pytest.raises(ValueError, match="does not fit this model"):
+        compiled(5).resume()
+
+
+def test_resume_without_a_state_says_so(run):
+    with pytest.raises(ValueError, match=r"no run to resume in .*no state\.npz"):
+        zoo.train("mlp", data="digits", out=run.folder, resume=True, quiet=True)
+
+
+def test_nan_guard_lets_good_losses_pass():
+    NaNGuard().on_train_batch_end(0, {"loss": 1.0})
+
+
+def test_recipes_round_trip_and_parse_text(tmp_path):
+    recipe = recipes.Recipe("mlp", "digits", arguments={"width": (8,)}).override(
+        augment="shift,noise", clip_norm="1.5", class_weights="true", epochs="3"
+    )
+    assert (recipe.augment, recipe.clip_norm, recipe.class_weights, recipe.epochs) == (("shift", "noise"), 1.5, True, 3)
+    recipe.save(tmp_path / "recipe.json")
+    assert recipes.Recipe.load(tmp_path / "recipe.json") == recipe
+    assert recipe.override(clip_norm="none").clip_norm is None

@@ -1,0 +1,259 @@
+"""The command line: one thin command per verb. Everything heavy is imported inside the command that needs it."""
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="One name, the whole road: get, train, judge, shrink, export, explain and serve a neural network.",
+    epilog="Start with: zoo demo · zoo names · zoo train mlp --data digits",
+)
+
+Set = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="A training setting or model argument; may be given many times."),
+]
+
+
+def main() -> None:
+    """Run the command line; what a user can cause ends in one line of text and status 1."""
+    # the backend's own log lines say nothing that a user of these commands can act on
+    import os
+
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    try:
+        app()
+    except (ValueError, TypeError, LookupError, OSError, ImportError, FloatingPointError) as error:
+        if os.environ.get("ZOO_DEBUG"):
+            raise
+        message = error.args[0] if isinstance(error, KeyError) and error.args else error
+        sys.exit(f"error: {message}\n(ZOO_DEBUG=1 shows where it arose)")
+
+
+def _settings(pairs: list[str] | None) -> dict[str, object]:
+    """`KEY=VALUE` texts as a dictionary; model arguments are read as Python literals where they are ones."""
+    import ast
+
+    from zoo.recipes import SETTINGS
+
+    found: dict[str, object] = {}
+    for pair in pairs or []:
+        key, separator, value = pair.partition("=")
+        if not separator:
+            raise ValueError(f"--set takes KEY=VALUE, got {pair!r}; for example --set learning_rate=0.01")
+        found[key] = value
+        if key not in SETTINGS:
+            try:
+                found[key] = ast.literal_eval(value)
+            except (ValueError, SyntaxError):
+                found[key] = value  # plain text such as stem=small
+    return found
+
+
+@app.command()
+def names(
+    pattern: Annotated[str, typer.Argument(help="Shell-style pattern.")] = "*",
+    task: Annotated[str | None, typer.Option(help="Keep models for this task.")] = None,
+) -> None:
+    """List the models.
+
+    Example: zoo names "res*" --task image-classification
+    """
+    from zoo.registry import entry
+    from zoo.registry import names as all_names
+
+    found = all_names(pattern, task)
+    if not found:
+        raise ValueError(f"no model matches {pattern!r}; `zoo names` lists them all")
+    width = max(map(len, found))
+    for name in found:
+        e = entry(name)
+        aliases = f"  (also {', '.join(e.aliases)})" if e.aliases else ""
+        typer.echo(f"{name:<{width}}  {e.params:>12,} parameters  {', '.join(e.tasks)}{aliases}")
+
+
+@app.command()
+def show(
+    name: str,
+    layers: Annotated[bool, typer.Option("--layers", help="Also each layer's size and multiplications.")] = False,
+) -> None:
+    """Show what is known of a model: paper, arguments, parameters, weights."""
+    from zoo import registry
+
+    typer.echo(registry.show(name))
+    if layers:
+        from zoo.compress import cost
+
+        typer.echo("\n" + str(cost(registry.get(name))))
+
+
+@app.command()
+def train(
+    model: str,
+    data: Annotated[str | None, typer.Option(help="Data set name, folder of images, CSV, Parquet or .npz file.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Run folder; runs/<model>-<data> if not given.")] = None,
+    epochs: Annotated[int | None, typer.Option(help="Passes over the training rows.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Of weights, splits, order and augmentation.")] = None,
+    target: Annotated[str | None, typer.Option(help="Target column of a table of your own.")] = None,
+    weights: Annotated[str | None, typer.Option(help="Pretrained weights: a name or a file.")] = None,
+    settings: Set = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with a killed run, exactly.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the run that is in the folder.")] = False,
+    tensorboard: Annotated[bool, typer.Option("--tensorboard", help="Also write TensorBoard logs.")] = False,
+    diagnose: Annotated[bool, typer.Option("--diagnose", help="Measure gradients and dead units.")] = False,
+    save_every: Annotated[int, typer.Option(help="Batches between two saves inside an epoch.")] = 0,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing.")] = False,
+) -> None:
+    """Train a model and write a run folder with model, history, pictures and report.
+
+    Example: zoo train resnet18 --data digits --epochs 20 --set augment=shift,noise
+    """
+    from zoo.training import train as run
+
+    given = {"epochs": epochs, "seed": seed, "target": target}
+    overrides = {**_settings(settings), **{key: value for key, value in given.items() if value is not None}}
+    run(
+        model,
+        data,
+        out=out,
+        resume=resume,
+        overwrite=overwrite,
+        quiet=quiet,
+        weights=weights,
+        tensorboard=tensorboard,
+        diagnose=diagnose,
+        save_every=save_every,
+        **overrides,
+    )
+
+
+@app.command()
+def evaluate(
+    what: Annotated[Path, typer.Argument(help="Run folder or bundle.")],
+    data: Annotated[str | None, typer.Option(help="Data; a run knows its own.")] = None,
+    split: Annotated[str, typer.Option(help="test, validation or train.")] = "test",
+    precision: Annotated[str | None, typer.Option(help="fp32 or int8, for a bundle.")] = None,
+    picture: Annotated[Path | None, typer.Option(help="Write the confusion picture here.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Judge a run or a bundle on rows it never saw.
+
+    Example: zoo evaluate store/digits/1 --data digits --precision int8
+    """
+    from zoo.evaluate import evaluate as judge
+
+    found = judge(_run_or_bundle(what), data, split=split, precision=precision)
+    typer.echo(found.to_json() if as_json else str(found))
+    if picture:
+        typer.echo(f"picture: {found.plot(picture)}")
+
+
+def _run_or_bundle(path: Path) -> object:
+    """A run with its data, or the path of a bundle."""
+    if (path / "model.json").exists():
+        return path
+    import dataclasses
+
+    from zoo.training import load, load_data
+
+    run = load(path)
+    return dataclasses.replace(run, data=load_data(run))
+
+
+@app.command()
+def compress(
+    run: Annotated[Path, typer.Argument(help="Run folder.")],
+    out: Annotated[Path, typer.Option(help="Folder of the smaller run.")],
+    channels: Annotated[float | None, typer.Option(help="Share of the channels to remove, in (0, 1).")] = None,
+    zeros: Annotated[float | None, typer.Option(help="Share of the weights to set to zero, in (0, 1).")] = None,
+    epochs: Annotated[int, typer.Option(help="Epochs of fine-tuning.")] = 10,
+    settings: Set = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the run that is in the folder.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing.")] = False,
+) -> None:
+    """Shrink a run's model and fine-tune it: remove channels (smaller and faster) or set weights to zero (smaller file).
+
+    Example: zoo compress runs/resnet18-digits --channels 0.5 --out runs/small
+    """
+    from zoo.compress import shrink
+    from zoo.training import load
+
+    small = shrink(
+        load(run), out, channels=channels, zeros=zeros, epochs=epochs, overwrite=overwrite, quiet=quiet, **_settings(settings)
+    )
+    typer.echo(f"{small.metrics['test']:.4f} on test rows, {small.model.count_params():,} parameters, in {out}")
+
+
+@app.command()
+def export(
+    run: Annotated[Path, typer.Argument(help="Run folder.")],
+    bundle: Annotated[Path, typer.Argument(help="New version folder, such as store/digits/1.")],
+    int8: Annotated[bool, typer.Option("--int8/--no-int8", help="Also an INT8 file, if it keeps the accuracy.")] = True,
+    litert: Annotated[bool, typer.Option("--litert/--no-litert", help="Also LiteRT files for devices.")] = True,
+) -> None:
+    """Write a bundle: ONNX in FP32 and INT8 with preprocessing inside, manifest, golden rows, hashes, model card.
+
+    Example: zoo export runs/resnet18-digits store/digits/1
+    """
+    import export as exporter
+
+    source = _run_or_bundle(run)
+    made = exporter.to_bundle(source, bundle, int8=int8, litert=litert)
+    typer.echo(str(made))
+
+
+@app.command()
+def explain(
+    bundle: Annotated[Path, typer.Argument(help="Bundle, such as store/digits/1.")],
+    image: Annotated[Path | None, typer.Option(help="An image file; the bundle's own example rows if not given.")] = None,
+    rows: Annotated[int, typer.Option(help="How many example rows.")] = 4,
+    method: Annotated[str, typer.Option(help="auto, or a method's name.")] = "auto",
+    out: Annotated[Path, typer.Option(help="Picture to write.")] = Path("explanation.png"),
+) -> None:
+    """Explain a bundle's answers with SHAP, without TensorFlow.
+
+    Example: zoo explain store/digits/1 --rows 3 --out why.png
+    """
+    from serve.manifest import read
+    from zoo.explain import examples
+    from zoo.explain import explain as why
+
+    opened = read(bundle)
+    found = why(opened, examples(opened, image, rows), method=method)
+    found.plot(out)
+    typer.echo(f"{found}\npicture: {out}")
+
+
+@app.command()
+def serve(
+    store: Annotated[Path, typer.Argument(help="Folder that holds <name>/<version>/ bundles.")] = Path("store"),
+    host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 for all.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port; 0 takes a free one.")] = 8000,
+    precision: Annotated[str | None, typer.Option(help="fp32 or int8; each bundle's default if not given.")] = None,
+) -> None:
+    """Serve every bundle of a store: the Open Inference Protocol, simple routes, metrics and a page to try it."""
+    from serve.host import run
+
+    run(store, host=host, port=port, precision=precision)
+
+
+@app.command()
+def demo(
+    model: Annotated[str, typer.Option(help="Image model to take down the road.")] = "resnet18",
+    out: Annotated[Path, typer.Option(help="Folder for everything it makes; replaced if it is an older demo's.")] = Path("demo"),
+    epochs: Annotated[int | None, typer.Option(help="Training epochs; the recipe's if not given.")] = None,
+) -> None:
+    """The whole road on real handwritten digits: train, report, prune, INT8, bundle, explain, serve one request."""
+    from zoo.demo import run
+
+    run(model, out, epochs)
+
+
+if __name__ == "__main__":
+    main()
