@@ -17,6 +17,11 @@ from typing import Any
 import numpy as np
 
 
+def _divisors(std: np.ndarray, mean: np.ndarray) -> list[float]:
+    """What to divide by: 1 where a column is constant up to rounding."""
+    return np.where(std > 1e-7 * np.abs(mean), std, 1.0).tolist()
+
+
 @dataclass(frozen=True)
 class ImagePreprocess:
     """Pixels to `(pixel - mean) / std`, per channel; mean and std are on the 0 … 255 scale."""
@@ -31,6 +36,19 @@ class ImagePreprocess:
     def shape(self) -> tuple[int, ...]:
         """Shape of one model input, `(height, width, channels)`."""
         return self.height, self.width, len(self.mean)
+
+    @classmethod
+    def fit(cls, images: np.ndarray) -> "ImagePreprocess":
+        """Mean and standard deviation per channel of the training images, uint8 `(rows, height, width, channels)`."""
+        _, height, width, channels = images.shape
+        counts = np.zeros((channels, 256))  # how often each value occurs: exact, and small for any number of images
+        for start in range(0, len(images), 1000):
+            for channel in range(channels):
+                counts[channel] += np.bincount(images[start : start + 1000, ..., channel].ravel(), minlength=256)
+        share = counts / counts.sum(1, keepdims=True)
+        mean = share @ np.arange(256)
+        variance = (share * (np.arange(256) - mean[:, None]) ** 2).sum(1)
+        return cls(height, width, tuple(mean.tolist()), tuple(_divisors(np.sqrt(variance), mean)))
 
     def __call__(self, raw: dict[str, np.ndarray]) -> np.ndarray:
         images = raw["image"].astype(np.float32)
@@ -59,6 +77,23 @@ class TablePreprocess:
     def features(self) -> tuple[str, ...]:
         """Name of each model feature, categories as `column=value`."""
         return (*self.numbers, *(f"{column}={value}" for column, values in self.categories.items() for value in values))
+
+    @classmethod
+    def fit(
+        cls, raw: dict[str, np.ndarray], numbers: tuple[str, ...], categories: tuple[str, ...]
+    ) -> "TablePreprocess":
+        """Mean and standard deviation of each number column, and the values of each category column, of the training rows."""
+        mean, std = np.zeros(0), np.zeros(0)
+        if numbers:
+            values = np.ma.masked_invalid(raw["numbers"].astype(np.float64))
+            mean, std = values.mean(0).filled(0.0), values.std(0).filled(0.0)
+        known = {column: np.unique(raw["categories"][:, place]) for place, column in enumerate(categories)}
+        return cls(
+            numbers=tuple(numbers),
+            mean=tuple(mean.tolist()),
+            std=tuple(_divisors(std, mean)),
+            categories={column: tuple(str(value) for value in values if value) for column, values in known.items()},
+        )
 
     def __call__(self, raw: dict[str, np.ndarray]) -> np.ndarray:
         parts = []

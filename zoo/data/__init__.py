@@ -1,0 +1,270 @@
+"""Data by name or path, split and described: `load("digits")`, `load("photos/")`, `load("patients.csv", target="ill")`.
+
+Statistics for scaling come from the training split alone and travel with the model as a `Signature`.
+"""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from zoo.data import images, splits
+from zoo.data.builtin import BUILTIN
+from zoo.data.online import ONLINE
+from zoo.data.rows import TEST, TRAIN, VALIDATION, Rows, digests, fingerprint, suggest
+from zoo.data.signature import ImagePreprocess, Signature, TablePreprocess
+
+__all__ = ["Data", "ImagePreprocess", "Rows", "Signature", "Split", "TablePreprocess", "from_rows", "load", "names"]
+
+
+@dataclass(frozen=True)
+class Split:
+    """Rows of one split.
+
+    Attributes:
+        x: raw inputs by name, see `zoo.data.signature`.
+        y: class indices int64 `(rows,)`, or regression targets float32 `(rows,)` in their own unit.
+    """
+
+    x: dict[str, np.ndarray]
+    y: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.y)
+
+
+@dataclass(frozen=True)
+class Data:
+    """A data set, split.
+
+    Attributes:
+        name: name of the data set, or of the file or folder.
+        signature: task, labels and preprocessing, fitted on `train`.
+        train, validation, test: the splits, in seeded order.
+        source, licence: where the rows come from and their terms.
+        sha256: hash of all rows, whatever their split.
+        generated: the rows were computed, not observed.
+    """
+
+    name: str
+    signature: Signature
+    train: Split
+    validation: Split
+    test: Split
+    source: str
+    licence: str
+    sha256: str
+    generated: bool = False
+
+    @property
+    def splits(self) -> dict[str, Split]:
+        """The splits by name."""
+        return {"train": self.train, "validation": self.validation, "test": self.test}
+
+    def leaks(self) -> list[tuple[str, int, str, int]]:
+        """Rows whose inputs stand in an earlier split too.
+
+        Returns:
+            `(split, row, earlier split, row there)`, for each row found again; empty if no row leaks.
+        """
+        seen: dict[bytes, tuple[str, int]] = {}
+        found = []
+        for name, split in self.splits.items():
+            own: dict[bytes, tuple[str, int]] = {}
+            for row, digest in enumerate(digests(split.x)):
+                if digest in seen:
+                    found.append((name, row, *seen[digest]))
+                else:
+                    own.setdefault(digest, (name, row))
+            seen.update(own)
+        return found
+
+    def summary(self) -> str:
+        """Rows per split, class balance, missing values, leaks and licence, as text to print."""
+        step = self.signature.preprocess
+        shape = "x".join(map(str, step.shape))
+        what = f"images of {shape} pixels" if step.kind == "image" else f"rows of {_columns(step)}"
+        total = sum(map(len, self.splits.values()))
+        head = f"{self.name}: {total:,} {'generated ' if self.generated else ''}{what}, {self.signature.task}"
+        if self.signature.task == "regression":
+            rows = [
+                ("target " + self.signature.labels[0], *self.splits),
+                ("rows", *(f"{len(s):,}" for s in self.splits.values())),
+            ]
+            for name in ("mean", "std", "min", "max"):
+                rows.append((name, *(f"{getattr(np, name)(s.y):.4g}" if len(s) else "-" for s in self.splits.values())))
+        else:
+            counts = [np.bincount(s.y, minlength=self.signature.outputs) for s in self.splits.values()]
+            rows = [("class", *self.splits, "share")]
+            for index, label in enumerate(self.signature.labels):
+                own = [int(count[index]) for count in counts]
+                rows.append((label, *(f"{n:,}" for n in own), f"{sum(own) / total:.1%}"))
+            rows.append(("all", *(f"{len(s):,}" for s in self.splits.values()), "100.0%"))
+        width = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+        table = [
+            f"  {row[0]:<{width[0]}}" + "".join(f"  {v:>{w}}" for v, w in zip(row[1:], width[1:], strict=True))
+            for row in rows
+        ]
+        return "\n".join(
+            [
+                head,
+                *table,
+                *self._missing(),
+                f"  leaks: {_leaks(self.leaks())}",
+                f"  source: {self.source}",
+                f"  licence: {self.licence}",
+                f"  sha256: {self.sha256}",
+            ]
+        )
+
+    def _missing(self) -> list[str]:
+        step = self.signature.preprocess
+        if step.kind == "image":
+            return []
+        found = {}
+        if "numbers" in self.train.x:
+            gaps = sum(np.isnan(s.x["numbers"]).sum(0) for s in self.splits.values())
+            found.update(zip(step.numbers, gaps.tolist(), strict=True))
+        if "categories" in self.train.x:
+            gaps = sum((s.x["categories"] == "").sum(0) for s in self.splits.values())
+            found.update(zip(step.categories, gaps.tolist(), strict=True))
+        text = ", ".join(f"{column} {count:,}" for column, count in found.items() if count)
+        return [f"  missing values: {text}"] if text else []
+
+
+def names() -> list[str]:
+    """Sorted names of the data sets that `load` knows."""
+    return sorted([*BUILTIN, *ONLINE])
+
+
+def load(
+    source: "str | Path | Data",
+    *,
+    input_shape: tuple[int, ...] | None = None,
+    target: str | None = None,
+    task: str | None = None,
+    seed: int = 0,
+    validation: float = 0.15,
+    test: float = 0.2,
+) -> Data:
+    """Read a data set and split it.
+
+    Args:
+        source: a name from `names()`; a folder with one folder of images per class, or with `train`, `validation` and
+            `test` folders of these; a `.csv` or `.parquet` file; an `.npz` file with arrays `x, y` or
+            `x_train, y_train, x_test, y_test`; or a `Data`, which is returned as it is.
+        input_shape: `(height, width, channels)` to resize and convert images to; None keeps their own.
+        target: column to predict, for CSV and Parquet.
+        task: "classification" or "regression", where the target's type does not say it: text, true/false and up to
+            20 different integers are classes, other numbers are values.
+        seed: the same seed gives the same splits.
+        validation, test: shares of the rows, in [0, 1); a source with its own test split keeps it.
+
+    Returns:
+        Splits, stratified by class, and the signature fitted on the training split.
+
+    Raises:
+        ValueError: no such data, or something in it cannot be used; the message names file and row.
+        OSError: an online data set could not be downloaded; the message names the file and where to put it.
+    """
+    if isinstance(source, Data):
+        if input_shape is not None and tuple(input_shape) != source.signature.preprocess.shape:
+            raise ValueError(
+                f"the data given is {source.signature.preprocess.shape}, asked for {tuple(input_shape)}; "
+                f"load it again with input_shape={tuple(input_shape)}"
+            )
+        return source
+    return from_rows(
+        _read(source, input_shape, target, task), input_shape=input_shape, seed=seed, validation=validation, test=test
+    )
+
+
+def _read(source: str | Path, input_shape: tuple[int, ...] | None, target: str | None, task: str | None) -> Rows:
+    name = str(source)
+    if name in BUILTIN or name in ONLINE:
+        rows = BUILTIN[name]() if name in BUILTIN else ONLINE[name]()
+        if target is not None:
+            raise ValueError(f"{name!r} has its own target, got target={target!r}; leave it out")
+        if task not in (None, rows.task, rows.task.removeprefix("image-")):
+            raise ValueError(f"{name!r} is for {rows.task}, got task={task!r}")
+        return rows
+    path = Path(source).expanduser()
+    if not path.exists():
+        raise ValueError(
+            f"no data set is called {name!r} and there is no such file or folder.{suggest(name, names())} "
+            f"Known names are {', '.join(names())}"
+        )
+    from zoo.data import files
+
+    return files.read(path, input_shape, target, task)
+
+
+def from_rows(
+    rows: Rows,
+    *,
+    input_shape: tuple[int, ...] | None = None,
+    seed: int = 0,
+    validation: float = 0.15,
+    test: float = 0.2,
+) -> Data:
+    """Split rows and fit their signature; the arguments are those of `load`.
+
+    Raises:
+        ValueError: too few rows or classes, or a shape that does not fit.
+    """
+    if not len(rows.y):
+        raise ValueError(f"{rows.source} has no rows; give it at least a few dozen")
+    if rows.task != "regression" and len(rows.labels) < 2:
+        raise ValueError(
+            f"{rows.source} has one class only, {', '.join(rows.labels)!r}; classification needs at least two"
+        )
+    rows = replace(rows, y=rows.y.astype(np.float32 if rows.task == "regression" else np.int64))
+    if "image" in rows.x:
+        rows = replace(rows, x={"image": images.resize(rows.x["image"], input_shape)})
+    elif input_shape is not None and len(tuple(input_shape)) != 1:
+        raise ValueError(f"{rows.source} is a table, got input_shape={tuple(input_shape)} for images; leave it out")
+    part = splits.assign(rows, validation, test, seed)
+    random = np.random.default_rng(seed)
+    found = {}
+    for split in (TRAIN, VALIDATION, TEST):
+        order = random.permutation(np.flatnonzero(part == split))
+        found[split] = Split({key: values[order] for key, values in rows.x.items()}, rows.y[order])
+    signature = _fit(rows, found[TRAIN])
+    if input_shape is not None and signature.preprocess.shape != tuple(input_shape):
+        raise ValueError(
+            f"{rows.source} has {signature.preprocess.shape[0]} features, got input_shape={tuple(input_shape)}; leave it out"
+        )
+    return Data(
+        name=rows.name,
+        signature=signature,
+        train=found[TRAIN],
+        validation=found[VALIDATION],
+        test=found[TEST],
+        source=rows.source,
+        licence=rows.licence,
+        sha256=fingerprint(rows),
+        generated=rows.generated,
+    )
+
+
+def _fit(rows: Rows, train: Split) -> Signature:
+    if "image" in train.x:
+        step: ImagePreprocess | TablePreprocess = ImagePreprocess.fit(train.x["image"])
+    else:
+        step = TablePreprocess.fit(train.x, rows.numbers, rows.categories)
+    if rows.task != "regression":
+        return Signature(rows.task, rows.labels, step)
+    values = train.y.astype(np.float64)
+    return Signature(rows.task, rows.labels, step, float(values.mean()), float(values.std()) or 1.0)
+
+
+def _columns(step: TablePreprocess) -> str:
+    parts = [f"{len(step.numbers)} numbers"] if step.numbers else []
+    return " and ".join([*parts, *([f"{len(step.categories)} categories"] if step.categories else [])])
+
+
+def _leaks(found: list[tuple[str, int, str, int]]) -> str:
+    if not found:
+        return "none, no row of one split stands in another"
+    split, row, earlier, there = found[0]
+    return f"{len(found)} rows stand in two splits, such as {split} row {row} = {earlier} row {there}"

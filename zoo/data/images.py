@@ -1,0 +1,133 @@
+"""Folders of images, and images to the size and channels a model takes."""
+
+from pathlib import Path
+
+import numpy as np
+
+from zoo.data.rows import OPEN, PARTS, TRAIN, Rows
+
+MODES = {1: "L", 3: "RGB", 4: "RGBA"}
+
+
+def check_shape(input_shape: tuple[int, ...]) -> tuple[int, int, int]:
+    """The shape as three integers.
+
+    Raises:
+        ValueError: not `(height, width, channels)` with 1, 3 or 4 channels.
+    """
+    shape = tuple(map(int, input_shape))
+    if len(shape) != 3 or min(shape) < 1 or shape[2] not in MODES:
+        raise ValueError(
+            f"input_shape must be (height, width, channels) with 1 (grey), 3 (RGB) or 4 (RGBA) channels, got {tuple(input_shape)!r}"
+        )
+    return shape
+
+
+def fit(image, shape: tuple[int, int, int]) -> np.ndarray:
+    """A Pillow image as uint8 `(height, width, channels)`, resized bilinearly and converted; transparency is dropped."""
+    from PIL import Image
+
+    height, width, channels = shape
+    if image.mode == "P":
+        image = image.convert("RGBA")  # a palette may hold transparent colours, which only this mode keeps
+    image = image.convert(MODES[channels])
+    if image.size != (width, height):
+        image = image.resize((width, height), Image.Resampling.BILINEAR)
+    return np.asarray(image, np.uint8).reshape(shape)
+
+
+def resize(images: np.ndarray, input_shape: tuple[int, ...] | None) -> np.ndarray:
+    """uint8 `(rows, height, width, channels)` fitted to `input_shape`; unchanged when it has that shape or None is given."""
+    if input_shape is None or images.shape[1:] == tuple(input_shape):
+        return images
+    from PIL import Image
+
+    shape = check_shape(input_shape)
+    found = np.empty((len(images), *shape), np.uint8)
+    for row, image in enumerate(images):
+        found[row] = fit(Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image), shape)
+    return found
+
+
+def read_folder(path: Path, input_shape: tuple[int, ...] | None) -> Rows:
+    """Rows of a folder with one folder of images per class, or with `train`, `validation`, `test` folders of these.
+
+    Args:
+        path: the folder; hidden files in it are skipped.
+        input_shape: `(height, width, channels)` of every image; None where all have the same size already.
+
+    Raises:
+        ValueError: no classes, an empty class, or a file that is no readable image; the message names it.
+    """
+    places = [(path / name, part) for name, part in PARTS.items() if (path / name).is_dir()]
+    if not any(part == TRAIN for _, part in places):
+        places = [(path, OPEN)]
+    listed = [
+        (file, folder.name, part) for place, part in places for folder in _visible(place) for file in _images_in(folder)
+    ]
+    labels = tuple(sorted({label for _, label, _ in listed}))
+    if len(labels) < 2:
+        raise ValueError(
+            f"{path} needs one folder of images for each of at least two classes, found {', '.join(map(repr, labels)) or 'none'}"
+        )
+    shape = check_shape(input_shape) if input_shape is not None else _common_shape([file for file, _, _ in listed])
+    images = np.empty((len(listed), *shape), np.uint8)
+    for row, (file, _, _) in enumerate(listed):
+        images[row] = open_image(file, shape)
+    return Rows(
+        name=path.resolve().name,
+        task="image-classification",
+        x={"image": images},
+        y=np.array([labels.index(label) for _, label, _ in listed], np.int64),
+        labels=labels,
+        source=f"{path.resolve().name}/",
+        part=np.array([part for _, _, part in listed], np.int8),
+    )
+
+
+def open_image(file: Path, shape: tuple[int, int, int] | None):
+    """One image as uint8 `(height, width, channels)`, upright as its camera says; with `shape` None only `(height, width, channels)` of it.
+
+    Raises:
+        ValueError: the file is no readable 8-bit image.
+    """
+    from PIL import Image, ImageOps
+
+    try:
+        with Image.open(file) as image:
+            if image.mode.startswith(("I", "F")):
+                raise ValueError(f"its pixels have the mode {image.mode!r}, not 8 bits")
+            upright = ImageOps.exif_transpose(image)
+            if shape is None:
+                return upright.height, upright.width, 1 if image.mode in ("1", "L") else 3
+            return fit(upright, shape)
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:  # SyntaxError: a broken PNG
+        raise ValueError(f"cannot read the image {file}: {error}; repair or remove it") from error
+
+
+def _visible(folder: Path) -> list[Path]:
+    return sorted(entry for entry in folder.iterdir() if not entry.name.startswith("."))
+
+
+def _images_in(folder: Path) -> list[Path]:
+    if not folder.is_dir():
+        raise ValueError(f"{folder} stands beside the folders of the classes; move it into one of them, or away")
+    files = _visible(folder)
+    if not files:
+        raise ValueError(f"the class folder {folder} is empty; add images, or remove it")
+    for file in files:
+        if file.is_dir():
+            raise ValueError(f"{file} is a folder inside the class folder {folder}; a class folder holds images only")
+    return files
+
+
+def _common_shape(files: list[Path]) -> tuple[int, int, int]:
+    """The size of all images; grey only if all are grey."""
+    first, *rest = [open_image(file, None) for file in files]
+    for file, shape in zip(files[1:], rest, strict=True):
+        if shape[:2] != first[:2]:
+            raise ValueError(
+                f"images differ in size: {files[0]} is {first[0]}x{first[1]} pixels, {file} {shape[0]}x{shape[1]}; "
+                f"pass input_shape=(height, width, channels)"
+            )
+    return (*first[:2], max(shape[2] for shape in [first, *rest]))

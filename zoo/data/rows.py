@@ -1,0 +1,79 @@
+"""Rows as a reader found them, before they are split; and the hashes that tell equal rows apart."""
+
+import difflib
+import hashlib
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+
+import numpy as np
+
+TRAIN, VALIDATION, TEST, OPEN = 0, 1, 2, -1  # which split a row belongs to; OPEN rows are still to be dealt out
+PARTS = {"train": TRAIN, "validation": VALIDATION, "val": VALIDATION, "test": TEST}  # as files and folders name them
+
+
+@dataclass
+class Rows:
+    """What a reader returns.
+
+    Attributes:
+        name: name of the data set.
+        task: "image-classification", "classification" or "regression".
+        x: raw inputs, see `zoo.data.signature`.
+        y: class indices int64 `(rows,)`, or regression targets float32 `(rows,)`.
+        labels: class names in the order of the indices; for regression the target's name.
+        numbers, categories: column names of a table.
+        part: the split the source itself assigns to each row, `OPEN` where it does not.
+        source: where the rows come from.
+        licence: terms of the source.
+        generated: the rows were computed, not observed.
+    """
+
+    name: str
+    task: str
+    x: dict[str, np.ndarray]
+    y: np.ndarray
+    labels: tuple[str, ...]
+    source: str
+    licence: str = "not stated; the owner of the file decides"
+    numbers: tuple[str, ...] = ()
+    categories: tuple[str, ...] = ()
+    part: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int8))
+    generated: bool = False
+
+    def __post_init__(self) -> None:
+        if not len(self.part):
+            self.part = np.full(len(self.y), OPEN, np.int8)
+
+
+def digests(x: dict[str, np.ndarray]) -> list[bytes]:
+    """16-byte hash of each raw input row; equal rows have equal hashes, whatever the array's memory layout."""
+    return [
+        hashlib.blake2b(b"".join(parts), digest_size=16).digest()
+        for parts in zip(*map(_bytes, x.values()), strict=True)
+    ]
+
+
+def _bytes(values: np.ndarray) -> Iterator[bytes]:
+    if values.dtype.kind == "U":
+        return (json.dumps(row).encode() for row in values.tolist())
+    if values.dtype.kind == "f":
+        values = np.where(np.isnan(values), np.float32(np.nan), values + np.float32(0))  # one NaN, and no minus zero
+    return (np.ascontiguousarray(row).tobytes() for row in values)
+
+
+def fingerprint(rows: Rows) -> str:
+    """Hexadecimal sha256 of all rows in the source's order, with their targets and labels."""
+    total = hashlib.sha256(json.dumps([list(rows.labels), list(rows.numbers), list(rows.categories)]).encode())
+    for key, values in rows.x.items():
+        total.update(f"{key}{values.shape}".encode())
+    for digest in digests(rows.x):
+        total.update(digest)
+    total.update(np.ascontiguousarray(rows.y).tobytes())
+    return total.hexdigest()
+
+
+def suggest(name: str, known: Iterable[str]) -> str:
+    """` Did you mean 'a' or 'b'?`, or nothing where no known name is near."""
+    near = difflib.get_close_matches(str(name), list(known), n=3, cutoff=0.5)
+    return f" Did you mean {' or '.join(map(repr, near))}?" if near else ""

@@ -1,0 +1,193 @@
+"""CSV and Parquet files with a target column."""
+
+from pathlib import Path
+
+import numpy as np
+
+from zoo.data.files import targets
+from zoo.data.rows import Rows, suggest
+
+USUAL = ("target", "label", "class", "y")  # columns taken as the target when none is named
+MISSING = ("", "NA", "N/A", "n/a", "NaN", "nan", "null", "NULL", "None", "?")
+
+
+def read(path: Path, target: str | None, task: str | None) -> Rows:
+    """Rows of a `.csv` (comma, semicolon or tab, with a header) or `.parquet` file.
+
+    Text and true/false columns are categories, number columns are numbers; empty cells and the words in `MISSING` are
+    missing values.
+
+    Raises:
+        ValueError: the file is empty or damaged, the target is unknown or missing, or a column is of another type.
+    """
+    if not path.stat().st_size:
+        raise ValueError(f"{path} is empty; it needs a header and rows")
+    table = _parquet(path) if path.suffix.lower() == ".parquet" else _csv(path)
+    names = table.column_names
+    twice = {name for name in names if names.count(name) > 1}
+    if twice:
+        raise ValueError(f"{path} has several columns called {sorted(twice)[0]!r}; rename all but one")
+    if not table.num_rows:
+        raise ValueError(f"{path} has a header and no rows; add rows")
+    target = _target(path, names, target)
+    if len(names) < 2:
+        raise ValueError(f"{path} has no column besides the target {target!r}; add columns to predict it from")
+    chosen, y, labels = targets(_target_values(path, target, table[target]), task, str(path), target)
+    numbers: dict[str, np.ndarray] = {}
+    categories: dict[str, np.ndarray] = {}
+    for name in names:
+        if name != target:
+            values = _column(path, name, table[name])
+            (categories if values.dtype.kind == "U" else numbers)[name] = values
+    x = {}
+    if numbers:
+        x["numbers"] = np.stack(list(numbers.values()), axis=1)
+    if categories:
+        x["categories"] = np.stack(list(categories.values()), axis=1)
+    return Rows(path.stem, chosen, x, y, labels, source=path.name, numbers=tuple(numbers), categories=tuple(categories))
+
+
+def _csv(path: Path):
+    from pyarrow import ArrowInvalid, csv
+
+    with path.open("rb") as file:
+        header = file.readline()
+    delimiter = max(b",;\t", key=header.count)
+    ragged = []
+
+    def remember(row):
+        ragged.append(row)
+        return "error"
+
+    try:
+        return csv.read_csv(
+            path,
+            read_options=csv.ReadOptions(
+                use_threads=False, block_size=min(path.stat().st_size + 1, 2**31 - 1)
+            ),  # types from the whole file
+            parse_options=csv.ParseOptions(
+                delimiter=chr(delimiter), newlines_in_values=True, invalid_row_handler=remember
+            ),
+            convert_options=csv.ConvertOptions(null_values=MISSING, strings_can_be_null=True),
+        )
+    except ArrowInvalid as error:
+        if ragged:
+            row = ragged[0]
+            raise ValueError(
+                f"{path}: row {row.number - 1} has {row.actual_columns} cells, the header has {row.expected_columns}: "
+                f"{row.text[:60]!r}; repair the row, and quote cells that contain {chr(delimiter)!r}"
+            ) from None
+        raise ValueError(f"{path} cannot be read as CSV: {error}") from error
+
+
+def _parquet(path: Path):
+    from pyarrow import ArrowException, parquet
+
+    try:
+        return parquet.read_table(path)
+    except (ArrowException, OSError) as error:
+        raise ValueError(f"{path} cannot be read as Parquet: {error}; write it again") from error
+
+
+def _target(path: Path, names: list[str], target: str | None) -> str:
+    if target is None:
+        usual = [name for name in USUAL if name in names]
+        if len(usual) != 1:
+            raise ValueError(
+                f"which column of {path} is the target? Name it with target=...; its columns are {', '.join(map(repr, names))}"
+            )
+        return usual[0]
+    if target not in names:
+        raise ValueError(
+            f"{path} has no column {target!r}.{suggest(target, names)} Its columns are {', '.join(map(repr, names))}"
+        )
+    return target
+
+
+def _decoded(column):
+    """The column without dictionary encoding, as Parquet stores pandas categories."""
+    from pyarrow import types
+
+    return column.cast(column.type.value_type) if types.is_dictionary(column.type) else column
+
+
+def _kind(path: Path, name: str, column) -> str:
+    from pyarrow import types
+
+    kind = column.type
+    if types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind):
+        return "text"
+    if types.is_boolean(kind):
+        return "bool"
+    if types.is_integer(kind) or types.is_floating(kind) or types.is_decimal(kind):
+        return "number"
+    if types.is_null(kind):
+        raise ValueError(f"{path}: column {name!r} has no value in any row; remove the column")
+    if types.is_binary(kind):
+        raise ValueError(f"{path}: column {name!r} is not UTF-8 text; save the file as UTF-8")
+    raise ValueError(f"{path}: column {name!r} has the type {kind}; turn it into numbers or text, or remove the column")
+
+
+def _target_values(path: Path, name: str, column) -> np.ndarray:
+    column = _decoded(column)
+    kind = _kind(path, name, column)
+    if column.null_count:
+        row = int(column.is_null().to_numpy().argmax())
+        raise ValueError(f"{path}: target {name!r} is missing in row {row + 1}; fill or remove the row")
+    if kind == "text":
+        return np.array(column.to_pylist(), np.str_)
+    return column.cast("float64").to_numpy() if "decimal" in str(column.type) else column.to_numpy()
+
+
+def _column(path: Path, name: str, column) -> np.ndarray:
+    """A category column as text with "" for missing, or a number column as float32 with NaN for missing."""
+    column = _decoded(column)
+    kind = _kind(path, name, column)
+    if kind == "bool":
+        return np.array([{True: "true", False: "false", None: ""}[value] for value in column.to_pylist()], np.str_)
+    if kind == "text":
+        values = np.array([value or "" for value in column.to_pylist()], np.str_)
+        _check_text(path, name, values)
+        return values
+    values = column.cast("float64", safe=False).fill_null(np.nan).to_numpy()
+    if np.isnan(values).all():
+        raise ValueError(f"{path}: column {name!r} has no value in any row; remove the column")
+    too_large = np.abs(values) > np.finfo(np.float32).max
+    if too_large.any():
+        row = int(too_large.argmax())
+        raise ValueError(
+            f"{path}: column {name!r} has the value {values[row]} in row {row + 1}, beyond float32; correct it"
+        )
+    return values.astype(np.float32)
+
+
+def _check_text(path: Path, name: str, values: np.ndarray) -> None:
+    """Refuse text that is numbers in disguise, or that names each row."""
+    filled = np.flatnonzero(values != "")
+    texts = values[filled].tolist()
+    if not texts:
+        raise ValueError(f"{path}: column {name!r} has no value in any row; remove the column")
+    numeric = np.array([_is_number(text) for text in texts])
+    if not numeric.any() and all(_is_number(text.replace(",", ".")) for text in texts):
+        raise ValueError(
+            f"{path}: column {name!r} has numbers with a decimal comma, such as {texts[0]!r}; write a point"
+        )
+    if 0.9 * len(texts) <= numeric.sum() < len(texts):
+        odd = int(numeric.argmin())
+        raise ValueError(
+            f"{path}: column {name!r} holds numbers, but {texts[odd]!r} in row {filled[odd] + 1}; "
+            f"correct it, or leave it empty if unknown"
+        )
+    different = len(set(texts))
+    if different > max(20, len(texts) / 2):
+        raise ValueError(
+            f"{path}: column {name!r} has {different} different texts in {len(texts)} rows, so it tells rows apart "
+            f"rather than groups them; remove the column"
+        )
+
+
+def _is_number(text: str) -> bool:
+    try:
+        return bool(np.isfinite(float(text)))
+    except ValueError:
+        return False

@@ -1,0 +1,97 @@
+"""Tensors by name in a weights file, read without running anything in it."""
+
+import io
+import zipfile
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+
+PICKLED = (".pt", ".pth", ".bin", ".ckpt", ".pkl", ".pickle", ".tar")
+_NORM = ("gamma", "beta", "moving_mean", "moving_variance")
+_PLAIN = ("kernel", "bias")
+
+
+def read(path: Path) -> dict[str, np.ndarray]:
+    """All tensors of a `.safetensors`, `.h5` (old or new Keras) or `.keras` file.
+
+    Returns:
+        float32 arrays by name: `layer/variable` in Keras files, the module's dotted path in safetensors. Integers
+        (counters, seeds) are left out.
+
+    Raises:
+        ValueError: the file is damaged, of another kind, or could run code when read.
+    """
+    suffix = path.suffix.lower()
+    if suffix in PICKLED:
+        raise ValueError(
+            f"{path} is a pickle, which can run code when read, so it is not opened; convert it where you trust it: "
+            f"safetensors.torch.save_file(torch.load({path.name!r}, weights_only=True), 'weights.safetensors')"
+        )
+    readers = {".safetensors": _safetensors, ".h5": _hdf5_file, ".hdf5": _hdf5_file, ".keras": _keras}
+    if suffix not in readers:
+        raise ValueError(f"{path} is of no known kind; give a .safetensors, .h5, .weights.h5 or .keras file")
+    found = readers[suffix](path)
+    if not found:
+        raise ValueError(f"{path} holds no weights; save a model that has been built")
+    return found
+
+
+def _safetensors(path: Path) -> dict[str, np.ndarray]:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="numpy") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 it is no dictionary
+    except (SafetensorError, OSError, TypeError) as error:
+        raise ValueError(f"{path} cannot be read as safetensors: {error}; fetch or save it again") from error
+    return {name: tensor.astype(np.float32) for name, tensor in tensors.items() if tensor.dtype.kind not in "iub"}
+
+
+def _keras(path: Path) -> dict[str, np.ndarray]:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return _hdf5(io.BytesIO(archive.read("model.weights.h5")), path)
+    except (zipfile.BadZipFile, KeyError) as error:
+        raise ValueError(f"{path} cannot be read as a Keras model: {error}; save it again") from error
+
+
+def _hdf5_file(path: Path) -> dict[str, np.ndarray]:
+    with path.open("rb") as file:
+        return _hdf5(file, path)
+
+
+def _hdf5(stream: BinaryIO, path: Path) -> dict[str, np.ndarray]:
+    import h5py
+
+    try:
+        with h5py.File(stream, "r") as file:
+            datasets: dict[str, h5py.Dataset] = {}
+            file.visititems(lambda name, item: datasets.update({name: item} if isinstance(item, h5py.Dataset) else {}))
+            for name, dataset in datasets.items():
+                if dataset.external or dataset.is_virtual:
+                    raise ValueError(
+                        f"{path}: {name!r} lies in another file, which is not followed; save the weights in one file"
+                    )
+            rename = _new_name if any(name.startswith("layers/") for name in datasets) else _old_name
+            found = {rename(file, name): dataset for name, dataset in datasets.items() if dataset.dtype.kind == "f"}
+            return {name: dataset[()].astype(np.float32) for name, dataset in found.items() if name}
+    except (OSError, RuntimeError, KeyError) as error:
+        raise ValueError(f"{path} cannot be read as HDF5: {error}; fetch or save it again") from error
+
+
+def _old_name(file, name: str) -> str:
+    """`conv1_conv/conv1_conv/kernel:0` -> `conv1_conv/kernel`; a saved model keeps its weights under `model_weights`."""
+    parts = name.removeprefix("model_weights/").split("/")
+    return "" if parts[0] == "optimizer_weights" or len(parts) < 2 else f"{parts[0]}/{parts[-1].partition(':')[0]}"
+
+
+def _new_name(file, name: str) -> str:
+    """`layers/conv2d_3/vars/0` -> `conv1_conv/kernel`; the group remembers the layer's name, the number its variable."""
+    parts = name.split("/")
+    if len(parts) != 4 or parts[0] != "layers" or parts[2] != "vars":
+        return ""
+    layer = file["/".join(parts[:3])].attrs.get("name", parts[1])
+    names = _NORM if parts[1].startswith("batch_normalization") else _PLAIN
+    index = int(parts[3])
+    return f"{layer}/{names[index] if index < len(names) else index}"
