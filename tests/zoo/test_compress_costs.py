@@ -1,0 +1,79 @@
+"""Parameters and multiply-accumulates against published and hand-made counts."""
+
+import keras
+import pytest
+from keras import layers
+
+import zoo
+from zoo.compress import cost, macs
+
+
+@pytest.mark.parametrize(
+    ("name", "published"),
+    [("resnet18", 1.814e9), ("resnet34", 3.664e9), ("resnet50", 4.089e9), ("resnet101", 7.801e9)],
+)
+def test_resnets_cost_what_torchvision_publishes(name, published):
+    # https://docs.pytorch.org/vision/stable/models.html, column GFLOPS: 1.81, 3.66, 4.09, 7.80
+    assert macs(zoo.get(name)) == pytest.approx(published, rel=2e-3)
+
+
+def test_rows_add_up_to_the_parameters():
+    model = zoo.get("lenet")
+    rows = cost(model)
+    assert [row.layer for row in rows] == [layer.name for layer in model.layers]
+    assert sum(row.params for row in rows) == model.count_params() == 61_706
+    assert {row.layer: row.macs for row in rows if row.macs} == {
+        "stage0_conv": 28 * 28 * 5 * 5 * 1 * 6,
+        "stage1_conv": 10 * 10 * 5 * 5 * 6 * 16,
+        "hidden0": 5 * 5 * 16 * 120,
+        "features": 120 * 84,
+        "logits": 84 * 10,
+    }
+    assert rows[1] == ("stage0_conv", "Conv2D", (28, 28, 6), 156, 28 * 28 * 5 * 5 * 6)
+
+
+@pytest.mark.parametrize(
+    ("layer", "shape", "expected"),
+    [
+        (layers.Conv2D(6, 3, strides=2), (9, 9, 4), 4 * 4 * 3 * 3 * 4 * 6),
+        (layers.Conv2D(6, 3, groups=2), (9, 9, 4), 7 * 7 * 3 * 3 * 2 * 6),
+        (layers.Conv1D(5, 3, padding="same"), (7, 2), 7 * 3 * 2 * 5),
+        (layers.Conv2DTranspose(5, 2, strides=2), (4, 4, 3), 4 * 4 * 2 * 2 * 3 * 5),
+        (layers.DepthwiseConv2D(3, depth_multiplier=2), (5, 5, 4), 3 * 3 * 3 * 3 * 4 * 2),
+        (layers.SeparableConv2D(6, 3), (5, 5, 4), 3 * 3 * (3 * 3 * 4 + 4 * 6)),
+        (layers.Dense(5), (7, 3), 7 * 3 * 5),
+        (layers.BatchNormalization(), (7, 3), 0),
+        (layers.Embedding(10, 4), (7,), 0),
+    ],
+    ids=lambda value: getattr(value, "name", None),
+)
+def test_multiply_accumulates_of_a_layer(layer, shape, expected):
+    inputs = keras.Input(shape)
+    assert macs(keras.Model(inputs, layer(inputs))) == expected
+
+
+def test_a_shared_layer_costs_arithmetic_twice_and_parameters_once():
+    shared = layers.Dense(4)
+    inputs = keras.Input((4,))
+    rows = cost(keras.Model(inputs, shared(shared(inputs))))
+    assert [(row.params, row.macs) for row in rows[1:]] == [(20, 16), (0, 16)]
+
+
+def test_nested_models_are_opened():
+    inner = keras.Sequential([keras.Input((4,)), layers.Dense(3, name="inside")], name="inner")
+    inputs = keras.Input((4,))
+    row = cost(keras.Model(inputs, inner(inputs)))[-1]
+    assert (row.layer, row.macs) == ("inner/inside", 12)
+
+
+def test_unknown_layers_are_not_counted_as_free():
+    inputs = keras.Input((7, 3))
+    model = keras.Model(inputs, layers.LSTM(4, name="memory")(inputs))
+    assert cost(model)[-1].macs is None
+    with pytest.raises(ValueError, match=r"cannot count .* 'memory' \(LSTM\)"):
+        macs(model)
+
+
+def test_an_unknown_size_is_not_counted():
+    inputs = keras.Input((None, None, 3))
+    assert cost(keras.Model(inputs, layers.Conv2D(4, 3)(inputs)))[-1].macs is None
