@@ -1,0 +1,84 @@
+"""What inputs and answers look like on the validation split, for a server to notice when they change."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from export import parity
+from export.edges import answer
+
+_PIXELS = np.arange(0, 257, 16)
+_CONFIDENCE = np.linspace(0, 1, 11).round(1)
+_DECILES = np.arange(0.1, 1.0, 0.1)
+
+
+def describe(path: Path, splits: Any) -> dict[str, Any]:
+    """Shares by bin of each raw input and of the answers, on the validation split.
+
+    Args:
+        path: float ONNX file.
+        splits: `zoo.data.Data`.
+
+    Returns:
+        `{"rows", "split", "inputs": {"image" | "numbers" | "categories": {channel or column: bins}}, "outputs"}`.
+        Bins are `{"edges", "shares"}`: with inner edges only there is one more share than edges, the outer bins being
+        open. Columns also have the share `missing`.
+    """
+    inputs = splits.validation.x
+    step = splits.signature.preprocess
+    described: dict[str, Any] = {}
+    if "image" in inputs:
+        described["image"] = {f"channel{c}": _pixels(inputs["image"][..., c]) for c in range(inputs["image"].shape[-1])}
+    if "numbers" in inputs:
+        described["numbers"] = {column: _numbers(inputs["numbers"][:, i]) for i, column in enumerate(step.numbers)}
+    if "categories" in inputs:
+        described["categories"] = {
+            column: _categories(inputs["categories"][:, i], values)
+            for i, (column, values) in enumerate(step.categories.items())
+        }
+    answers = parity.run(parity.session(path), inputs)[answer(splits.signature)]
+    outputs = _answers(answers, splits.signature)
+    return {"rows": len(splits.validation), "split": "validation", "inputs": described, "outputs": outputs}
+
+
+def _shares(counts: np.ndarray) -> list[float]:
+    return (counts / max(1, counts.sum())).round(6).tolist()
+
+
+def _pixels(values: np.ndarray) -> dict[str, Any]:
+    return {"edges": _PIXELS.tolist(), "shares": _shares(np.histogram(values, _PIXELS)[0])}
+
+
+def _quantiles(values: np.ndarray) -> dict[str, Any]:
+    """Bins between the deciles; equal deciles (a constant or repeated value) are one edge."""
+    edges = np.unique(np.quantile(values, _DECILES)) if len(values) else np.zeros(0)
+    bins = np.searchsorted(edges, values, side="right")
+    return {"edges": edges.astype(float).tolist(), "shares": _shares(np.bincount(bins, minlength=len(edges) + 1))}
+
+
+def _numbers(values: np.ndarray) -> dict[str, Any]:
+    missing = np.isnan(values)
+    return {**_quantiles(values[~missing]), "missing": float(missing.mean())}
+
+
+def _categories(values: np.ndarray, known: tuple[str, ...]) -> dict[str, Any]:
+    missing = values == ""
+    return {
+        "values": {value: float((values == value).mean()) for value in known},
+        "missing": float(missing.mean()),
+        "unknown": float((~np.isin(values, known) & ~missing).mean()),
+    }
+
+
+def _answers(answers: np.ndarray, signature: Any) -> dict[str, Any]:
+    if signature.task == "regression":
+        return {"value": _quantiles(answers[:, 0])}
+    rates = np.bincount(answers.argmax(axis=1), minlength=signature.outputs) / len(answers)
+    return {
+        "classes": dict(zip(signature.labels, rates.tolist(), strict=True)),
+        "confidence": {
+            "edges": _CONFIDENCE.tolist(),
+            "shares": _shares(np.histogram(answers.max(axis=1).clip(0, 1), _CONFIDENCE)[0]),
+        },
+    }

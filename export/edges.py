@@ -1,0 +1,118 @@
+"""What surrounds the model inside its ONNX file: raw inputs to model input, and logits to named answers."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+from zoo.data.signature import ImagePreprocess, Signature, TablePreprocess
+
+BEFORE, AFTER = "preprocess", "postprocess"  # name scopes of the nodes added here
+_INPUT = f"{BEFORE}/output"
+
+
+def answer(signature: Signature) -> str:
+    """Name of the file's output."""
+    return "value" if signature.task == "regression" else "probabilities"
+
+
+def add_edges(proto: onnx.ModelProto, signature: Signature) -> None:
+    """Put the signature's preprocessing before, and its decoding after, a graph with one float input and `logits`."""
+    graph = proto.graph
+    own = graph.input[0].name
+    for node in graph.node:
+        for position, name in enumerate(node.input):
+            if name == own:
+                node.input[position] = _INPUT
+    del graph.input[:]
+    step = signature.preprocess
+    before = _image(graph, step) if isinstance(step, ImagePreprocess) else _table(graph, step)
+    after = _answer(graph, signature)
+    nodes = [*before, *graph.node, *after]
+    del graph.node[:]
+    graph.node.extend(nodes)
+    if not any(entry.domain == "ai.onnx.ml" for entry in proto.opset_import):
+        proto.opset_import.append(helper.make_opsetid("ai.onnx.ml", 2))
+
+
+def _constant(graph: onnx.GraphProto, name: str, values: object, dtype: type = np.float32) -> str:
+    graph.initializer.append(numpy_helper.from_array(np.asarray(values, dtype), name))
+    return name
+
+
+def _node(op: str, inputs: Sequence[str], output: str, domain: str = "", **attributes: Any) -> onnx.NodeProto:
+    return helper.make_node(op, list(inputs), [output], name=output, domain=domain, **attributes)
+
+
+def _standardise(
+    graph: onnx.GraphProto, value: str, mean: object, std: object, scope: str
+) -> tuple[list[onnx.NodeProto], str]:
+    """(value - mean) / std in the order that numpy has it, so that no answer moves by a rounding."""
+    centred, scaled = f"{scope}/centred", f"{scope}/scaled"
+    return [
+        _node("Sub", [value, _constant(graph, f"{scope}/mean", mean)], centred),
+        _node("Div", [centred, _constant(graph, f"{scope}/std", std)], scaled),
+    ], scaled
+
+
+def _image(graph: onnx.GraphProto, step: ImagePreprocess) -> list[onnx.NodeProto]:
+    graph.input.append(helper.make_tensor_value_info("image", TensorProto.UINT8, ["batch", *step.shape]))
+    pixels = f"{BEFORE}/pixels"
+    nodes, scaled = _standardise(graph, pixels, step.mean, step.std, BEFORE)
+    return [_node("Cast", ["image"], pixels, to=TensorProto.FLOAT), *nodes, _node("Identity", [scaled], _INPUT)]
+
+
+def _table(graph: onnx.GraphProto, step: TablePreprocess) -> list[onnx.NodeProto]:
+    nodes: list[onnx.NodeProto] = []
+    parts: list[str] = []
+    if step.numbers:
+        graph.input.append(helper.make_tensor_value_info("numbers", TensorProto.FLOAT, ["batch", len(step.numbers)]))
+        missing, filled = f"{BEFORE}/missing", f"{BEFORE}/filled"
+        nodes.append(_node("IsNaN", ["numbers"], missing))
+        mean = _constant(graph, f"{BEFORE}/fill", step.mean)
+        nodes.append(_node("Where", [missing, mean, "numbers"], filled))
+        standardised, scaled = _standardise(graph, filled, step.mean, step.std, BEFORE)
+        nodes += standardised
+        parts.append(scaled)
+    if step.categories:
+        graph.input.append(
+            helper.make_tensor_value_info("categories", TensorProto.STRING, ["batch", len(step.categories)])
+        )
+    for position, values in enumerate(step.categories.values()):
+        scope = f"{BEFORE}/category{position}"
+        index = _constant(graph, f"{scope}/position", [position], np.int64)
+        places = _constant(graph, f"{scope}/places", np.arange(len(values)), np.int64)
+        nodes += [
+            _node("Gather", ["categories", index], f"{scope}/column", axis=1),
+            _node(
+                "LabelEncoder",
+                [f"{scope}/column"],
+                f"{scope}/code",
+                domain="ai.onnx.ml",
+                keys_strings=list(values),
+                values_int64s=list(range(len(values))),
+                default_int64=-1,
+            ),
+            _node("Equal", [f"{scope}/code", places], f"{scope}/equal"),
+            _node("Cast", [f"{scope}/equal"], f"{scope}/one_hot", to=TensorProto.FLOAT),
+        ]
+        parts.append(f"{scope}/one_hot")
+    return [*nodes, _node("Concat", parts, _INPUT, axis=1)]
+
+
+def _answer(graph: onnx.GraphProto, signature: Signature) -> list[onnx.NodeProto]:
+    name = answer(signature)
+    if signature.task == "regression":
+        scaled = f"{AFTER}/scaled"
+        nodes = [
+            _node("Mul", ["logits", _constant(graph, f"{AFTER}/std", signature.target_std)], scaled),
+            _node("Add", [scaled, _constant(graph, f"{AFTER}/mean", signature.target_mean)], name),
+        ]
+    else:
+        nodes = [_node("Softmax", ["logits"], name, axis=-1)]
+    nodes[-1].name = f"{AFTER}/{name}"
+    del graph.output[:]
+    graph.output.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch", signature.outputs]))
+    return nodes

@@ -1,0 +1,189 @@
+import json
+from dataclasses import replace
+from types import SimpleNamespace
+
+import keras
+import numpy as np
+import pytest
+
+import export
+from export import ExportError, bundle, parity
+from serve.manifest import BundleError, read
+from zoo import registry
+
+FILES = {"model.onnx", "model.int8.onnx", "model.json", "golden.npz", "background.npz", "drift.json", "README.md", "LICENSES", "SHA256SUMS"}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def digits_bundle(lenet, digits, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("store") / "digits" / "1"
+    return export.to_bundle(
+        lenet, folder, data=digits, architecture="lenet", training={"seed": 0}, licence="Apache-2.0"
+    )
+
+
+@pytest.fixture(scope="module")
+def mixed_bundle(mixed, tmp_path_factory):
+    keras.utils.set_random_seed(0)
+    model = registry.get("mlp", input_shape=mixed.signature.preprocess.shape, classes=2, width=(8, 4))
+    return export.to_bundle(model, tmp_path_factory.mktemp("store") / "mixed" / "7", data=mixed)
+
+
+def test_a_bundle_holds_what_it_says(digits_bundle, digits, lenet):
+    manifest = digits_bundle.manifest
+    assert {path.name for path in digits_bundle.folder.iterdir()} == FILES
+    assert (manifest.name, manifest.version, manifest.architecture, manifest.kind) == ("digits", "1", "lenet", "image")
+    assert manifest.labels == tuple("0123456789") and manifest.refused == {}
+    facts = manifest.training
+    assert facts["data"]["sha256"] == digits.sha256 and facts["seed"] == 0
+    assert facts["versions"]["keras"] == keras.__version__
+    scores = {}
+    for key, precision in manifest.precisions.items():
+        path = digits_bundle.model(key)
+        assert precision.bytes == path.stat().st_size
+        found = parity.run(parity.session(path), digits.test.x)["probabilities"].argmax(axis=1)
+        scores[key] = precision.score
+        assert precision.score == pytest.approx((found == digits.test.y).mean())
+    assert scores["fp32"] > 0.8 and scores["int8"] > scores["fp32"] - 0.03
+    logits = keras.ops.convert_to_numpy(lenet(digits.signature.inputs(digits.test.x)))
+    assert scores["fp32"] == pytest.approx((logits.argmax(axis=1) == digits.test.y).mean())
+    assert manifest.precisions["fp32"].parity <= 1e-4 < manifest.precisions["int8"].parity
+
+
+@pytest.mark.parametrize("which", ["digits_bundle", "mixed_bundle"])
+def test_golden_rows_replay(which, request):
+    found = request.getfixturevalue(which)
+    with np.load(found.folder / "golden.npz", allow_pickle=False) as arrays:
+        inputs = {name.removeprefix("input/"): arrays[name] for name in arrays.files if name.startswith("input/")}
+        expected = {name.removeprefix("output/"): arrays[name] for name in arrays.files if name.startswith("output/")}
+    assert set(inputs) == {port.name for port in found.manifest.inputs}
+    for precision in found.manifest.precisions:
+        live = parity.session(found.model(precision))
+        gap = parity.difference(live, inputs, expected)
+        assert gap == pytest.approx(found.manifest.precisions[precision].parity, abs=1e-6)
+
+
+def test_background_is_from_the_training_split(digits_bundle, digits):
+    with np.load(digits_bundle.folder / "background.npz", allow_pickle=False) as arrays:
+        assert arrays.files == ["input/image"] and len(arrays["input/image"]) == bundle.BACKGROUND
+        assert (arrays["input/image"] == digits.train.x["image"][: bundle.BACKGROUND]).all()
+
+
+def test_table_ports_and_drift(mixed_bundle, mixed):
+    manifest = mixed_bundle.manifest
+    numbers, categories = manifest.inputs
+    assert (numbers.dtype, numbers.columns) == ("FP32", ("height", "depth"))
+    assert (categories.dtype, categories.columns) == ("BYTES", ("colour", "kind"))
+    assert manifest.choices == {"colour": ("green", "red"), "kind": ("a", "b", "c")}
+    drift = json.loads((mixed_bundle.folder / "drift.json").read_text())
+    values = mixed.validation.x["numbers"][:, 0]
+    height = drift["inputs"]["numbers"]["height"]
+    assert height["missing"] == pytest.approx(np.isnan(values).mean())
+    known = values[~np.isnan(values)]
+    assert height["shares"][0] == pytest.approx((known < height["edges"][0]).mean(), abs=1e-5)
+    assert len(height["shares"]) == len(height["edges"]) + 1 and sum(height["shares"]) == pytest.approx(1, abs=1e-4)
+    colour = drift["inputs"]["categories"]["colour"]
+    assert colour["missing"] == pytest.approx((mixed.validation.x["categories"][:, 0] == "").mean())
+    assert sum(colour["values"].values()) + colour["missing"] + colour["unknown"] == pytest.approx(1)
+    assert sum(drift["outputs"]["classes"].values()) == pytest.approx(1) and drift["rows"] == len(mixed.validation)
+
+
+def test_image_drift_is_the_histogram_of_validation_pixels(digits_bundle, digits):
+    drift = json.loads((digits_bundle.folder / "drift.json").read_text())["inputs"]["image"]["channel0"]
+    pixels = digits.validation.x["image"]
+    assert drift["shares"][0] == pytest.approx((pixels < 16).mean(), abs=1e-5)
+    assert len(drift["edges"]) == len(drift["shares"]) + 1
+
+
+def test_the_card_states_the_measured_figures(digits_bundle, mixed_bundle, digits):
+    card = (digits_bundle.folder / "README.md").read_text()
+    for precision in digits_bundle.manifest.precisions.values():
+        assert f"{precision.score:.4f}" in card and f"{precision.bytes:,}" in card
+    assert digits.sha256 in card and "curl -F image=@picture.png" in card and "Seed 0." in card
+    body = (mixed_bundle.folder / "README.md").read_text().split("-d '")[1].split("' http")[0]
+    assert set(json.loads(body)) <= {"height", "depth", "colour", "kind"}
+    assert "generated, not observed" in (mixed_bundle.folder / "README.md").read_text()
+    licences = (digits_bundle.folder / "LICENSES").read_text()
+    assert "Apache-2.0" in licences and digits.licence in licences
+
+
+def test_regression_bundle_without_int8(tmp_path):
+    found = export.to_bundle(
+        registry.get("logistic_regression", input_shape=(10,), classes=1), tmp_path / "bmi" / "1", data="diabetes"
+    )
+    assert found.manifest.metric == "r2" and found.manifest.outputs[0].name == "value"
+    assert set(found.manifest.precisions) == {"fp32"} and "output head" in found.manifest.refused["int8"]
+    drift = json.loads((found.folder / "drift.json").read_text())
+    assert sum(drift["outputs"]["value"]["shares"]) == pytest.approx(1, abs=1e-4)
+
+
+def test_run_facts_go_into_the_manifest(mixed, tmp_path):
+    from zoo.recipes import Recipe
+
+    recipe = Recipe(model="mlp", data="mixed", seed=5)
+    model = registry.get("mlp", input_shape=mixed.signature.preprocess.shape, classes=2, width=(3,))
+    run = SimpleNamespace(model=model, recipe=recipe, metrics={"test": 0.5}, data=mixed, signature=mixed.signature)
+    found = export.to_bundle(run, tmp_path / "mixed" / "1", int8=False)
+    assert found.manifest.architecture == "mlp" and found.manifest.training["seed"] == 5
+    assert found.manifest.training["recipe"]["data"] == "mixed" and "int8" not in found.manifest.refused
+
+
+def test_a_run_and_other_data_are_refused(mixed, digits, lenet, tmp_path):
+    run = SimpleNamespace(model=lenet, recipe=None, metrics={}, data=None, signature=mixed.signature)
+    with pytest.raises(ExportError, match="'digits' is not what the run was trained on"):
+        export.to_bundle(lenet, tmp_path / "digits" / "1", data=digits, run=run)
+    with pytest.raises(ExportError, match="a bundle needs data"):
+        export.to_bundle(lenet, tmp_path / "digits" / "1")
+    assert not list(tmp_path.iterdir())
+
+
+def test_device_files_are_written_and_measured(mixed, tmp_path):
+    keras.utils.set_random_seed(0)
+    model = registry.get("mlp", input_shape=mixed.signature.preprocess.shape, classes=2, width=(8, 4))
+    found = export.to_bundle(model, tmp_path / "mixed" / "1", data=mixed, litert=True)
+    assert found.manifest.edge.keys() | found.manifest.refused.keys() == {"model.tflite", "model.int8.tflite"}
+    figures = found.manifest.edge["model.tflite"]
+    assert figures["bytes"] == (found.folder / "model.tflite").stat().st_size and figures["difference"] < 1e-4
+    assert f"| model.tflite | {figures['agreement']:.4f} |" in (found.folder / "README.md").read_text()
+
+
+def test_a_version_is_never_overwritten(digits_bundle, lenet, digits):
+    before = (digits_bundle.folder / "SHA256SUMS").read_bytes()
+    with pytest.raises(ExportError, match=r"versions are never overwritten; the next free one is .*digits/2"):
+        export.to_bundle(lenet, digits_bundle.folder, data=digits)
+    assert (digits_bundle.folder / "SHA256SUMS").read_bytes() == before
+
+
+@pytest.mark.parametrize("folder", ["1", "digits/latest", "store/bad name/1", "store/../1"])
+def test_misnamed_folder(folder, lenet, digits, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ExportError, match="whole number as version"):
+        export.to_bundle(lenet, folder, data=digits)
+    assert not list(tmp_path.iterdir())
+
+
+def test_nothing_is_left_behind_when_a_step_fails(lenet, digits, tmp_path, monkeypatch):
+    monkeypatch.setattr(bundle.baseline, "describe", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        export.to_bundle(lenet, tmp_path / "digits" / "1", data=digits, int8=False)
+    assert not list(tmp_path.iterdir())
+
+
+def test_bad_facts_and_empty_splits(lenet, digits, tmp_path):
+    with pytest.raises(ExportError, match="training must hold JSON values only"):
+        export.to_bundle(lenet, tmp_path / "digits" / "1", data=digits, int8=False, training={"model": lenet})
+    empty = replace(digits, test=replace(digits.test, x={"image": digits.test.x["image"][:0]}, y=digits.test.y[:0]))
+    with pytest.raises(ExportError, match="data 'digits' has no rows for test"):
+        export.to_bundle(lenet, tmp_path / "digits" / "1", data=empty)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_changed_bundle_is_refused(mixed_bundle, tmp_path):
+    import shutil
+
+    copy = tmp_path / "7"
+    shutil.copytree(mixed_bundle.folder, copy)
+    with (copy / "model.onnx").open("ab") as file:
+        file.write(b"x")
+    with pytest.raises(BundleError, match=r"'model.onnx' does not match its hash"):
+        read(copy)
