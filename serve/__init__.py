@@ -3,7 +3,13 @@
 from importlib import import_module
 from typing import Any
 
-_HOME = {"create_app": "serve.app", "read": "serve.manifest"}
+_HOME = {
+    "create_app": "serve.app",
+    "run": "serve.host",
+    "Model": "serve.runtime",
+    "Store": "serve.runtime",
+    "read": "serve.manifest",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -73,6 +73,7 @@ class Manifest:
         default: precision a server uses when none is asked for.
         refused: precision -> why it was not stored, with figures.
         training: provenance: data name and hash, seed, versions, licence.
+        edge: files for devices -> bytes, and difference and agreement with Keras on the held-out split.
     """
 
     name: str
@@ -89,6 +90,7 @@ class Manifest:
     choices: dict[str, tuple[str, ...]] = field(default_factory=dict)
     refused: dict[str, str] = field(default_factory=dict)
     training: dict[str, Any] = field(default_factory=dict)
+    edge: dict[str, dict[str, float]] = field(default_factory=dict)
     format: int = FORMAT
 
     def to_json(self) -> str:
@@ -104,18 +106,24 @@ class Manifest:
         try:
             raw = json.loads(text)
             if raw.get("format") != FORMAT:
-                raise BundleError(f"{MANIFEST} has format {raw.get('format')!r}, this reader knows {FORMAT}; update zooroad or export again")
-            ports = {key: tuple(_port(p) for p in raw.pop(key)) for key in ("inputs", "outputs")}
+                raise BundleError(
+                    f"{MANIFEST} has format {raw.get('format')!r}, this reader knows {FORMAT}; update zooroad or export again"
+                )
+            inputs = tuple(_port(p) for p in raw.pop("inputs"))
+            outputs = tuple(_port(p) for p in raw.pop("outputs"))
             precisions = {
-                key: Precision(**{**p, "kept_float": tuple(p["kept_float"])}) for key, p in raw.pop("precisions").items()
+                key: Precision(**{**p, "kept_float": tuple(p["kept_float"])})
+                for key, p in raw.pop("precisions").items()
             }
             choices = {key: tuple(values) for key, values in raw.pop("choices").items()}
             labels = tuple(raw.pop("labels"))
-            manifest = cls(**ports, precisions=precisions, choices=choices, labels=labels, **raw)
+            manifest = cls(inputs=inputs, outputs=outputs, precisions=precisions, choices=choices, labels=labels, **raw)
         except (TypeError, KeyError, AttributeError, json.JSONDecodeError) as error:
             raise BundleError(f"{MANIFEST} cannot be read: {error!r}; export the bundle again") from error
         if manifest.default not in manifest.precisions:
-            raise BundleError(f"{MANIFEST}: default precision {manifest.default!r} is not among {sorted(manifest.precisions)}")
+            raise BundleError(
+                f"{MANIFEST}: default precision {manifest.default!r} is not among {sorted(manifest.precisions)}"
+            )
         return manifest
 
 
@@ -135,7 +143,9 @@ class Bundle:
         """Path of the ONNX file for a precision, the manifest's default if None."""
         precision = precision or self.manifest.default
         if precision not in self.manifest.precisions:
-            raise BundleError(f"{self.folder} has no precision {precision!r}; it has {', '.join(self.manifest.precisions)}")
+            raise BundleError(
+                f"{self.folder} has no precision {precision!r}; it has {', '.join(self.manifest.precisions)}"
+            )
         return self.folder / self.manifest.precisions[precision].file
 
 
@@ -166,7 +176,9 @@ def read(folder: str | Path) -> Bundle:
     for number, line in enumerate(sums.read_text(encoding="utf-8", errors="replace").splitlines(), 1):
         sha, separator, name = line.partition("  ")
         if not separator or len(sha) != 64:
-            raise BundleError(f"{sums}, line {number} is not '<sha256>  <file>'; the bundle is damaged, export it again")
+            raise BundleError(
+                f"{sums}, line {number} is not '<sha256>  <file>'; the bundle is damaged, export it again"
+            )
         listed[name] = sha
     found = {p.relative_to(folder).as_posix(): p for p in folder.rglob("*") if p.is_file() and p != sums}
     for name in sorted(listed.keys() ^ found.keys()):
@@ -174,7 +186,9 @@ def read(folder: str | Path) -> Bundle:
         raise BundleError(f"{folder}: {name!r} is {state} in {SUMS}; the bundle is damaged, export it again")
     for name, path in found.items():
         if digest(path) != listed[name]:
-            raise BundleError(f"{folder}: {name!r} does not match its hash in {SUMS}; the bundle was changed, export it again")
+            raise BundleError(
+                f"{folder}: {name!r} does not match its hash in {SUMS}; the bundle was changed, export it again"
+            )
     if MANIFEST not in listed:
         raise BundleError(f"{folder} has no {MANIFEST}; export the bundle again")
     manifest = Manifest.from_json((folder / MANIFEST).read_text(encoding="utf-8"))

@@ -1,0 +1,39 @@
+"""The one error a client can cause."""
+
+from difflib import get_close_matches
+from typing import Any
+
+
+class RequestError(ValueError):
+    """A request that cannot be answered.
+
+    Attributes:
+        code: short machine-readable reason, such as "bad_shape".
+        status: HTTP status that says the same.
+        headers: extra HTTP headers of the answer, such as `Retry-After`.
+    """
+
+    def __init__(self, code: str, message: str, status: int = 422, headers: dict[str, str] | None = None) -> None:
+        super().__init__(message)
+        self.code = code
+        self.status = status
+        self.headers = headers or {}
+
+    @property
+    def message(self) -> str:
+        """What is wrong, what was received, what to do."""
+        return str(self)
+
+
+def shown(value: Any) -> str:
+    """A client's value for a message, cut to 60 characters."""
+    try:
+        return f"{value!r:.60}"
+    except ValueError:  # Python writes no integer of more than 4,300 digits
+        return "an integer of thousands of digits"
+
+
+def did_you_mean(name: str, known: Any) -> str:
+    """' Did you mean ...?' for the nearest known names, or an empty string."""
+    near = get_close_matches(name, list(known), n=2, cutoff=0.5)
+    return f" Did you mean {' or '.join(map(repr, near))}?" if near else ""

@@ -1,0 +1,55 @@
+"""Stand-ins for `zoo.explain.explain`, named as targets of the explainer's process."""
+
+import json
+import os
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+
+
+def echo(bundle, inputs, *, precision, method, target):
+    """Tells what it was called with and in which process."""
+    print("a library that prints must not disturb the answers")
+    told = {
+        "name": bundle.manifest.name,
+        "shapes": {name: list(array.shape) for name, array in inputs.items()},
+        "missing": [str(value) for array in inputs.values() if array.dtype.kind == "U" for value in array.flat],
+        "sum": float(np.nansum(inputs["numbers"])) if "numbers" in inputs else 0.0,
+        "precision": precision,
+        "method": method,
+        "target": target,
+        "process": os.getpid(),
+    }
+    return SimpleNamespace(to_json=lambda: json.dumps(told), plot=lambda file: file.write(b"\x89PNG picture"))
+
+
+def hang_once(bundle, inputs, **options):
+    """Hangs the first time, which a file beside the store remembers."""
+    mark = bundle.folder.parents[2] / "hung"
+    if not mark.exists():
+        mark.touch()
+        time.sleep(60)
+    return echo(bundle, inputs, **options)
+
+
+def die_once(bundle, inputs, **options):
+    """Ends its process the first time, as a crash in native code would."""
+    mark = Path(bundle.folder.parents[2] / "died")
+    if not mark.exists():
+        mark.touch()
+        os._exit(7)
+    return echo(bundle, inputs, **options)
+
+
+def without_shap(bundle, inputs, **options):
+    raise ImportError("No module named 'shap'")
+
+
+def refuse(bundle, inputs, *, method, **options):
+    raise ValueError(f"no method is called {method!r}")
+
+
+def fail(bundle, inputs, **options):
+    raise RuntimeError("numerics")
