@@ -134,10 +134,11 @@ def _announce(store: Store, servers: list[BaseWSGIServer]) -> None:
     for name, versions in store.models.items():
         model = store.get(name)
         print(f"  {name}: {model.manifest.architecture}, {model.precision}, version {' '.join(versions)}")
+    plural = "" if len(store.models) == 1 else "s"
     for server in servers:
         host = server.effective_host
         address = f"[{host}]" if ":" in host else host
-        print(f"serving {len(store.models)} models at http://{address}:{server.effective_port}")
+        print(f"serving {len(store.models)} model{plural} at http://{address}:{server.effective_port}")
     print("stop with Ctrl-C", flush=True)
 
 

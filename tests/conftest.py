@@ -15,7 +15,7 @@ import pytest
 @pytest.fixture(autouse=True)
 def seed():
     random.seed(0)
-    np.random.seed(0)  # noqa: NPY002 libraries under test draw from the global state
+    np.random.seed(0)  # libraries under test draw from the global state
     import sys
 
     if "keras" in sys.modules:

@@ -39,6 +39,19 @@ def test_inputs_are_as_declared(built):
         assert len(tensor.shape) == 1 + len(declared.axes)
 
 
+def test_image_models_take_any_size_channels_and_classes():
+    seen = 0
+    for name in BUILDERS:
+        entry = registry.entry(name)
+        if "height" not in next(iter(entry.inputs.values())).axes:
+            continue
+        seen += 1
+        for shape in ((17, 23, 1), (33, 20, 4), (70, 70, 13)):
+            model = entry.build(**{**entry.tiny, "input_shape": shape, "classes": 7, "dropout": 0.2})
+            assert np.asarray(model(np.zeros((2, *shape), "float32"))).shape == (2, 7), (name, shape)
+    assert seen >= 3
+
+
 def test_output_is_finite_and_of_the_tasks_shape(built):
     entry, model = built
     out = np.asarray(model(inputs_for(model)))
@@ -60,7 +73,7 @@ def test_one_step_moves_every_trainable_weight(built):
 
 
 def test_save_and_load_keep_the_outputs(built, tmp_path):
-    entry, model = built
+    _, model = built
     model.save(tmp_path / "model.keras")
     loaded = keras.saving.load_model(tmp_path / "model.keras", compile=False)
     x = inputs_for(model)

@@ -23,10 +23,8 @@ Set = Annotated[
 
 def main() -> None:
     """Run the command line; what a user can cause ends in one line of text and status 1."""
-    # the backend's own log lines say nothing that a user of these commands can act on
     import os
 
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     try:
         app()
     except (ValueError, TypeError, LookupError, OSError, ImportError, FloatingPointError) as error:
@@ -34,6 +32,36 @@ def main() -> None:
             raise
         message = error.args[0] if isinstance(error, KeyError) and error.args else error
         sys.exit(f"error: {message}\n(ZOO_DEBUG=1 shows where it arose)")
+
+
+def _quiet_backend() -> None:
+    """Drop the log lines that TensorFlow's C++ side writes to the terminal whatever its log level is.
+
+    Python's own standard error keeps the terminal; file descriptor 2, which C++ writes to, becomes a pipe, and what
+    comes out of it is passed on unless it is an information, warning or error line of the log.
+    """
+    import os
+    import re
+    import threading
+
+    if os.environ.get("ZOO_DEBUG"):
+        return
+    terminal = os.fdopen(os.dup(2), "w", buffering=1)
+    source, sink = os.pipe()
+    os.dup2(sink, 2)
+    os.close(sink)
+    noise = re.compile(
+        r"[IWE]\d{4} |WARNING: All log messages before absl|To enable the following instr|\t \[\[\{\{node"
+    )
+
+    def pass_on() -> None:
+        with os.fdopen(source, errors="replace") as lines:
+            for line in lines:
+                if not noise.match(line):
+                    terminal.write(line)
+
+    threading.Thread(target=pass_on, daemon=True).start()
+    sys.stderr = terminal
 
 
 def _settings(pairs: list[str] | None) -> dict[str, object]:
@@ -88,15 +116,43 @@ def show(
 
     typer.echo(registry.show(name))
     if layers:
+        _quiet_backend()
         from zoo.compress import cost
 
-        typer.echo("\n" + str(cost(registry.get(name))))
+        rows = cost(registry.get(name))
+        width = max(len(row.layer) for row in rows)
+        typer.echo(f"\n{'layer':<{width}}  {'kind':<22} {'output':<20} {'parameters':>12} {'multiplications':>16}")
+        for row in rows:
+            macs = "?" if row.macs is None else f"{row.macs:,}"
+            typer.echo(f"{row.layer:<{width}}  {row.kind:<22} {row.output_shape!s:<20} {row.params:>12,} {macs:>16}")
+        total = sum(row.macs or 0 for row in rows)
+        typer.echo(f"{'all':<{width}}  {'':<22} {'':<20} {sum(row.params for row in rows):>12,} {total:>16,}")
+
+
+@app.command()
+def data(
+    source: Annotated[str, typer.Argument(help="Name, folder of images, CSV, Parquet or .npz file.")] = "",
+    target: Annotated[str | None, typer.Option(help="Target column of a table.")] = None,
+    seed: Annotated[int, typer.Option(help="Of the splits.")] = 0,
+) -> None:
+    """Show a data set: splits, class balance, leaks between splits, source and licence; without a name, list them.
+
+    Example: zoo data patients.csv --target ill
+    """
+    from zoo import data as datasets
+
+    if not source:
+        typer.echo("\n".join(datasets.names()))
+        return
+    typer.echo(datasets.load(source, target=target, seed=seed).summary())
 
 
 @app.command()
 def train(
     model: str,
-    data: Annotated[str | None, typer.Option(help="Data set name, folder of images, CSV, Parquet or .npz file.")] = None,
+    data: Annotated[
+        str | None, typer.Option(help="Data set name, folder of images, CSV, Parquet or .npz file.")
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="Run folder; runs/<model>-<data> if not given.")] = None,
     epochs: Annotated[int | None, typer.Option(help="Passes over the training rows.")] = None,
     seed: Annotated[int | None, typer.Option(help="Of weights, splits, order and augmentation.")] = None,
@@ -114,6 +170,7 @@ def train(
 
     Example: zoo train resnet18 --data digits --epochs 20 --set augment=shift,noise
     """
+    _quiet_backend()
     from zoo.training import train as run
 
     given = {"epochs": epochs, "seed": seed, "target": target}
@@ -146,6 +203,7 @@ def evaluate(
 
     Example: zoo evaluate store/digits/1 --data digits --precision int8
     """
+    _quiet_backend()
     from zoo.evaluate import evaluate as judge
 
     found = judge(_run_or_bundle(what), data, split=split, precision=precision)
@@ -181,11 +239,19 @@ def compress(
 
     Example: zoo compress runs/resnet18-digits --channels 0.5 --out runs/small
     """
+    _quiet_backend()
     from zoo.compress import shrink
     from zoo.training import load
 
     small = shrink(
-        load(run), out, channels=channels, zeros=zeros, epochs=epochs, overwrite=overwrite, quiet=quiet, **_settings(settings)
+        load(run),
+        out,
+        channels=channels,
+        zeros=zeros,
+        epochs=epochs,
+        overwrite=overwrite,
+        quiet=quiet,
+        **_settings(settings),
     )
     typer.echo(f"{small.metrics['test']:.4f} on test rows, {small.model.count_params():,} parameters, in {out}")
 
@@ -201,17 +267,28 @@ def export(
 
     Example: zoo export runs/resnet18-digits store/digits/1
     """
+    _quiet_backend()
     import export as exporter
+    from zoo.training import load, load_data
 
-    source = _run_or_bundle(run)
-    made = exporter.to_bundle(source, bundle, int8=int8, litert=litert)
-    typer.echo(str(made))
+    source = load(run)
+    made = exporter.to_bundle(source.model, bundle, data=load_data(source), run=source, int8=int8, litert=litert)
+    for form in made.manifest.precisions.values():
+        score = "" if form.score is None else f"{made.manifest.metric} {form.score:.4f}  "
+        typer.echo(f"{form.file:<20} {form.bytes / 1024:>10,.0f} KB  {score}parity {form.parity:.1e}")
+    for file, figures in made.manifest.edge.items():
+        typer.echo(f"{file:<20} {figures['bytes'] / 1024:>10,.0f} KB  agreement with Keras {figures['agreement']:.4f}")
+    for name, reason in made.manifest.refused.items():
+        typer.echo(f"{name} was refused: {reason}")
+    typer.echo(f"bundle in {bundle}; serve it with: zoo serve {bundle.parent.parent}")
 
 
 @app.command()
 def explain(
     bundle: Annotated[Path, typer.Argument(help="Bundle, such as store/digits/1.")],
-    image: Annotated[Path | None, typer.Option(help="An image file; the bundle's own example rows if not given.")] = None,
+    image: Annotated[
+        Path | None, typer.Option(help="An image file; the bundle's own example rows if not given.")
+    ] = None,
     rows: Annotated[int, typer.Option(help="How many example rows.")] = 4,
     method: Annotated[str, typer.Option(help="auto, or a method's name.")] = "auto",
     out: Annotated[Path, typer.Option(help="Picture to write.")] = Path("explanation.png"),
@@ -246,10 +323,13 @@ def serve(
 @app.command()
 def demo(
     model: Annotated[str, typer.Option(help="Image model to take down the road.")] = "resnet18",
-    out: Annotated[Path, typer.Option(help="Folder for everything it makes; replaced if it is an older demo's.")] = Path("demo"),
+    out: Annotated[
+        Path, typer.Option(help="Folder for everything it makes; replaced if it is an older demo's.")
+    ] = Path("demo"),
     epochs: Annotated[int | None, typer.Option(help="Training epochs; the recipe's if not given.")] = None,
 ) -> None:
     """The whole road on real handwritten digits: train, report, prune, INT8, bundle, explain, serve one request."""
+    _quiet_backend()
     from zoo.demo import run
 
     run(model, out, epochs)

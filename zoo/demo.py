@@ -12,7 +12,6 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
-from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +33,8 @@ def run(model: str, out: Path, epochs: int | None = None) -> None:
     Raises:
         FileExistsError: `out` holds something else than an older demo.
     """
+    from PIL import Image
+
     import export
     import zoo
     from zoo.compress import compressed_bytes, shrink
@@ -45,7 +46,7 @@ def run(model: str, out: Path, epochs: int | None = None) -> None:
     _say("1", f"train {model} on {NAME}: 1,797 real handwritten digits of 8x8 pixels")
     whole = zoo.train(model, data=NAME, out=out / "run", **settings)
     bundle = export.to_bundle(whole.model, out / "store" / NAME / "1", data=whole.data, run=whole, int8=False)
-    stages.append(_stage("trained, ONNX FP32", bundle, "fp32"))
+    stages.append(_stage("trained, FP32", bundle, "fp32"))
 
     half = max(1, whole.recipe.epochs // 2)
     _say("2", "set half of the weights to zero while fine-tuning: a smaller compressed file, the same latency")
@@ -62,7 +63,7 @@ def run(model: str, out: Path, epochs: int | None = None) -> None:
     _say("4", "export the smaller model as FP32 and INT8, with preprocessing and softmax inside the files")
     bundle = export.to_bundle(small.model, out / "store" / NAME / "2", data=small.data, run=small, int8=True)
     for precision in bundle.manifest.precisions:
-        stages.append(_stage(f"half of the channels, ONNX {precision.upper()}", bundle, precision))
+        stages.append(_stage(f"half the channels, {precision.upper()}", bundle, precision))
     for precision, reason in bundle.manifest.refused.items():
         console.print(f"  {precision} was refused: {reason}")
 
@@ -73,9 +74,10 @@ def run(model: str, out: Path, epochs: int | None = None) -> None:
     console.print(f"  {why.method}, additivity error {why.additivity_error:.1e}, {why.seconds:.1f} s")
 
     _say("6", "serve the store and ask for one digit over HTTP")
-    digit = whole.data.test.x["image"][0]
+    picture = out / "digit.png"
+    Image.fromarray(whole.data.test.x["image"][0].squeeze()).save(picture)
     with _server(out / "store") as (url, ready):
-        answer, seconds = _ask(f"{url}/predict/{NAME}", _png(digit))
+        answer, seconds = _ask(f"{url}/predict/{NAME}", picture.read_bytes())
     best = answer["predictions"][0]
     console.print(f"  ready after {ready:.1f} s; answered in {1000 * seconds:.1f} ms: {json.dumps(best)[:160]}")
     truth = whole.data.signature.labels[int(whole.data.test.y[0])]
@@ -120,9 +122,11 @@ def _table(stages: list[dict[str, Any]], whole: Any) -> None:
     table = Table(title=f"{whole.recipe.model} on {NAME}, {len(whole.data.test)} held-out rows", title_justify="left")
     for column in ("stage", "accuracy", "file KB", "latency ms", "parity error"):
         table.add_column(column, justify="left" if column == "stage" else "right")
-    table.add_row("baseline, logistic regression", f"{whole.metrics['baseline']:.4f}", "", "", "")
+    table.add_row("logistic regression", f"{whole.metrics['baseline']:.4f}", "", "", "")
     for s in stages:
-        table.add_row(s["stage"], f"{s['accuracy']:.4f}", f"{s['bytes'] / 1024:,.0f}", f"{s['ms']:.3f}", f"{s['parity']:.1e}")
+        table.add_row(
+            s["stage"], f"{s['accuracy']:.4f}", f"{s['bytes'] / 1024:,.0f}", f"{s['ms']:.3f}", f"{s['parity']:.1e}"
+        )
     console.print()
     console.print(table)
     console.print("latency: median of one row in ONNX Runtime on this machine; parity: largest difference from Keras")
@@ -164,11 +168,3 @@ def _ask(url: str, body: bytes) -> tuple[Any, float]:
     with urllib.request.urlopen(request, timeout=30) as response:
         answer = json.load(response)
     return answer, time.perf_counter() - started
-
-
-def _png(pixels: Any) -> bytes:
-    from PIL import Image
-
-    file = BytesIO()
-    Image.fromarray(pixels.squeeze()).save(file, "PNG")
-    return file.getvalue()

@@ -137,7 +137,7 @@ def _entries(declaration: _Declaration, module: str, function: ast.FunctionDef) 
     aliases = declaration.aliases
     if not isinstance(aliases, dict):
         aliases = dict.fromkeys(aliases, declaration.name)
-    common = dict(
+    common: dict[str, Any] = dict(
         family=function.name,
         module=module,
         builder=function.name,

@@ -7,8 +7,8 @@ import time
 
 import numpy as np
 import pytest
-from conftest import LABELS, softmax
 from PIL import Image
+from small_bundles import LABELS, softmax
 
 from serve.app import create_app
 from serve.runtime import Store

@@ -3,7 +3,8 @@ import shutil
 
 import numpy as np
 import pytest
-from conftest import softmax, write_image, write_onnx, write_table
+from onnx import helper
+from small_bundles import IMAGE, PROBABILITIES, softmax, write_image, write_onnx, write_table
 
 from serve.errors import RequestError
 from serve.manifest import MANIFEST, BundleError, read, seal
@@ -178,9 +179,6 @@ def test_an_asked_precision_must_be_stored(tmp_path):
 
 
 def test_a_failure_inside_onnx_runtime_is_an_answer(tmp_path, caplog):
-    from conftest import IMAGE, PROBABILITIES
-    from onnx import helper
-
     folder = write_image(tmp_path)
     (folder / "golden.npz").unlink()
     nodes = [

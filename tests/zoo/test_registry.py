@@ -69,7 +69,7 @@ def guest(input_shape: tuple = (2,), classes: int = 2):
 def test_a_decorator_with_a_computed_argument_is_refused(tmp_path):
     path = tmp_path / "bad.py"
     path.write_text('@register("bad", task=TASK)\ndef bad(classes: int = 2): ...\n')
-    with pytest.raises(NameError, match="line 1.*write the value out"):
+    with pytest.raises(NameError, match=r"line 1.*write the value out"):
         list(registry._read(path, "bad"))
 
 

@@ -108,6 +108,7 @@ class MagnitudePruning(keras.callbacks.Callback):
         self._chosen_at = -math.inf
         self._steps = self.params.get("steps")  # of an epoch; None while the length of the data is unknown
         self._batch = 0
+        self._epoch = -1
 
     def on_epoch_begin(self, epoch, logs=None):
         self._epoch = epoch

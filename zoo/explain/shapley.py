@@ -124,7 +124,7 @@ def _table(subject: Subject, row: Raw, target: int, evaluations: int) -> Game:
         return np.concatenate(answers)
 
     differs = [(row[name] != values).any(axis=0) for name, values in background.items()]
-    settings = {"background rows": few}
+    settings = {"background_rows": few}
     found = Game(len(subject.columns), None, play, lambda values: values, np.concatenate(differs), settings)
     return found
 
@@ -157,9 +157,7 @@ def _image(subject: Subject, row: Raw, target: int) -> Game:
         return np.repeat(pixels[..., None], channels, axis=-1)
 
     differs = np.bincount(owner.ravel(), (image != mean).any(axis=-1).ravel()) > 0
-    found = Game(
-        grid[0] * grid[1], grid, play, spread, differs, {"tile, pixels a side": side, "tiles": grid[0] * grid[1]}
-    )
+    found = Game(grid[0] * grid[1], grid, play, spread, differs, {"tile_side": side, "tiles": grid[0] * grid[1]})
     return found
 
 
@@ -195,7 +193,7 @@ def solve(game: Game, method: str, max_evals: int | None, seed: int) -> tuple[np
         found = explainer(np.ones((1, len(players))), max_evals=evaluations, batch_size=64, silent=True)
     values = np.zeros(game.players)
     values[players] = found.values[0]
-    settings["evaluations, at most"] = evaluations
+    settings["evaluations"] = evaluations
     return game.spread(values), float(np.ravel(found.base_values)[0]), settings
 
 

@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -189,17 +189,19 @@ def _of_keras(model: Any, signature: Any, background: Raw | None) -> Subject:
     )
 
 
-def _finish(background: Raw, **facts: Any) -> Subject:
-    subject = Subject(**facts, background=background)
+def _finish(**facts: Any) -> Subject:
+    """The subject with its background checked, for images averaged to one."""
+    subject = Subject(**facts)
     try:
-        checked = subject.check(background)
+        background = subject.check(subject.background)
     except ValueError as error:
         raise ValueError(f"the background does not fit: {error}") from None
-    if subject.kind == "image":
-        mean = np.rint(checked["image"].mean(axis=0, keepdims=True)).astype(np.uint8)
-        checked = {"image": mean}
-        facts["background_source"] += ", averaged to one image"
-    return Subject(**facts, background=checked)
+    if subject.kind == "table":
+        return replace(subject, background=background)
+    mean = np.rint(background["image"].mean(axis=0, keepdims=True)).astype(np.uint8)
+    return replace(
+        subject, background={"image": mean}, background_source=f"{subject.background_source}, averaged to one image"
+    )
 
 
 def examples(bundle: Any, image: str | Path | None = None, rows: int = 4) -> Raw:

@@ -3,12 +3,10 @@
 import csv
 import dataclasses
 import json
-import os
 import platform
 import shutil
 import time
 from dataclasses import dataclass, field
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +19,7 @@ from zoo.data import Data
 from zoo.data.signature import Signature
 from zoo.evaluate import pictures
 from zoo.evaluate.report import Report, answers, judge
+from zoo.machine import cores, processor, versions
 from zoo.recipes import Recipe
 from zoo.training.fit import fit
 
@@ -324,19 +323,13 @@ def baseline(data: Data) -> float:
 
 def environment(data: Data) -> dict[str, Any]:
     """Versions, hardware and data a run depends on."""
-    packages = {}
-    for package in ("zooroad", "keras", "tensorflow", "jax", "torch", "numpy"):
-        try:
-            packages[package] = version(package)
-        except PackageNotFoundError:
-            continue
     return {
         "python": platform.python_version(),
         "platform": platform.platform(),
         "processor": processor(),
-        "cores": os.cpu_count(),
+        "cores": cores(),
         "backend": keras.backend.backend(),
-        "packages": packages,
+        "packages": versions("zooroad", "keras", "tensorflow", "jax", "torch", "numpy"),
         "data": {
             "name": data.name,
             "sha256": data.sha256,
@@ -345,15 +338,6 @@ def environment(data: Data) -> dict[str, Any]:
             "generated": data.generated,
         },
     }
-
-
-def processor() -> str:
-    """The processor's name, as the kernel tells it where it does."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-        return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()
 
 
 def _write_report(run: Run, report: Report, health: list) -> None:

@@ -1,0 +1,131 @@
+"""What removing half of the channels costs and gives: accuracy, ONNX file size, ONNX Runtime latency.
+
+Trains a model, prunes it, fine-tunes it, exports both and times both in turn, so that a busy machine slows both alike.
+Run `python benchmarks/pruning.py`; it appends a row to `benchmarks/results/pruning.csv` and ends with status 1 when a
+target below is missed.
+"""
+
+import argparse
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+from record import append
+
+SMALLER = 2.5  # times, of the ONNX file
+FASTER = 1.8  # times, median latency at batch 1
+POINTS = 1.0  # of accuracy that may be lost
+
+
+def latencies(paths: dict[str, Path], rows: dict[str, np.ndarray], threads: int, runs: int) -> dict[str, float]:
+    """Median milliseconds of each file at batch 1, the files taking turns.
+
+    Args:
+        paths: ONNX files by name.
+        rows: raw inputs by name, each (1, ...).
+        threads: threads inside an operator.
+        runs: timed runs of each file, after a tenth as many for warming up.
+    """
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    sessions = {
+        name: onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+        for name, path in paths.items()
+    }
+    seconds: dict[str, list[float]] = {name: [] for name in paths}
+    for turn in range(runs + runs // 10):
+        for name, session in sessions.items():
+            started = time.perf_counter()
+            session.run(None, rows)
+            if turn >= runs // 10:
+                seconds[name].append(time.perf_counter() - started)
+    return {name: float(np.median(values)) * 1e3 for name, values in seconds.items()}
+
+
+def measure(options: argparse.Namespace, folder: Path) -> dict[str, object]:
+    """One row of the results."""
+    import export
+    import zoo
+    from zoo.evaluate.report import answers, judge
+    from zoo.training import tune
+
+    overrides = {"epochs": options.epochs} if options.epochs else {}
+    run = zoo.train(options.model, data=options.data, out=folder / "full", seed=options.seed, quiet=True, **overrides)
+    small = zoo.compress.prune_channels(run.model, options.ratio, scope=options.scope, round_to=options.round_to)
+    pruned = judge(run.signature, run.data.test.y, answers(small, run.signature, run.data.test.x), "test").score.score
+    tuned = tune(run, small, out=folder / "small", epochs=options.tune_epochs, quiet=True)
+
+    models = {"full": run.model, "small": tuned.model}
+    paths = {
+        name: export.to_onnx(model, folder / f"{name}.onnx", signature=run.signature) for name, model in models.items()
+    }
+    row = {name: values[:1] for name, values in run.data.test.x.items()}
+    milliseconds = latencies(paths, row, options.threads, options.runs)
+    size = {name: path.stat().st_size for name, path in paths.items()}
+    return {
+        "threads": options.threads,
+        "model": options.model,
+        "data": options.data,
+        "seed": options.seed,
+        "ratio": options.ratio,
+        "scope": options.scope,
+        "round_to": options.round_to,
+        "epochs": run.recipe.epochs,
+        "tune_epochs": options.tune_epochs,
+        "accuracy": round(run.metrics["test"], 4),
+        "accuracy_pruned": round(pruned, 4),
+        "accuracy_tuned": round(tuned.metrics["test"], 4),
+        "parameters": run.model.count_params(),
+        "parameters_small": tuned.model.count_params(),
+        "macs": zoo.compress.macs(run.model),
+        "macs_small": zoo.compress.macs(tuned.model),
+        "onnx_bytes": size["full"],
+        "onnx_bytes_small": size["small"],
+        "smaller": round(size["full"] / size["small"], 2),
+        "milliseconds": round(milliseconds["full"], 4),
+        "milliseconds_small": round(milliseconds["small"], 4),
+        "faster": round(milliseconds["full"] / milliseconds["small"], 2),
+    }
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="resnet18")
+    parser.add_argument("--data", default="digits")
+    parser.add_argument("--ratio", type=float, default=0.5, help="share of the channels to remove")
+    parser.add_argument("--scope", default="layer", choices=("layer", "global"))
+    parser.add_argument("--round-to", type=int, default=1, help="keep multiples of this many channels")
+    parser.add_argument("--epochs", type=int, default=0, help="of training; the recipe's own if 0")
+    parser.add_argument("--tune-epochs", type=int, default=10, help="of fine-tuning")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--runs", type=int, default=500, help="timed runs of each file")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        row = measure(options, Path(folder))
+    append("pruning", row)
+
+    lost = (row["accuracy"] - row["accuracy_tuned"]) * 100
+    print(
+        f"accuracy  {row['accuracy']:.2%} -> pruned {row['accuracy_pruned']:.2%} -> tuned {row['accuracy_tuned']:.2%}"
+    )
+    print(
+        f"ONNX file {row['onnx_bytes'] / 1e6:.2f} MB -> {row['onnx_bytes_small'] / 1e6:.2f} MB, {row['smaller']}x smaller"
+    )
+    print(f"latency   {row['milliseconds']} ms -> {row['milliseconds_small']} ms, {row['faster']}x faster")
+    missed = {
+        f"at least {SMALLER}x smaller": row["smaller"] < SMALLER,
+        f"at least {FASTER}x faster": row["faster"] < FASTER,
+        f"at most {POINTS} points lost": lost > POINTS,
+    }
+    for target, failed in missed.items():
+        print(f"{'missed' if failed else 'met'}: {target}")
+    return int(any(missed.values()))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,74 @@
+"""The commands as a user types them; what a user can cause never ends in a traceback."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ZOO = str(Path(sys.executable).with_name("zoo"))
+
+
+def zoo(*arguments, folder=None):
+    return subprocess.run([ZOO, *arguments], cwd=folder, capture_output=True, text=True, timeout=240, check=False)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("cli")
+    done = zoo(
+        "train", "mlp", "--data", "wine", "--epochs", "15", "--set", "width=(16,)", "--out", "run", folder=folder
+    )
+    assert done.returncode == 0, done.stderr
+    assert "accuracy on" in done.stdout and "baseline" in done.stdout
+    return folder
+
+
+def test_road_on_a_table(trained):
+    for arguments, expected in (
+        (("evaluate", "run"), "accuracy on"),
+        (("compress", "run", "--channels", "0.5", "--epochs", "3", "--out", "small", "-q"), "on test rows"),
+        (("export", "small", "store/wine/1"), "bundle in"),
+        (("evaluate", "store/wine/1", "--data", "wine", "--json"), '"accuracy"'),
+        (("explain", "store/wine/1", "--rows", "2", "--out", "why.png"), "additivity error"),
+    ):
+        done = zoo(*arguments, folder=trained)
+        assert done.returncode == 0, f"{arguments}: {done.stderr}"
+        assert expected in done.stdout, arguments
+    assert (trained / "why.png").stat().st_size > 10_000
+
+
+@pytest.mark.parametrize(
+    "command", ["names", "show", "train", "evaluate", "compress", "export", "explain", "serve", "demo", "data"]
+)
+def test_help_teaches(command):
+    done = zoo(command, "--help")
+    assert done.returncode == 0
+    assert len(done.stdout) > 200
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("show", "resnt18"), "Did you mean 'resnet18'"),
+        (("names", "zzz*"), "no model matches 'zzz*'"),
+        (("train", "mlp", "--data", "digts"), "Did you mean 'digits'"),
+        (("train", "mlp", "--data", "digits", "--set", "epochs"), "--set takes KEY=VALUE"),
+        (("train", "mlp", "--data", "digits", "--set", "learning_rat=1"), "did you mean 'learning_rate'"),
+        (("evaluate", "nowhere"), "holds no finished run"),
+        (("export", "nowhere", "store/a/1"), "holds no finished run"),
+        (("explain", "nowhere"), "is not a bundle"),
+        (("serve", "nowhere"), "nowhere"),
+    ],
+)
+def test_mistakes_end_in_one_line(arguments, message, tmp_path):
+    done = zoo(*arguments, folder=tmp_path)
+    assert done.returncode == 1
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr and done.stderr.startswith("error: ")
+
+
+def test_names_load_nothing_heavy():
+    code = "import sys, zoo.cli; sys.argv=['zoo','names']\ntry: zoo.cli.main()\nexcept SystemExit: pass\nprint('heavy', 'keras' in sys.modules, 'numpy' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout.splitlines()[-1] == "heavy False False"
