@@ -292,3 +292,24 @@ def test_recipes_round_trip_and_parse_text(tmp_path):
     recipe.save(tmp_path / "recipe.json")
     assert recipes.Recipe.load(tmp_path / "recipe.json") == recipe
     assert recipe.override(clip_norm="none").clip_norm is None
+
+
+def test_range_test_suggests_a_rate_that_trains_and_leaves_the_model_alone(tmp_path):
+    from zoo import data
+    from zoo.training import find_learning_rate, fit
+
+    digits = data.load("digits")
+    model = zoo.get("mlp", input_shape=(8, 8, 1))
+    before = model.get_weights()
+    recipe = recipes.Recipe("mlp", "digits", optimizer="momentum", schedule="constant", epochs=1)
+    found = find_learning_rate(model, digits, recipe)
+    for one, other in zip(before, model.get_weights(), strict=True):
+        np.testing.assert_array_equal(one, other)
+    assert 1e-4 < found.suggested < found.rates[-1] <= 10
+    assert found.plot(tmp_path / "rates.png").stat().st_size > 5_000
+    good = fit(model, digits, recipe.override(learning_rate=found.suggested), quiet=True)[-1]["val_accuracy"]
+    model.set_weights(before)
+    slow = fit(model, digits, recipe.override(learning_rate=1e-5), quiet=True)[-1]["val_accuracy"]
+    assert good > 0.7 > slow
+    with pytest.raises(ValueError, match="0 < low < high"):
+        find_learning_rate(model, digits, recipe, low=1.0, high=0.1)

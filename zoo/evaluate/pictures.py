@@ -79,3 +79,16 @@ def gradient_flow(rows: list[dict], path: str | Path) -> Path:
     figure.colorbar(picture, ax=axes, label="log10 norm")
     figure.savefig(path)
     return Path(path)
+
+
+def learning_rates(rates: np.ndarray, losses: np.ndarray, suggested: float, path: str | Path) -> Path:
+    """Loss against learning rate, with the suggested rate marked."""
+    figure = _figure(6, 3.8)
+    axes = figure.subplots()
+    axes.plot(rates, losses)
+    axes.axvline(suggested, color="tab:red", linewidth=1, label=f"suggested {suggested:.2g}")
+    axes.set(xscale="log", xlabel="learning rate", ylabel="smoothed loss", title="Learning-rate range test")
+    axes.grid(alpha=0.3)
+    axes.legend()
+    figure.savefig(path)
+    return Path(path)

@@ -112,9 +112,10 @@ class Keeper(keras.callbacks.Callback):
         self.history.append({"epoch": epoch, **{k: float(v) for k, v in (logs or {}).items()}})
         score = (logs or {}).get(self.monitor)
         if score is not None and np.isfinite(score):
-            better = self.best is None or (score > self.best if self.mode == "max" else score < self.best)
-            if better:
+            ahead = 0.0 if self.best is None else (score - self.best) * (1 if self.mode == "max" else -1)
+            if self.best is None or ahead > 0:
                 self.best, self.best_epoch = float(score), epoch
+            if ahead >= 0:  # of equal epochs the last, which has seen more
                 self._best_weights = self.model.get_weights()
                 if self.folder:
                     _write(self.folder / "best.npz", {str(i): w for i, w in enumerate(self._best_weights)})
