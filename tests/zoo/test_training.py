@@ -313,3 +313,15 @@ def test_range_test_suggests_a_rate_that_trains_and_leaves_the_model_alone(tmp_p
     assert good > 0.7 > slow
     with pytest.raises(ValueError, match="0 < low < high"):
         find_learning_rate(model, digits, recipe, low=1.0, high=0.1)
+
+
+def test_tensorboard_logs_are_written(tmp_path):
+    run = zoo.train("logistic_regression", data="iris", out=tmp_path / "run", epochs=1, tensorboard=True, quiet=True)
+    assert list((run.folder / "tensorboard").rglob("events.out.tfevents.*"))
+
+
+def test_a_convolutional_run_is_repeatable(tmp_path):
+    settings = dict(data="digits", epochs=1, batch_size=128, depth=(1, 1), width=8, quiet=True)
+    one, other = (zoo.train("resnet18", out=tmp_path / name, **settings) for name in ("one", "other"))
+    for a, b in zip(one.model.get_weights(), other.model.get_weights(), strict=True):
+        np.testing.assert_array_equal(a, b)
