@@ -13,7 +13,7 @@ test: $(READY) lint
 	$(BIN)/python -m pytest -m "not slow"
 
 check-all: $(READY) lint
-	$(BIN)/python -m pip install -q -c constraints.txt torch
+	$(BIN)/python -m pip install -q -c constraints.txt torch==2.13.0
 	$(BIN)/python -m pytest
 
 lint: $(READY)
