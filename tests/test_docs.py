@@ -85,6 +85,7 @@ def test_the_demo_names_stages_figures_and_pictures(demo):
     folder, printed = demo
     for part in (
         "trained, FP32",
+        "half the weights zero, FP32",
         "half the channels, INT8",
         "latency ms",
         "parity error",

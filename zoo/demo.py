@@ -51,6 +51,8 @@ def run(model: str, out: Path, epochs: int | None = None) -> None:
     half = max(1, whole.recipe.epochs // 2)
     _say("2", "set half of the weights to zero while fine-tuning: a smaller compressed file, the same latency")
     zeros = shrink(whole, out / "run-zeros", zeros=0.5, epochs=half, quiet=True)
+    bundle = export.to_bundle(zeros.model, out / "zeros" / NAME / "1", data=zeros.data, run=zeros, int8=False)
+    stages.append(_stage("half the weights zero, FP32", bundle, "fp32"))
     ratio = compressed_bytes(whole.model) / compressed_bytes(zeros.model)
     console.print(f"  accuracy {zeros.metrics['test']:.4f}; the weights compress {ratio:.2f} times better")
 

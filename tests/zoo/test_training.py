@@ -120,6 +120,7 @@ def test_logistic_regression_matches_scikit_learn(tmp_path):
         ({"epochs": "many"}, "epochs takes a int, got 'many'"),
         ({"optimizer": "adma"}, "optimizer must be one of sgd"),
         ({"augment": ("twist",)}, "augment must be among shift"),
+        ({"classes": 3}, "classes follows from the data"),
         ({"width": (0,)}, "width must hold at least one positive"),
     ],
 )

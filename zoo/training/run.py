@@ -178,6 +178,8 @@ def _recipe(entry: registry.Entry, data: str, resumed: Path | None, overrides: d
         if key not in recipes.SETTINGS:
             hint = registry.suggest(key, [*recipes.SETTINGS, *entry.signature])
             raise TypeError(f"{key!r} is neither a training setting nor an argument of {entry.name!r}{hint}")
+    if "classes" in arguments:
+        raise TypeError(f"classes follows from the data, got classes={arguments['classes']!r}; leave it out")
     if resumed is None:
         recipe = recipes.find(entry.name, data, entry.recipe).override(**settings)
         return dataclasses.replace(recipe, arguments={**recipe.arguments, **arguments})
