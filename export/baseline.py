@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from export import parity
-from export.edges import answer
+from zoo import tasks
 
 _PIXELS = np.arange(0, 257, 16)
 _CONFIDENCE = np.linspace(0, 1, 11).round(1)
@@ -37,7 +37,7 @@ def describe(path: Path, splits: Any) -> dict[str, Any]:
             column: _categories(inputs["categories"][:, i], values)
             for i, (column, values) in enumerate(step.categories.items())
         }
-    answers = parity.run(parity.session(path), inputs)[answer(splits.signature)]
+    answers = parity.run(parity.session(path), inputs)[tasks.get(splits.signature.task).output]
     outputs = _answers(answers, splits.signature)
     return {"rows": len(splits.validation), "split": "validation", "inputs": described, "outputs": outputs}
 

@@ -17,7 +17,6 @@ import numpy as np
 
 from export import ExportError, baseline, card, int8, parity
 from export.convert import OPSET, check, to_onnx
-from export.edges import answer
 from serve.manifest import MANIFEST, Bundle, Manifest, Port, Precision, read, seal
 from zoo import tasks
 from zoo.data.signature import ImagePreprocess, Signature
@@ -71,6 +70,7 @@ def to_bundle(
 
     if hasattr(model, "recipe"):
         model, run = model.model, model
+    name, number = _name(Path(folder))
     check(model, None)
     data = run.data if data is None and run is not None else data
     if data is None:
@@ -88,7 +88,6 @@ def to_bundle(
         raise ExportError(
             f"data {splits.name!r} has no rows for {', '.join(empty)}; a bundle needs train, validation and test"
         )
-    name, number = _name(Path(folder))
     with _draft(Path(folder)) as draft:
         golden = _rows(splits.test, GOLDEN)
         files = {"fp32": "model.onnx", "int8": "model.int8.onnx"}
@@ -144,7 +143,8 @@ def _name(folder: Path) -> tuple[str, str]:
     name, number = folder.parent.name, folder.name
     if not _NAME.fullmatch(name) or not number.isdecimal():
         raise ExportError(
-            f"a bundle goes to <store>/<name>/<version> with a whole number as version, got {str(folder)!r}; try 'store/digits/1'"
+            f"a bundle goes to <store>/<name>/<version> with a whole number as version, got {str(folder)!r}; "
+            f"try {str(folder / '1') if _NAME.fullmatch(folder.name) and len(folder.parts) > 1 else 'store/digits/1'!r}"
         )
     if folder.exists():
         taken = [int(path.name) for path in folder.parent.iterdir() if path.name.isdecimal()]
@@ -240,7 +240,7 @@ def _inputs(signature: Signature) -> tuple[Port, ...]:
 
 
 def _output(signature: Signature) -> Port:
-    name = answer(signature)
+    name = tasks.get(signature.task).output
     if signature.task == "regression":
         return Port(
             name, "FP32", (-1, 1), ("batch", "targets"), unit=f"unit of {signature.labels[0]} in the training data"

@@ -31,18 +31,12 @@ def write(manifest: Manifest, splits: Any) -> str:
 
 
 def _what(manifest: Manifest) -> str:
-    inputs = "; ".join(f"`{port.name}` {port.dtype} {_shape(port)} ({port.unit})" for port in manifest.inputs)
+    inputs = "; ".join(f"`{port.name}` {port.dtype} {port.sizes} ({port.unit})" for port in manifest.inputs)
     output = manifest.outputs[0]
     kind = "value" if manifest.task == "regression" else f"probabilities of {len(manifest.labels)} classes"
     return (
         f"Architecture `{manifest.architecture}`, task {manifest.task}. It takes {inputs}, and answers the {kind} as "
-        f"`{output.name}` {output.dtype} {_shape(output)}. Scaling of the inputs and decoding of the answer are inside the ONNX file."
-    )
-
-
-def _shape(port: Any) -> str:
-    return (
-        "(" + ", ".join(axis if size < 0 else str(size) for axis, size in zip(port.axes, port.shape, strict=True)) + ")"
+        f"`{output.name}` {output.dtype} {output.sizes}. Scaling of the inputs and decoding of the answer are inside the ONNX file."
     )
 
 

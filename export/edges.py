@@ -7,15 +7,11 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
+from zoo import tasks
 from zoo.data.signature import ImagePreprocess, Signature, TablePreprocess
 
 BEFORE, AFTER = "preprocess", "postprocess"  # name scopes of the nodes added here
 _INPUT = f"{BEFORE}/output"
-
-
-def answer(signature: Signature) -> str:
-    """Name of the file's output."""
-    return "value" if signature.task == "regression" else "probabilities"
 
 
 def add_edges(proto: onnx.ModelProto, signature: Signature) -> None:
@@ -81,6 +77,8 @@ def _table(graph: onnx.GraphProto, step: TablePreprocess) -> list[onnx.NodeProto
             helper.make_tensor_value_info("categories", TensorProto.STRING, ["batch", len(step.categories)])
         )
     for position, values in enumerate(step.categories.values()):
+        if not values:  # never filled in training: no feature, and ONNX takes no encoder without keys
+            continue
         scope = f"{BEFORE}/category{position}"
         index = _constant(graph, f"{scope}/position", [position], np.int64)
         places = _constant(graph, f"{scope}/places", np.arange(len(values)), np.int64)
@@ -103,7 +101,7 @@ def _table(graph: onnx.GraphProto, step: TablePreprocess) -> list[onnx.NodeProto
 
 
 def _answer(graph: onnx.GraphProto, signature: Signature) -> list[onnx.NodeProto]:
-    name = answer(signature)
+    name = tasks.get(signature.task).output
     if signature.task == "regression":
         scaled = f"{AFTER}/scaled"
         nodes = [

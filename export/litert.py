@@ -11,8 +11,8 @@ import numpy as np
 
 from export import ExportError, parity
 from export.convert import check
-from export.edges import answer
 from export.process import through_tensorflow
+from zoo import tasks
 from zoo.data.signature import ImagePreprocess, Signature, TablePreprocess
 
 AGREEMENT = 0.95
@@ -123,10 +123,16 @@ def compare(model: Any, signature: Signature | None, path: str | Path, inputs: p
 
 
 def run(path: str | Path, rows: np.ndarray) -> np.ndarray:
-    """Answers of a LiteRT file, float32 (batch, outputs), with scales and zero points applied."""
+    """Answers of a LiteRT file, float32 (batch, outputs), with scales and zero points applied, in chunks of rows."""
     live = _interpreter(path)
+    chunks = [rows[start : start + parity.CHUNK] for start in range(0, len(rows), parity.CHUNK)]
+    return np.concatenate([_invoke(live, chunk) for chunk in chunks])
+
+
+def _invoke(live: Any, rows: np.ndarray) -> np.ndarray:
     [given], [answered] = live.get_input_details(), live.get_output_details()
-    live.resize_tensor_input(given["index"], rows.shape)
+    if tuple(given["shape"]) != rows.shape:
+        live.resize_tensor_input(given["index"], rows.shape)
     live.allocate_tensors()
     scale, zero = given["quantization"]
     if scale:
@@ -191,7 +197,7 @@ def write(model: Any, signature: Signature | None, path: Path, calibration: str 
             return {"logits": logits}
         if signature.task == "regression":
             return {"value": logits * signature.target_std + signature.target_mean}
-        return {answer(signature): tf.nn.softmax(logits)}
+        return {tasks.get(signature.task).output: tf.nn.softmax(logits)}
 
     function = tf.function(call, input_signature=[tf.TensorSpec(shape, dtype, name=name)], autograph=False)
     converter = tf.lite.TFLiteConverter.from_concrete_functions([function.get_concrete_function()], tf.Module())

@@ -10,11 +10,12 @@ import onnx
 import onnxruntime
 
 from export import ExportError
-from export.edges import BEFORE, answer
+from export.edges import BEFORE
+from zoo import tasks
 from zoo.data.signature import ImagePreprocess, Signature
 
 TOLERANCE = 1e-4
-_CHUNK = 64  # rows per call, so that large images fit in memory
+CHUNK = 64  # rows per call, so that large images fit in memory
 
 Arrays = dict[str, np.ndarray]
 
@@ -50,19 +51,16 @@ def keras_answers(model: Any, signature: Signature | None, inputs: Arrays) -> Ar
     outputs = _call(model, own)
     if signature is None:
         return dict(zip(["logits"] if len(outputs) == 1 else model.output_names, outputs, strict=True))
-    logits = outputs[0]
-    if signature.task == "regression":
-        return {"value": logits * np.float32(signature.target_std) + np.float32(signature.target_mean)}
-    raised = np.exp(logits - logits.max(axis=-1, keepdims=True))
-    return {"probabilities": raised / raised.sum(axis=-1, keepdims=True)}
+    task = tasks.get(signature.task)
+    return {task.output: task.answer(outputs[0], signature)}
 
 
 def _call(model: Any, inputs: Arrays) -> list[np.ndarray]:
     """Outputs of a functional model in their order, float32, in chunks of rows."""
     rows = len(next(iter(inputs.values())))
     chunks = []
-    for start in range(0, rows, _CHUNK):
-        part = {name: values[start : start + _CHUNK] for name, values in inputs.items()}
+    for start in range(0, rows, CHUNK):
+        part = {name: values[start : start + CHUNK] for name, values in inputs.items()}
         given = next(iter(part.values())) if len(part) == 1 else part
         answers = keras.tree.flatten(model(given, training=False))
         chunks.append([keras.ops.convert_to_numpy(keras.ops.cast(a, "float32")) for a in answers])
@@ -91,8 +89,8 @@ def run(live: onnxruntime.InferenceSession, inputs: Arrays) -> Arrays:
     names = [output.name for output in live.get_outputs()]
     rows = len(next(iter(inputs.values())))
     chunks = []
-    for start in range(0, rows, _CHUNK):
-        part = {name: wire(values[start : start + _CHUNK]) for name, values in inputs.items()}
+    for start in range(0, rows, CHUNK):
+        part = {name: wire(values[start : start + CHUNK]) for name, values in inputs.items()}
         chunks.append(live.run(names, part))
     return {name: np.concatenate(parts) for name, parts in zip(names, zip(*chunks, strict=True), strict=True)}
 
@@ -170,7 +168,7 @@ def first_difference(
         if gap > tolerance * max(1.0, float(np.abs(truth).max())):
             return f"the first layer that differs is {layer.name!r} ({type(layer).__name__}), by {gap:.3g}"
     return (
-        f"every layer agrees, what follows them to {answer(signature)!r} differs"
+        f"every layer agrees, what follows them to {tasks.get(signature.task).output!r} differs"
         if signature
         else "no layer was found to differ"
     )

@@ -275,7 +275,8 @@ def _people_routes(app: Flask, store: Store, monitor: Monitor, explainer: Explai
         if kind == "application/json" or kind.endswith("+json") or not kind:
             return codec.read_json(protocol.decode_json(request.get_data()), model.manifest)
         message = (
-            f"bodies of type {kind!r} are not read; send application/json, image/png, image/jpeg or a multipart form"
+            f"bodies of type {kind!r} are not read; say what it is with the header Content-Type: application/json, "
+            "image/png or image/jpeg, or send a multipart form"
         )
         raise RequestError("unsupported_media", message, 415)
 

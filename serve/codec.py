@@ -47,7 +47,10 @@ def read_image(body: bytes, shape: tuple[int, ...], *, max_pixels: int) -> np.nd
             if image.mode.startswith(("I", "F")):  # converting these clips at 255 instead of scaling
                 message = f"the image has pixels of mode {image.mode!r}; save it with 8 bits per channel"
                 raise RequestError("bad_image", message)
-            upright = ImageOps.exif_transpose(image).convert(MODES[channels])
+            upright = ImageOps.exif_transpose(image)
+            if upright.mode == "P":  # as training reads it; only this mode keeps transparent colours of a palette
+                upright = upright.convert("RGBA")
+            upright = upright.convert(MODES[channels])
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         raise RequestError(
             "too_many_pixels", f"the image has far more than {max_pixels} pixels; send it smaller", 413
@@ -136,6 +139,9 @@ def _rows(body: Any, manifest: Manifest) -> tuple[dict[str, np.ndarray], list[st
         raise RequestError("bad_request", message, 400)
     known = [column for port in manifest.inputs for column in port.columns]
     notes: list[str] = []
+    absent = [column for column in known if any(column not in row for row in rows)]
+    if absent and any(rows):
+        notes.append(f"not sent, so taken as missing: {', '.join(absent[:20])}")
     for row in rows:
         for column in row:
             if column not in known:

@@ -182,7 +182,7 @@ def _answer(frame: bytes, target: str, opened: dict[str, Bundle]) -> dict[str, A
         encoded = base64.b64encode(picture.getvalue()).decode()
         return {**msgspec.json.decode(explanation.to_json()), "picture": f"data:image/png;base64,{encoded}"}
     except ImportError as error:
-        cure = f"explanations are not installed on this server ({error}); run: pip install '.[explain]'"
+        cure = f"explanations are not installed on this server ({error}); run: pip install 'zooroad[explain]'"
         return {"code": "explain_missing", "status": 501, "error": cure}
     except ValueError as error:
         return {"code": "cannot_explain", "status": 422, "error": str(error)}

@@ -41,6 +41,12 @@ class Port:
     unit: str = ""
     columns: tuple[str, ...] = ()
 
+    @property
+    def sizes(self) -> str:
+        """`(batch, 8, 8, 1)`: fixed sizes as numbers, free ones by the name of their axis."""
+        sizes = [axis if size < 0 else str(size) for axis, size in zip(self.axes, self.shape, strict=True)]
+        return f"({', '.join(sizes)})"
+
 
 @dataclass(frozen=True)
 class Precision:

@@ -69,6 +69,8 @@ def decode_json(body: bytes, decoder: Any = None) -> Any:
     Raises:
         RequestError: 400, not JSON, nested too deeply, or not of the decoder's type.
     """
+    if not body:
+        raise RequestError("bad_json", "the body is empty; send JSON", 400)
     try:
         return msgspec.json.decode(body) if decoder is None else decoder.decode(body)
     except msgspec.ValidationError as error:

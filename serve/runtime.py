@@ -127,7 +127,7 @@ class Model:
                 raise RequestError("unknown_input", message)
         for name, port in ports.items():
             if name not in inputs:
-                message = f"input {name!r} is missing; send {port.dtype} of shape {_shape(port)}"
+                message = f"input {name!r} is missing; send {port.dtype} of shape {port.sizes}"
                 raise RequestError("missing_input", message)
         feed = {name: _checked(inputs[name], port) for name, port in ports.items()}
         batches = {name: len(array) for name, array in feed.items()}
@@ -190,12 +190,6 @@ def _session(bundle: Bundle, precision: str, threads: int) -> onnxruntime.Infere
         raise BundleError(f"{path.name} does not load in ONNX Runtime: {error}") from error
 
 
-def _shape(port: Port) -> str:
-    """`(batch, 8, 8, 1)`: fixed sizes as numbers, free ones by the name of their axis."""
-    sizes = [axis if size < 0 else str(size) for axis, size in zip(port.axes, port.shape, strict=True)]
-    return f"({', '.join(sizes)})"
-
-
 def _checked(array: np.ndarray, port: Port) -> np.ndarray:
     """One input, compared with its port."""
     expected = np.dtype(DTYPES[port.dtype])
@@ -210,7 +204,7 @@ def _checked(array: np.ndarray, port: Port) -> np.ndarray:
         want in (-1, got) for want, got in zip(port.shape, array.shape, strict=True)
     )
     if not fits:
-        raise RequestError("bad_shape", f"input {port.name!r} must be {_shape(port)}, got {array.shape}")
+        raise RequestError("bad_shape", f"input {port.name!r} must be {port.sizes}, got {array.shape}")
     if expected.kind != "f":
         return array if port.range is None or port.dtype == "BYTES" else _within(array, port)
     if np.isinf(array).any():
@@ -265,12 +259,17 @@ class Store:
         self.draining = False
         if not self.folder.is_dir():
             raise FileNotFoundError(
-                f"no folder called {str(folder)!r}; make a bundle first: zoo export RUN --out STORE/NAME/1"
+                f"no folder called {str(folder)!r}; make a bundle first: zoo export RUN STORE/NAME/1"
             )
         if (self.folder / bundles.MANIFEST).is_file():
             raise BundleError(f"{str(folder)!r} is one bundle; give the store that holds <name>/<version> folders")
         for name in _folders(self.folder):
-            for version in _folders(name):
+            try:
+                versions = _folders(name)
+            except PermissionError:  # such as lost+found, where the store is a disk of its own
+                log.warning("%s cannot be read and is left out", name.name)
+                continue
+            for version in versions:
                 try:
                     model = Model(_read(version), precision=precision, threads=threads, max_batch=max_batch)
                 except Exception as error:  # whatever is wrong with one bundle, the others are served
@@ -332,7 +331,7 @@ def _folders(parent: Path) -> list[Path]:
 
 def _natural(name: str) -> list[tuple[int, int, str]]:
     """Sort key with numbers by value: 9 before 10, 1.9 before 1.10."""
-    return [(0, int(part), "") if part.isdigit() else (1, 0, part) for part in re.findall(r"\d+|\D+", name)]
+    return [(0, int(part), "") if part.isdecimal() else (1, 0, part) for part in re.findall(r"\d+|\D+", name)]
 
 
 def _read(folder: Path) -> Bundle:

@@ -114,7 +114,7 @@ def test_declaration_is_complete(name):
 
     entry = registry.entry(name)
     module = importlib.import_module(entry.module)
-    builder = getattr(module, entry.builder)
+    builder = getattr(module, entry.family)
     surname = entry.paper.split()[0].strip(",")
     assert surname in module.__doc__, f"the docstring of {entry.module} does not name its paper"
     assert entry.summary and builder.__doc__.startswith(entry.summary)

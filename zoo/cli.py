@@ -2,7 +2,7 @@
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -17,8 +17,9 @@ app = typer.Typer(
 
 Set = Annotated[
     list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="A training setting or model argument; may be given many times."),
+    typer.Option("--set", metavar="KEY=VALUE", help="A setting or model argument (zoo show NAME); repeatable."),
 ]
+Moved = Annotated[str | None, typer.Option("--data", help="Where the run's data is, if it has moved.")]
 
 
 def main() -> None:
@@ -31,6 +32,8 @@ def main() -> None:
         if os.environ.get("ZOO_DEBUG"):
             raise
         message = error.args[0] if isinstance(error, KeyError) and error.args else error
+        if isinstance(error, OSError) and error.strerror and error.filename:
+            message = f"{error.filename}: {error.strerror.lower()}"
         sys.exit(f"error: {message}\n(ZOO_DEBUG=1 shows where it arose)")
 
 
@@ -52,6 +55,7 @@ def _quiet_backend() -> None:
     os.close(sink)
     noise = re.compile(
         r"[IWE]\d{4} |WARNING: All log messages before absl|To enable the following instr|\t \[\[\{\{node"
+        r"|INFO: Created TensorFlow Lite|fully_quantize: \d"
     )
 
     def pass_on() -> None:
@@ -111,10 +115,27 @@ def show(
     name: str,
     layers: Annotated[bool, typer.Option("--layers", help="Also each layer's size and multiplications.")] = False,
 ) -> None:
-    """Show what is known of a model: paper, arguments, parameters, weights."""
-    from zoo import registry
+    """Show what is known of a model: paper, parameters, weights, and all that --set takes when it is trained.
+
+    Example: zoo show resnet18 --layers
+    """
+    import shutil
+    import textwrap
+
+    from zoo import recipes, registry
 
     typer.echo(registry.show(name))
+    entry = registry.entry(name)
+    recipe = recipes.find(entry.name, entry.data, entry.recipe)
+    typer.echo(f"\ntrained on {entry.data} with these settings, which --set changes:" if entry.data else "\nsettings:")
+    given = {**recipe.arguments, **{key: getattr(recipe, key) for key in recipes.SETTINGS}}
+    width = shutil.get_terminal_size().columns
+    for key, value in given.items():
+        if key not in ("target", "seed", "epochs", "expected"):  # options of their own, and what is no setting
+            text = f"{key}={','.join(map(str, value)) if isinstance(value, tuple) else value}"
+            among = f"  {', '.join(recipes.CHOICES[key])}" if key in recipes.CHOICES else ""
+            line = f"{text:<24}{among}" if among else text
+            typer.echo(textwrap.fill(line, width, initial_indent="  ", subsequent_indent=" " * 28))
     if layers:
         _quiet_backend()
         from zoo.compress import cost
@@ -134,6 +155,9 @@ def data(
     source: Annotated[str, typer.Argument(help="Name, folder of images, CSV, Parquet or .npz file.")] = "",
     target: Annotated[str | None, typer.Option(help="Target column of a table.")] = None,
     seed: Annotated[int, typer.Option(help="Of the splits.")] = 0,
+    input_shape: Annotated[
+        str | None, typer.Option(metavar="H,W,C", help="Size and channels that images are brought to.")
+    ] = None,
 ) -> None:
     """Show a data set: splits, class balance, leaks between splits, source and licence; without a name, list them.
 
@@ -144,7 +168,15 @@ def data(
     if not source:
         typer.echo("\n".join(datasets.names()))
         return
-    typer.echo(datasets.load(source, target=target, seed=seed).summary())
+    shape = None
+    if input_shape:
+        try:
+            shape = tuple(map(int, input_shape.split(",")))
+        except ValueError:
+            raise ValueError(
+                f"--input-shape takes height,width,channels such as 32,32,3, got {input_shape!r}"
+            ) from None
+    typer.echo(datasets.load(source, target=target, seed=seed, input_shape=shape).summary())
 
 
 @app.command()
@@ -194,6 +226,7 @@ def train(
 def evaluate(
     what: Annotated[Path, typer.Argument(help="Run folder or bundle.")],
     data: Annotated[str | None, typer.Option(help="Data; a run knows its own.")] = None,
+    target: Annotated[str | None, typer.Option(help="Target column of a table, if another one.")] = None,
     split: Annotated[str, typer.Option(help="test, validation or train.")] = "test",
     precision: Annotated[str | None, typer.Option(help="fp32 or int8, for a bundle.")] = None,
     picture: Annotated[Path | None, typer.Option(help="Write the confusion picture here.")] = None,
@@ -206,22 +239,33 @@ def evaluate(
     _quiet_backend()
     from zoo.evaluate import evaluate as judge
 
-    found = judge(_run_or_bundle(what), data, split=split, precision=precision)
-    typer.echo(found.to_json() if as_json else str(found))
+    found = judge(_run_or_bundle(what, data), data, split=split, precision=precision, target=target)
+    typer.echo(found.to_json().rstrip() if as_json else str(found))
     if picture:
         typer.echo(f"picture: {found.plot(picture)}")
 
 
-def _run_or_bundle(path: Path) -> object:
-    """A run with its data, or the path of a bundle."""
+def _run_or_bundle(path: Path, data: str | None) -> object:
+    """A run, with its own data unless other data is named; or the path of a bundle."""
     if (path / "model.json").exists():
         return path
+    if not (path / "recipe.json").exists():
+        raise FileNotFoundError(
+            f"{path} is neither a run folder nor a bundle, such as runs/mlp-digits or store/digits/1"
+        )
+    from zoo.training import load
+
+    return load(path) if data else _with_data(path, None)
+
+
+def _with_data(path: Path, data: str | None) -> Any:
+    """A run with the splits it was trained on, read from `data` if they have moved."""
     import dataclasses
 
     from zoo.training import load, load_data
 
     run = load(path)
-    return dataclasses.replace(run, data=load_data(run))
+    return dataclasses.replace(run, data=load_data(run, data))
 
 
 @app.command()
@@ -231,9 +275,10 @@ def compress(
     channels: Annotated[float | None, typer.Option(help="Share of the channels to remove, in (0, 1).")] = None,
     zeros: Annotated[float | None, typer.Option(help="Share of the weights to set to zero, in (0, 1).")] = None,
     epochs: Annotated[int, typer.Option(help="Epochs of fine-tuning.")] = 10,
+    data: Moved = None,
     settings: Set = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the run that is in the folder.")] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print the result only.")] = False,
 ) -> None:
     """Shrink a run's model and fine-tune it: remove channels (smaller and faster) or set weights to zero (smaller file).
 
@@ -241,10 +286,9 @@ def compress(
     """
     _quiet_backend()
     from zoo.compress import shrink
-    from zoo.training import load
 
     small = shrink(
-        load(run),
+        _with_data(run, data),
         out,
         channels=channels,
         zeros=zeros,
@@ -262,6 +306,7 @@ def export(
     bundle: Annotated[Path, typer.Argument(help="New version folder, such as store/digits/1.")],
     int8: Annotated[bool, typer.Option("--int8/--no-int8", help="Also an INT8 file, if it keeps the accuracy.")] = True,
     litert: Annotated[bool, typer.Option("--litert/--no-litert", help="Also LiteRT files for devices.")] = True,
+    data: Moved = None,
 ) -> None:
     """Write a bundle: ONNX in FP32 and INT8 with preprocessing inside, manifest, golden rows, hashes, model card.
 
@@ -269,10 +314,9 @@ def export(
     """
     _quiet_backend()
     import export as exporter
-    from zoo.training import load, load_data
 
-    source = load(run)
-    made = exporter.to_bundle(source.model, bundle, data=load_data(source), run=source, int8=int8, litert=litert)
+    source = _with_data(run, data)
+    made = exporter.to_bundle(source.model, bundle, data=source.data, run=source, int8=int8, litert=litert)
     for form in made.manifest.precisions.values():
         score = "" if form.score is None else f"{made.manifest.metric} {form.score:.4f}  "
         typer.echo(f"{form.file:<20} {form.bytes / 1024:>10,.0f} KB  {score}parity {form.parity:.1e}")
@@ -289,20 +333,36 @@ def explain(
     image: Annotated[
         Path | None, typer.Option(help="An image file; the bundle's own example rows if not given.")
     ] = None,
+    row: Annotated[
+        str | None,
+        typer.Option(metavar="JSON", help="A table's row, such as '{\"age\": 61}'; what is left out is missing."),
+    ] = None,
     rows: Annotated[int, typer.Option(help="How many example rows.")] = 4,
-    method: Annotated[str, typer.Option(help="auto, or a method's name.")] = "auto",
+    label: Annotated[str | None, typer.Option(help="Class to explain; each row's most probable if not given.")] = None,
+    method: Annotated[str, typer.Option(help="auto, exact, permutation or partition.")] = "auto",
+    precision: Annotated[str | None, typer.Option(help="fp32 or int8; the bundle's default if not given.")] = None,
     out: Annotated[Path, typer.Option(help="Picture to write.")] = Path("explanation.png"),
 ) -> None:
     """Explain a bundle's answers with SHAP, without TensorFlow.
 
-    Example: zoo explain store/digits/1 --rows 3 --out why.png
+    Example: zoo explain store/digits/1 --image digit.png --out why.png
     """
+    if row is not None and image is not None:
+        raise ValueError("--row is for tables and --image for pictures; give one of them")
     from serve.manifest import read
     from zoo.explain import examples
     from zoo.explain import explain as why
 
     opened = read(bundle)
-    found = why(opened, examples(opened, image, rows), method=method)
+    if row is None:
+        raw = examples(opened, image, rows)
+    else:
+        from serve.codec import read_json
+        from serve.protocol import decode_json
+
+        raw, notes = read_json(decode_json(row.encode()), opened.manifest)
+        typer.echo("".join(f"note: {note}\n" for note in notes), nl=False)
+    found = why(opened, raw, method=method, target=label, precision=precision)
     found.plot(out)
     typer.echo(f"{found}\npicture: {out}")
 

@@ -45,25 +45,30 @@ def run(model: str, out: Path, epochs: int | None = None) -> None:
 
     _say("1", f"train {model} on {NAME}: 1,797 real handwritten digits of 8x8 pixels")
     whole = zoo.train(model, data=NAME, out=out / "run", **settings)
-    bundle = export.to_bundle(whole.model, out / "store" / NAME / "1", data=whole.data, run=whole, int8=False)
+    with console.status("exporting …"):
+        bundle = export.to_bundle(whole.model, out / "store" / NAME / "1", data=whole.data, run=whole, int8=False)
     stages.append(_stage("trained, FP32", bundle, "fp32"))
 
     half = max(1, whole.recipe.epochs // 2)
     _say("2", "set half of the weights to zero while fine-tuning: a smaller compressed file, the same latency")
-    zeros = shrink(whole, out / "run-zeros", zeros=0.5, epochs=half, quiet=True)
-    bundle = export.to_bundle(zeros.model, out / "zeros" / NAME / "1", data=zeros.data, run=zeros, int8=False)
+    with console.status(f"fine-tuning {half} epochs …"):
+        zeros = shrink(whole, out / "run-zeros", zeros=0.5, epochs=half, quiet=True)
+    with console.status("exporting …"):
+        bundle = export.to_bundle(zeros.model, out / "zeros" / NAME / "1", data=zeros.data, run=zeros, int8=False)
     stages.append(_stage("half the weights zero, FP32", bundle, "fp32"))
     ratio = compressed_bytes(whole.model) / compressed_bytes(zeros.model)
     console.print(f"  accuracy {zeros.metrics['test']:.4f}; the weights compress {ratio:.2f} times better")
 
     _say("3", "remove half of the channels, then fine-tune: a smaller file and a lower latency")
-    small = shrink(whole, out / "run-small", channels=0.5, epochs=half, quiet=True)
+    with console.status(f"fine-tuning {half} epochs …"):
+        small = shrink(whole, out / "run-small", channels=0.5, epochs=half, quiet=True)
     console.print(
         f"  accuracy {small.metrics['test']:.4f}; {whole.model.count_params():,} -> {small.model.count_params():,} parameters"
     )
 
     _say("4", "export the smaller model as FP32 and INT8, with preprocessing and softmax inside the files")
-    bundle = export.to_bundle(small.model, out / "store" / NAME / "2", data=small.data, run=small, int8=True)
+    with console.status("exporting, calibrating and checking …"):
+        bundle = export.to_bundle(small.model, out / "store" / NAME / "2", data=small.data, run=small, int8=True)
     for precision in bundle.manifest.precisions:
         stages.append(_stage(f"half the channels, {precision.upper()}", bundle, precision))
     for precision, reason in bundle.manifest.refused.items():
@@ -71,7 +76,8 @@ def run(model: str, out: Path, epochs: int | None = None) -> None:
 
     _say("5", "explain four answers of the bundle with SHAP, without TensorFlow")
     rows = {name: values[:4] for name, values in whole.data.test.x.items()}
-    why = zoo.explain(bundle, rows)
+    with console.status("explaining …"):
+        why = zoo.explain(bundle, rows)
     why.plot(out / "explanation.png")
     console.print(f"  {why.method}, additivity error {why.additivity_error:.1e}, {why.seconds:.1f} s")
 
@@ -81,9 +87,11 @@ def run(model: str, out: Path, epochs: int | None = None) -> None:
     with _server(out / "store") as (url, ready):
         answer, seconds = _ask(f"{url}/predict/{NAME}", picture.read_bytes())
     best = answer["predictions"][0]
-    console.print(f"  ready after {ready:.1f} s; answered in {1000 * seconds:.1f} ms: {json.dumps(best)[:160]}")
     truth = whole.data.signature.labels[int(whole.data.test.y[0])]
-    console.print(f"  the picture shows a {truth}")
+    console.print(
+        f"  ready after {ready:.1f} s; answered in {1000 * seconds:.1f} ms: {best['label']} with probability "
+        f"{best['probability']:.3f} (the picture shows a {truth})"
+    )
 
     _table(stages, whole)
     console.print("\nPictures")

@@ -12,7 +12,7 @@ import fnmatch
 import importlib
 import importlib.metadata
 import importlib.util
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -45,7 +45,7 @@ class Entry:
 
     Attributes:
         name: the public name.
-        family: name of the builder, shared by its variants.
+        family: name of the builder function, shared by its variants.
         module: dotted name of the file that builds it.
         tasks: what it can be trained for, its usual task first.
         inputs: tensors by input name, without the batch axis.
@@ -65,7 +65,6 @@ class Entry:
     name: str
     family: str
     module: str
-    builder: str
     tasks: tuple[str, ...]
     inputs: dict[str, Tensor]
     paper: str
@@ -85,10 +84,11 @@ class Entry:
         """Build the Keras model; the variant's own arguments are defaults that `arguments` may replace."""
         unknown = [name for name in arguments if name not in self.signature]
         if unknown:
-            hint = suggest(unknown[0], self.signature)
             takes = ", ".join(f"{name}={default}" for name, default in self.signature.items())
-            raise TypeError(f"{self.name!r} takes no argument {unknown[0]!r}{hint}; it takes {takes}")
-        return getattr(importlib.import_module(self.module), self.builder)(**{**self.arguments, **arguments})
+            raise TypeError(
+                f"{self.name!r} takes no argument {unknown[0]!r}; it takes {takes}.{suggest(unknown[0], self.signature)}"
+            )
+        return getattr(importlib.import_module(self.module), self.family)(**{**self.arguments, **arguments})
 
 
 @dataclass(frozen=True)
@@ -140,7 +140,6 @@ def _entries(declaration: _Declaration, module: str, function: ast.FunctionDef) 
     common: dict[str, Any] = dict(
         family=function.name,
         module=module,
-        builder=function.name,
         tasks=(declaration.task,) if isinstance(declaration.task, str) else tuple(declaration.task),
         inputs=declaration.inputs,
         paper=declaration.paper,
@@ -191,10 +190,14 @@ def _files() -> Iterator[tuple[Path, str]]:
     for path in sorted(folder.glob("*.py")):
         yield path, f"zoo.architectures.{path.stem}"
     for point in importlib.metadata.entry_points(group=ENTRY_POINTS):
-        spec = importlib.util.find_spec(point.value)
+        try:
+            spec = importlib.util.find_spec(point.value)
+        except ModuleNotFoundError:  # of the package that should hold it
+            spec = None
         if spec is None or not spec.origin:
             raise ImportError(
-                f"entry point {point.name!r} in group {ENTRY_POINTS!r} names {point.value!r}, which is not installed"
+                f"entry point {point.name!r} in group {ENTRY_POINTS!r} names {point.value!r}, which is not installed; "
+                f"install or uninstall its distribution"
             )
         yield Path(spec.origin), point.value
 
@@ -226,7 +229,7 @@ def entry(name: str) -> Entry:
     if name in aliases:
         return aliases[name]
     raise UnknownModelError(
-        f"no model is called {name!r} ({len(known)} are registered).{suggest(name, [*known, *aliases], 'Did you mean')}"
+        f"no model is called {name!r} ({len(known)} are registered).{suggest(name, [*known, *aliases])}"
     )
 
 
@@ -237,10 +240,10 @@ class UnknownModelError(KeyError):
         return str(self.args[0])
 
 
-def suggest(name: str, known: Any, start: str = "; did you mean") -> str:
-    """A clause that names near matches, "" if there is none."""
-    near = difflib.get_close_matches(str(name), list(known), n=3, cutoff=0.5)
-    return f"{' ' * (start[0] != ';')}{start} {' or '.join(map(repr, near))}?" if near else ""
+def suggest(name: str, known: Iterable[str]) -> str:
+    """` Did you mean 'a' or 'b'?`, or nothing where no known name is near."""
+    near = difflib.get_close_matches(name, list(known), n=3, cutoff=0.5)
+    return f" Did you mean {' or '.join(map(repr, near))}?" if near else ""
 
 
 def names(pattern: str = "*", task: str | None = None) -> list[str]:
@@ -256,7 +259,7 @@ def names(pattern: str = "*", task: str | None = None) -> list[str]:
     known = entries()
     tasks = sorted({t for e in known.values() for t in e.tasks})
     if task is not None and task not in tasks:
-        raise ValueError(f"no model has the task {task!r}{suggest(task, tasks)}; tasks are {', '.join(tasks)}")
+        raise ValueError(f"no model has the task {task!r}; tasks are {', '.join(tasks)}.{suggest(task, tasks)}")
     return sorted(n for n, e in known.items() if fnmatch.fnmatchcase(n, pattern) and (task is None or task in e.tasks))
 
 

@@ -61,6 +61,16 @@ def test_table_with_missing_and_unknown_values(mixed, tmp_path):
     np.testing.assert_allclose(found, truth, atol=1e-6)
 
 
+def test_a_text_column_without_values_in_training_gives_no_feature(tmp_path):
+    step = TablePreprocess(("a",), (1.0,), (2.0,), {"empty": (), "kind": ("x", "y")})
+    signature = Signature("classification", ("no", "yes"), step)
+    model = registry.get("mlp", input_shape=step.shape, classes=2, width=(4,))
+    path = export.to_onnx(model, tmp_path / "model.onnx", signature=signature)
+    raw = {"numbers": np.array([[1], [5]], np.float32), "categories": np.array([["", "y"], ["new", "x"]])}
+    truth = keras.ops.convert_to_numpy(keras.ops.softmax(model(np.array([[0, 0, 1], [2, 1, 0]], np.float32))))
+    np.testing.assert_allclose(parity.run(parity.session(path), raw)["probabilities"], truth, atol=1e-6)
+
+
 def test_regression_answers_in_the_targets_unit(tmp_path):
     step = TablePreprocess(("a", "b"), (0.0, 0.0), (1.0, 1.0))
     signature = Signature("regression", ("price",), step, target_mean=100.0, target_std=20.0)

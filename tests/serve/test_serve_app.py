@@ -120,7 +120,10 @@ def test_predict_rows(client):
     assert client.post("/predict/paints", json=row).json["predictions"][0]["label"] == "silk"
     answer = client.post("/predict/paints", json=[row, {"age": 30, "colour": "mauve"}]).json
     assert [each["label"] for each in answer["predictions"]] == ["silk", "gloss"]
-    assert answer["notes"] == ["column 'colour': 'mauve' was not seen in training and counts as missing"]
+    assert answer["notes"] == [
+        "not sent, so taken as missing: weight",
+        "column 'colour': 'mauve' was not seen in training and counts as missing",
+    ]
     assert client.post("/predict/dose", json={"age": 30}).json["predictions"] == [
         {"value": 130.0, "target": "milligram"}
     ]

@@ -32,14 +32,18 @@ def test_a_file_is_converted_and_then_resized_bilinearly(shape):
     np.testing.assert_array_equal(found, np.asarray(expected).reshape(shape))
 
 
-def test_images_are_read_as_the_training_data_was(tmp_path):
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "P with transparency", "RGB", "RGBA", "CMYK"])
+@pytest.mark.parametrize("channels", [1, 3, 4])
+def test_images_are_read_as_the_training_data_was(tmp_path, mode, channels):
     images = pytest.importorskip("zoo.data.images")
     exif = Image.Exif()
     exif[0x0112] = 6
-    body = encoded(noise(20, 30), "JPEG", exif=exif)
-    (tmp_path / "one.jpg").write_bytes(body)
-    expected = images.open_image(tmp_path / "one.jpg", (8, 9, 3))
-    np.testing.assert_array_equal(codec.read_image(body, (8, 9, 3), max_pixels=LIMIT), expected)
+    options = {"transparency": bytes(range(256))} if "with" in mode else {}
+    kind = "JPEG" if mode == "CMYK" else "PNG"
+    body = encoded(noise(20, 30).convert(mode.partition(" ")[0]), kind, exif=exif, **options)
+    (tmp_path / "one").write_bytes(body)
+    expected = images.open_image(tmp_path / "one", (8, 9, channels))
+    np.testing.assert_array_equal(codec.read_image(body, (8, 9, channels), max_pixels=LIMIT), expected)
 
 
 def test_a_photo_is_turned_upright():
@@ -103,6 +107,7 @@ def test_rows_become_columns_in_order_with_missing_values(store):
     np.testing.assert_array_equal(inputs["numbers"], np.array([[1.5, 2], [np.nan, np.nan], [1, np.nan]], np.float32))
     assert inputs["categories"].tolist() == [["red"], [""], ["mauve"]]
     assert notes == [
+        "not sent, so taken as missing: weight, colour",
         "every value of a row is missing; its answer is that of an average row",
         "column 'colour': 'mauve' was not seen in training and counts as missing",
     ]

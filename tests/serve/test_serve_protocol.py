@@ -71,7 +71,7 @@ def test_bad_tensors_are_refused_by_name(tensor, code, message):
 @pytest.mark.parametrize(
     ("request_body", "message"),
     [
-        (b"", "not JSON"),
+        (b"", "the body is empty; send JSON"),
         (b"{", "not JSON"),
         (b"\xff\xfe", "not JSON"),
         (b'{"inputs": [NaN]}', "NaN and Infinity are not JSON"),

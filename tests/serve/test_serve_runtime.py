@@ -6,6 +6,7 @@ import pytest
 from onnx import helper
 from small_bundles import IMAGE, PROBABILITIES, softmax, write_image, write_onnx, write_table
 
+from serve import runtime
 from serve.errors import RequestError
 from serve.manifest import MANIFEST, BundleError, read, seal
 from serve.runtime import Model, Store
@@ -135,6 +136,22 @@ def test_the_index_tells_every_version(store):
 def test_a_bundle_being_written_is_left_alone(store_folder):
     (store_folder / "sides" / ".draft-11").mkdir()
     assert ("sides", ".draft-11") not in Store(store_folder, threads=1).refused
+
+
+def test_what_is_no_bundles_folder_does_not_stop_the_others(store_folder, monkeypatch, caplog):
+    (store_folder / "sides" / "²").mkdir()  # a digit, but no number
+    (store_folder / "lost+found").mkdir()
+    folders = runtime._folders
+
+    def forbidden(parent):
+        if parent.name == "lost+found":
+            raise PermissionError(13, "Permission denied", str(parent))
+        return folders(parent)
+
+    monkeypatch.setattr(runtime, "_folders", forbidden)  # root may read everything
+    store = Store(store_folder, threads=1)
+    assert sorted(store.models) == ["dose", "paints", "sides"] and ("sides", "²") in store.refused
+    assert "lost+found cannot be read and is left out" in caplog.text
 
 
 def test_a_moved_bundle_is_refused(store_folder):

@@ -70,7 +70,11 @@ def resumed_equals_whole(folder):
         np.abs(np.asarray(a) - np.asarray(b)).max()
         for a, b in zip(whole.model.weights, again.model.weights, strict=True)
     )
-    return {"gap": float(gap), "losses": [[row["loss"] for row in run.history] for run in (whole, again)]}
+    return {
+        "gap": float(gap),
+        "losses": [[row["loss"] for row in run.history] for run in (whole, again)],
+        "accuracies": [[row["accuracy"] for row in run.history] for run in (whole, again)],
+    }
 
 
 if __name__ == "__main__":

@@ -36,6 +36,21 @@ def test_road_on_a_table(trained):
         assert done.returncode == 0, f"{arguments}: {done.stderr}"
         assert expected in done.stdout, arguments
     assert (trained / "why.png").stat().st_size > 10_000
+    row = ("--row", '{"alcohol": 13.1}', "--label", "class_2", "--out", "row.png")
+    done = zoo("explain", "store/wine/1", *row, folder=trained)
+    assert done.returncode == 0 and "row 0: class_2" in done.stdout
+    assert "not sent, so taken as missing: malic_acid" in done.stdout
+    done = zoo("explain", "store/wine/1", "--row", '{"alcool": 13.1}', folder=trained)
+    assert done.returncode == 1 and "Did you mean 'alcohol'" in done.stderr
+    done = zoo("evaluate", "store/wine/1", "--data", "iris", folder=trained)
+    assert done.returncode == 1 and "the model was trained for the labels" in done.stderr
+
+
+def test_show_lists_what_set_takes():
+    told = zoo("show", "mlp").stdout
+    for part in ("dropout=0.3", "learning_rate=0.002", "cosine", "mixed_bfloat16"):
+        assert part in told
+    assert max(map(len, told.partition("trained on")[2].splitlines())) <= 80
 
 
 @pytest.mark.parametrize(
@@ -54,8 +69,11 @@ def test_help_teaches(command):
         (("names", "zzz*"), "no model matches 'zzz*'"),
         (("train", "mlp", "--data", "digts"), "Did you mean 'digits'"),
         (("train", "mlp", "--data", "digits", "--set", "epochs"), "--set takes KEY=VALUE"),
-        (("train", "mlp", "--data", "digits", "--set", "learning_rat=1"), "did you mean 'learning_rate'"),
-        (("evaluate", "nowhere"), "holds no finished run"),
+        (("train", "mlp", "--data", "digits", "--set", "learning_rat=1"), "Did you mean 'learning_rate'"),
+        (("train", "mlp", "--data", "digits", "--out", "/proc/run"), "/proc/run: no such file or directory"),
+        (("data", "digits", "--input-shape", "big"), "--input-shape takes height,width,channels"),
+        (("evaluate", "nowhere"), "nowhere is neither a run folder nor a bundle"),
+        (("explain", "nowhere", "--row", "{}", "--image", "a.png"), "give one of them"),
         (("export", "nowhere", "store/a/1"), "holds no finished run"),
         (("explain", "nowhere"), "is not a bundle"),
         (("serve", "nowhere"), "nowhere"),

@@ -185,10 +185,10 @@ def test_a_large_group_of_equal_rows_goes_to_training():
         (
             (np.arange(9), [0] * 8 + [1]),
             {},
-            "class 'yes' has 1 different rows, which cannot be split into train, validation, test",
+            "class 'yes' has only 1 different row, which cannot be split into train, validation, test",
         ),
-        (([1] * 9, [0] * 8 + [1]), {}, "class 'no' has 1 different rows"),
-        ((np.arange(9), [0] * 9), {}, "class 'yes' has 0 different rows"),
+        (([1] * 9, [0] * 8 + [1]), {}, "class 'no' has only 1 different row"),
+        ((np.arange(9), [0] * 9), {}, "class 'yes' has only 0 different rows"),
         ((np.arange(9), np.arange(9) % 2), {"test": 1.5}, "shares in"),
         ((np.arange(9), np.arange(9) % 2), {"test": 0.6, "validation": 0.4}, "leave rows for training"),
         ((np.arange(9), np.arange(9) % 2), {"input_shape": (8, 8, 1)}, "toy.csv is a table"),

@@ -8,9 +8,11 @@ import pytest
 
 import zoo
 from zoo import recipes
+from zoo.tasks import Interval
 from zoo.training import optimisers
 from zoo.training.callbacks import GradientHealth, Keeper, NaNGuard
 from zoo.training.gradients import gradients
+from zoo.training.run import _verdict, load_data
 
 
 @pytest.fixture(scope="module")
@@ -37,6 +39,7 @@ def test_run_folder_is_complete(run):
 
 def test_metrics_are_those_of_an_evaluation(run):
     report = zoo.evaluate(run)
+    assert zoo.evaluate(run.folder).score == report.score
     assert report.score.score == run.metrics["test"]
     assert report.score.low < report.score.score <= report.score.high
     assert report.confusion.sum() == report.rows == len(run.data.test)
@@ -60,10 +63,10 @@ def test_same_seed_same_weights(run, tmp_path):
 
 
 def test_a_finished_run_is_not_overwritten_unasked(run, tmp_path):
-    with pytest.raises(FileExistsError, match="pass overwrite=True"):
+    with pytest.raises(FileExistsError, match="overwrite it"):
         zoo.train("mlp", data="digits", out=run.folder, quiet=True)
     (tmp_path / "mine.txt").write_text("precious")
-    with pytest.raises(FileExistsError, match="choose another out"):
+    with pytest.raises(FileExistsError, match="choose another folder"):
         zoo.train("mlp", data="digits", out=tmp_path, overwrite=True, quiet=True)
     assert (tmp_path / "mine.txt").exists()
 
@@ -114,7 +117,7 @@ def test_logistic_regression_matches_scikit_learn(tmp_path):
     [
         (
             {"learning_rat": 0.1},
-            "'learning_rat' is neither a training setting nor an argument of 'mlp'; did you mean 'learning_rate'",
+            "'learning_rat' is neither a training setting nor an argument of 'mlp'. Did you mean 'learning_rate'",
         ),
         ({"epochs": 0}, "epochs must be at least 1, got 0"),
         ({"epochs": "many"}, "epochs takes a int, got 'many'"),
@@ -276,9 +279,77 @@ def test_state_of_another_model_is_refused(tmp_path):
         compiled(5).resume()
 
 
-def test_resume_without_a_state_says_so(run):
+def test_resume_without_a_killed_run_says_so(run, tmp_path):
     with pytest.raises(ValueError, match=r"no run to resume in .*no state\.npz"):
+        zoo.train("mlp", data="digits", out=tmp_path, resume=True, quiet=True)
+    with pytest.raises(ValueError, match="is finished, there is nothing to resume"):
         zoo.train("mlp", data="digits", out=run.folder, resume=True, quiet=True)
+
+
+def test_a_run_that_never_began_is_in_nobodys_way(tmp_path):
+    settings = dict(data="wine", out=tmp_path / "run", epochs=1, quiet=True)
+    with pytest.raises(ValueError, match="there is no loss 'foo'"):
+        zoo.train("mlp", loss="foo", **settings)
+    assert (tmp_path / "run" / "recipe.json").exists()
+    assert zoo.train("mlp", **settings).metrics["train"] > 0
+    with pytest.raises(FileExistsError, match=r"is not empty; overwrite it, or choose another folder .*--overwrite"):
+        zoo.train("mlp", **settings)
+    (tmp_path / "file").touch()
+    with pytest.raises(NotADirectoryError, match="is a file; choose another folder"):
+        zoo.train("mlp", data="wine", out=tmp_path / "file", quiet=True)
+
+
+def test_a_mixed_precision_run_can_be_pruned(tmp_path):
+    run = zoo.train(
+        "mlp", data="wine", out=tmp_path / "run", epochs=2, width=(8,), precision="mixed_bfloat16", quiet=True
+    )
+    small = zoo.compress.shrink(run, tmp_path / "small", channels=0.5, epochs=1, quiet=True)
+    assert small.model.count_params() < run.model.count_params() and small.recipe.precision == "float32"
+    with pytest.raises(ValueError, match="tuned in float32, got precision='mixed_bfloat16'"):
+        zoo.compress.shrink(run, tmp_path / "no", channels=0.5, epochs=1, quiet=True, precision="mixed_bfloat16")
+
+
+def test_unknown_settings_list_the_known_ones(tmp_path):
+    with pytest.raises(TypeError, match=r"nor an argument of 'mlp'; it takes .*width.*, settings are .*batch_size"):
+        zoo.train("mlp", data="wine", out=tmp_path, zzz=3)
+
+
+def test_moved_data_is_found_again_and_other_data_refused(tmp_path, monkeypatch):
+    rows = [f"{i % 17},{i % 5},{'yes' if i % 17 > 8 else 'no'}" for i in range(80)]
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "people.csv").write_text("age,weight,ill\n" + "\n".join(rows) + "\n")
+    monkeypatch.chdir(tmp_path / "a")
+    zoo.train("mlp", data="people.csv", target="ill", out=tmp_path / "run", epochs=1, quiet=True)
+    monkeypatch.chdir(tmp_path)
+    run = zoo.load(tmp_path / "run")
+    with pytest.raises(ValueError, match=r"was trained on 'people\.csv', which is not in this folder"):
+        load_data(run)
+    assert load_data(run, "a/people.csv").signature == run.signature
+    assert zoo.evaluate(run, "a/people.csv").score.score == run.metrics["test"]  # the run knows its target
+    with pytest.raises(ValueError, match="trained for the labels no, yes, data 'wine' has class_0"):
+        zoo.evaluate(run, "wine")
+    (tmp_path / "other.csv").write_text("age,height,ill\n" + "\n".join(rows) + "\n")
+    with pytest.raises(ValueError, match="trained for the columns age, weight, data 'other' has age, height"):
+        zoo.evaluate(run, "other.csv")
+
+
+def test_what_is_no_run_and_no_data_is_named(run, tmp_path):
+    with pytest.raises(TypeError, match=r"shrink takes a run, got a str; read one .* zoo\.load"):
+        zoo.compress.shrink(str(run.folder), tmp_path / "small", channels=0.5)
+    with pytest.raises(TypeError, match=r"data must be a name, a path or a .*, got a int"):
+        zoo.train("mlp", data=5, out=tmp_path / "run", quiet=True)
+
+
+def test_a_run_is_explained_with_its_own_signature(run):
+    found = zoo.explain(run, run.data.test.x["image"][:1], max_evals=200)
+    assert found.additivity_error < 1e-3 and found.attributions.shape == (1, 8, 8, 1)
+
+
+def test_the_verdict_minds_the_interval():
+    scores = {"test": 0.96, "baseline": 0.95, "gap": 0.0}
+    assert "not clearly better" in _verdict(scores, Interval(0.96, 0.94, 0.98))
+    assert "beats the baseline" in _verdict(scores, Interval(0.96, 0.955, 0.98))
+    assert "The baseline is better" in _verdict({**scores, "baseline": 0.97}, Interval(0.96, 0.94, 0.98))
 
 
 def test_nan_guard_lets_good_losses_pass():

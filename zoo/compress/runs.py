@@ -35,8 +35,13 @@ def shrink(
         The new run, with its scores.
 
     Raises:
+        TypeError: `run` is no run.
         ValueError: neither or both of `channels` and `zeros` are given, or a share is out of range.
     """
+    if not hasattr(run, "recipe"):
+        raise TypeError(
+            f"shrink takes a run, got a {type(run).__name__}; read one from its folder with zoo.load(folder)"
+        )
     if (channels is None) == (zeros is None):
         raise ValueError(
             "shrink takes either channels or zeros, a share in (0, 1); channels=0.5 removes half of the channels"

@@ -11,8 +11,9 @@ import numpy as np
 from zoo.data import images, splits
 from zoo.data.builtin import BUILTIN
 from zoo.data.online import ONLINE
-from zoo.data.rows import TEST, TRAIN, VALIDATION, Rows, digests, fingerprint, suggest
+from zoo.data.rows import TEST, TRAIN, VALIDATION, Rows, digests, fingerprint
 from zoo.data.signature import ImagePreprocess, Signature, TablePreprocess
+from zoo.registry import suggest
 
 __all__ = ["Data", "ImagePreprocess", "Rows", "Signature", "Split", "TablePreprocess", "from_rows", "load", "names"]
 
@@ -164,6 +165,7 @@ def load(
         Splits, stratified by class, and the signature fitted on the training split.
 
     Raises:
+        TypeError: `source` is none of these.
         ValueError: no such data, or something in it cannot be used; the message names file and row.
         OSError: an online data set could not be downloaded; the message names the file and where to put it.
     """
@@ -174,6 +176,8 @@ def load(
                 f"load it again with input_shape={tuple(input_shape)}"
             )
         return source
+    if not isinstance(source, str | Path):
+        raise TypeError(f"data must be a name, a path or a zoo.data.Data, got a {type(source).__name__}")
     return from_rows(
         _read(source, input_shape, target, task), input_shape=input_shape, seed=seed, validation=validation, test=test
     )
@@ -259,8 +263,8 @@ def _fit(rows: Rows, train: Split) -> Signature:
 
 
 def _columns(step: TablePreprocess) -> str:
-    parts = [f"{len(step.numbers)} numbers"] if step.numbers else []
-    return " and ".join([*parts, *([f"{len(step.categories)} categories"] if step.categories else [])])
+    counts = ((len(step.numbers), "number", "numbers"), (len(step.categories), "category", "categories"))
+    return " and ".join(f"{count} {one if count == 1 else many}" for count, one, many in counts if count)
 
 
 def _leaks(found: list[tuple[str, int, str, int]]) -> str:

@@ -5,7 +5,8 @@ from pathlib import Path
 import numpy as np
 
 from zoo.data import images
-from zoo.data.rows import OPEN, PARTS, Rows, suggest
+from zoo.data.rows import OPEN, PARTS, Rows
+from zoo.registry import suggest
 
 
 def read(path: Path, input_shape: tuple[int, ...] | None, target: str | None, task: str | None) -> Rows:
@@ -41,6 +42,9 @@ def read_npz(path: Path, task: str | None = None) -> Rows:
     Raises:
         ValueError: the file is damaged, or an array is missing or of another shape or type.
     """
+    with path.open("rb") as file:
+        if file.read(2) != b"PK":  # numpy takes anything else for a pickle, and says so
+            raise ValueError(f"{path} is no .npz file; save it with numpy.savez(path, x=..., y=...)")
     try:
         with np.load(path, allow_pickle=False) as file:
             arrays = {key: file[key] for key in file.files}
@@ -53,7 +57,7 @@ def read_npz(path: Path, task: str | None = None) -> Rows:
     keys = [key for key in keys if key[0] in arrays or key[1] in arrays]
     if not keys:
         raise ValueError(
-            f"{path} holds {sorted(arrays)}, and neither x nor x_train; save it with numpy.savez(path, x=..., y=...)"
+            f"{path} holds {', '.join(sorted(arrays)) or 'nothing'}, and neither x nor x_train; save it with numpy.savez(path, x=..., y=...)"
         )
     for x, y, _ in keys:
         for absent in {x, y} - set(arrays):
@@ -86,7 +90,7 @@ def _inputs(path: Path, x: np.ndarray, arrays: dict[str, np.ndarray]) -> tuple[d
         images_ = x[..., None] if x.ndim == 3 else x
         if x.dtype.kind not in "iu" or (x.size and (x.min() < 0 or x.max() > 255)):
             raise ValueError(
-                f"{path}: images must be whole numbers in 0 … 255, got {x.dtype} up to {x.max() if x.size else 'nothing'}; "
+                f"{path}: images must be whole numbers in 0 … 255, got {x.dtype} {_range(x)}; "
                 f"store (255 * x).round().astype('uint8') if they are in 0 … 1"
             )
         if images_.shape[-1] not in images.MODES:
@@ -101,7 +105,7 @@ def _inputs(path: Path, x: np.ndarray, arrays: dict[str, np.ndarray]) -> tuple[d
     if len(endless):
         row, column = endless[0]
         raise ValueError(
-            f"{path}: x has the value {x[row, column]!r} in row {row + 1}, column {column + 1}; replace it, NaN if unknown"
+            f"{path}: x has the value {x[row, column].item()!r} in row {row + 1}, column {column + 1}; replace it, NaN if unknown"
         )
     columns = (
         tuple(map(str, arrays["columns"].tolist()))
@@ -111,6 +115,10 @@ def _inputs(path: Path, x: np.ndarray, arrays: dict[str, np.ndarray]) -> tuple[d
     if len(columns) != x.shape[1]:
         raise ValueError(f"{path}: columns names {len(columns)} columns, x has {x.shape[1]}")
     return {"numbers": numbers}, columns
+
+
+def _range(x: np.ndarray) -> str:
+    return f"in {x.min():.4g} … {x.max():.4g}" if x.size and x.dtype.kind in "biuf" else f"{x.shape}"
 
 
 def targets(

@@ -53,7 +53,7 @@ def read_folder(path: Path, input_shape: tuple[int, ...] | None) -> Rows:
     """Rows of a folder with one folder of images per class, or with `train`, `validation`, `test` folders of these.
 
     Args:
-        path: the folder; hidden files in it are skipped.
+        path: the folder; hidden files in it, and those that macOS and Windows add by themselves, are skipped.
         input_shape: `(height, width, channels)` of every image; None where all have the same size already.
 
     Raises:
@@ -91,22 +91,28 @@ def open_image(file: Path, shape: tuple[int, int, int] | None):
     Raises:
         ValueError: the file is no readable 8-bit image.
     """
-    from PIL import Image, ImageOps
+    from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
     try:
         with Image.open(file) as image:
             if image.mode.startswith(("I", "F")):
                 raise ValueError(f"its pixels have the mode {image.mode!r}, not 8 bits")
-            upright = ImageOps.exif_transpose(image)
             if shape is None:
-                return upright.height, upright.width, 1 if image.mode in ("1", "L") else 3
-            return fit(upright, shape)
+                turned = image.getexif().get(ExifTags.Base.Orientation) in (5, 6, 7, 8)  # by a quarter
+                size = image.size if turned else image.size[::-1]
+                return (*size, 1 if image.mode in ("1", "L") else 3)
+            return fit(ImageOps.exif_transpose(image), shape)
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:  # SyntaxError: a broken PNG
-        raise ValueError(f"cannot read the image {file}: {error}; repair or remove it") from error
+        reason = "it is no image" if isinstance(error, UnidentifiedImageError) else error
+        raise ValueError(f"cannot read the image {file}: {reason}; repair or remove it") from error
 
 
 def _visible(folder: Path) -> list[Path]:
-    return sorted(entry for entry in folder.iterdir() if not entry.name.startswith("."))
+    return sorted(
+        entry
+        for entry in folder.iterdir()
+        if not entry.name.startswith(".") and entry.name not in ("__MACOSX", "Thumbs.db")
+    )
 
 
 def _images_in(folder: Path) -> list[Path]:
@@ -128,6 +134,7 @@ def _common_shape(files: list[Path]) -> tuple[int, int, int]:
         if shape[:2] != first[:2]:
             raise ValueError(
                 f"images differ in size: {files[0]} is {first[0]}x{first[1]} pixels, {file} {shape[0]}x{shape[1]}; "
-                f"pass input_shape=(height, width, channels)"
+                f"say what size they shall get with input_shape=(height, width, channels), on the command line "
+                f"such as --set input_shape=32,32,{max(shape[2] for shape in [first, *rest])}"
             )
     return (*first[:2], max(shape[2] for shape in [first, *rest]))

@@ -1,9 +1,8 @@
 """Rows as a reader found them, before they are split; and the hashes that tell equal rows apart."""
 
-import difflib
 import hashlib
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -71,9 +70,3 @@ def fingerprint(rows: Rows) -> str:
         total.update(digest)
     total.update(np.ascontiguousarray(rows.y).tobytes())
     return total.hexdigest()
-
-
-def suggest(name: str, known: Iterable[str]) -> str:
-    """` Did you mean 'a' or 'b'?`, or nothing where no known name is near."""
-    near = difflib.get_close_matches(str(name), list(known), n=3, cutoff=0.5)
-    return f" Did you mean {' or '.join(map(repr, near))}?" if near else ""

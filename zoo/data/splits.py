@@ -59,6 +59,10 @@ def _groups(rows: Rows, free: np.ndarray) -> np.ndarray:
     return group
 
 
+def _count(rows: int) -> str:
+    return f"only {rows} different row{'s' * (rows != 1)}"
+
+
 def _deal(
     part: np.ndarray, stratum: np.ndarray, group: np.ndarray, wanted: dict, random: np.random.Generator, what: str
 ) -> None:
@@ -67,7 +71,7 @@ def _deal(
     if len(heads) < len(wanted) + 1:
         names = ", ".join(NAMES[split] for split in (TRAIN, *wanted))
         raise ValueError(
-            f"{what} has {len(heads)} different rows, which cannot be split into {names}; add rows, or set the share to 0"
+            f"{what} has {_count(len(heads))}, which cannot be split into {names}; add rows of it, or leave it out"
         )
     lack = {split: max(1, round(len(stratum) * share)) for split, share in wanted.items()}
     lack[TRAIN] = max(1, len(stratum) - sum(lack.values()))

@@ -5,7 +5,8 @@ from pathlib import Path
 import numpy as np
 
 from zoo.data.files import targets
-from zoo.data.rows import Rows, suggest
+from zoo.data.rows import Rows
+from zoo.registry import suggest
 
 USUAL = ("target", "label", "class", "y")  # columns taken as the target when none is named
 MISSING = ("", "NA", "N/A", "n/a", "NaN", "nan", "null", "NULL", "None", "?")
@@ -50,8 +51,9 @@ def read(path: Path, target: str | None, task: str | None) -> Rows:
 def _csv(path: Path):
     from pyarrow import ArrowInvalid, csv
 
-    with path.open("rb") as file:
-        header = file.readline()
+    text = path.read_bytes()
+    header = text.partition(b"\n")[0]
+    _check_encoding(path, text)
     delimiter = max(b",;\t", key=header.count)
     ragged = []
 
@@ -63,7 +65,7 @@ def _csv(path: Path):
         return csv.read_csv(
             path,
             read_options=csv.ReadOptions(
-                use_threads=False, block_size=min(path.stat().st_size + 1, 2**31 - 1)
+                use_threads=False, block_size=min(len(text) + 1, 2**31 - 1)
             ),  # types from the whole file
             parse_options=csv.ParseOptions(
                 delimiter=chr(delimiter), newlines_in_values=True, invalid_row_handler=remember
@@ -80,6 +82,19 @@ def _csv(path: Path):
         raise ValueError(f"{path} cannot be read as CSV: {error}") from error
 
 
+def _check_encoding(path: Path, text: bytes) -> None:
+    """Refuse what is no UTF-8 text, naming the first line that is not."""
+    if b"\0" in text[:4096]:
+        raise ValueError(f"{path} is no text file; save it as CSV in UTF-8")
+    try:
+        text.decode("utf-8")
+    except UnicodeDecodeError as error:
+        line = text.count(b"\n", 0, error.start) + 1
+        start = text.rfind(b"\n", 0, error.start) + 1
+        shown = text[start : error.end].decode("utf-8", errors="replace")[-40:]
+        raise ValueError(f"{path} is not UTF-8 text, see line {line} after {shown!r}; save the file as UTF-8") from None
+
+
 def _parquet(path: Path):
     from pyarrow import ArrowException, parquet
 
@@ -94,7 +109,7 @@ def _target(path: Path, names: list[str], target: str | None) -> str:
         usual = [name for name in USUAL if name in names]
         if len(usual) != 1:
             raise ValueError(
-                f"which column of {path} is the target? Name it with target=...; its columns are {', '.join(map(repr, names))}"
+                f"which column of {path} is the target? Name it with target=... (--target on the command line); its columns are {', '.join(map(repr, names))}"
             )
         return usual[0]
     if target not in names:

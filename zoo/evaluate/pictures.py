@@ -73,7 +73,9 @@ def gradient_flow(rows: list[dict], path: str | Path) -> Path:
     for row in rows:
         if row["weight"] in kernels:
             norms[kernels.index(row["weight"]), epochs.index(row["epoch"])] = np.log10(row["norm"] + 1e-12)
-    picture = axes.imshow(norms, aspect="auto", cmap="viridis", interpolation="nearest")
+    ends = (epochs[0] + 0.5, epochs[-1] + 1.5, len(kernels) - 0.5, -0.5)  # epochs are counted from 1 in pictures
+    picture = axes.imshow(norms, aspect="auto", cmap="viridis", interpolation="nearest", extent=ends)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_yticks(range(len(kernels)), [k.removesuffix("/kernel") for k in kernels], fontsize=7)
     axes.set(xlabel="epoch", title="Gradient norm of each kernel")
     figure.colorbar(picture, ax=axes, label="log10 norm")

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from zoo import tasks
-from zoo.data import load
+from zoo.data import Data, load, names
 from zoo.data.signature import Signature
 
 
@@ -41,12 +41,14 @@ class Report:
     y: np.ndarray = field(repr=False)
 
     def __str__(self) -> str:
-        lines = [f"{self.metric} on {self.rows} {self.split} rows: {self.score}", ""]
+        lines = [f"{self.metric} on {self.rows} {self.split} rows: {self.score}, 95 % interval", ""]
         width = max(map(len, self.per_class))
         columns = list(next(iter(self.per_class.values())))
+        form = ".4g" if self.confusion is None else ".4f"  # errors have a unit, shares do not
         lines.append(f"{'':<{width}}  " + "  ".join(f"{c:>9}" for c in columns))
         for name, row in self.per_class.items():
-            lines.append(f"{name:<{width}}  " + "  ".join(f"{row[c]:>9.4g}" for c in columns))
+            figures = (f"{row[c]:>9}" if c == "rows" else f"{row[c]:>9{form}}" for c in columns)
+            lines.append(f"{name:<{width}}  " + "  ".join(figures))
         return "\n".join(lines)
 
     def to_json(self) -> str:
@@ -70,14 +72,17 @@ class Report:
         return pictures.confusion(self.confusion, self.labels, path)
 
 
-def evaluate(model, data=None, *, split: str = "test", precision: str | None = None) -> Report:
+def evaluate(
+    model, data=None, *, split: str = "test", precision: str | None = None, target: str | None = None
+) -> Report:
     """Score a model, a run or a bundle.
 
     Args:
-        model: Keras model, `zoo.training.Run`, a bundle or the path of one.
+        model: Keras model, `zoo.training.Run`, a bundle, or the path of a run folder or bundle.
         data: data set, its name or a path; a run knows its own.
         split: "test" (held out), "validation" or "train".
         precision: "fp32" or "int8" for a bundle, its default if None.
+        target: target column of a table; a run and a bundle know the one they were trained on.
 
     Returns:
         The report.
@@ -87,14 +92,65 @@ def evaluate(model, data=None, *, split: str = "test", precision: str | None = N
     """
     if split not in ("train", "validation", "test"):
         raise ValueError(f"split must be 'train', 'validation' or 'test', got {split!r}")
+    if isinstance(model, str | Path) and (Path(model) / "recipe.json").exists():
+        from zoo.training import load as load_run
+        from zoo.training import load_data
+
+        model = load_run(model)
+        data = load_data(model) if data is None else data
     if data is None:
         data = getattr(model, "data", None)
         if data is None:
             raise ValueError("evaluate needs data: give a name such as 'digits', a path, or a run that knows its data")
+    if isinstance(model, str | Path):
+        model = opened(model)
     predict, shape = predictor(model, precision)
-    data = load(data, input_shape=shape if shape and len(shape) == 3 else None)
+    known = knowledge(model)
+    if not isinstance(data, Data) and str(data) not in names():
+        target = target or known.get("target") or None
+    data = load(data, input_shape=shape if shape and len(shape) == 3 else None, target=target)
+    _check_fit(data, known)
     part = getattr(data, split)
     return judge(data.signature, part.y, predict(part.x, data.signature), split)
+
+
+def opened(bundle):
+    """A bundle as it is, or read and verified from its path."""
+    from serve.manifest import Bundle, read
+
+    return bundle if isinstance(bundle, Bundle) else read(bundle)
+
+
+def knowledge(model) -> dict:
+    """What a run or a bundle says of its data: `labels`, `columns` and `target`; nothing for a Keras model."""
+    if hasattr(model, "model") and hasattr(model, "signature"):  # a run
+        step = model.signature.preprocess
+        columns = () if step.kind == "image" else (*step.numbers, *step.categories)
+        return {"labels": model.signature.labels, "columns": columns, "target": model.recipe.target}
+    if hasattr(model, "predict_on_batch"):
+        return {}
+    manifest = opened(model).manifest
+    columns = tuple(column for port in manifest.inputs for column in port.columns)
+    return {"labels": manifest.labels, "columns": columns, "target": manifest.training.get("recipe", {}).get("target")}
+
+
+def _check_fit(data: Data, known: dict) -> None:
+    """Refuse data whose classes or columns are not those the model was trained for."""
+    step = data.signature.preprocess
+    columns = () if step.kind == "image" else (*step.numbers, *step.categories)
+    for what, own, there in (
+        ("labels", known.get("labels"), data.signature.labels),
+        ("columns", known.get("columns"), columns),
+    ):
+        if own is not None and tuple(own) != tuple(there):
+            raise ValueError(
+                f"the model was trained for the {what} {_listed(own)}, data {data.name!r} has {_listed(there)}; "
+                f"give data like that it was trained on"
+            )
+
+
+def _listed(words) -> str:
+    return ", ".join(words[:12]) + (f" and {len(words) - 12} more" if len(words) > 12 else "") if words else "none"
 
 
 def judge(signature: Signature, y: np.ndarray, answers: np.ndarray, split: str) -> Report:
@@ -137,10 +193,9 @@ def predictor(model, precision=None):
         return lambda x, _: answers(keras_model, signature, x), signature.preprocess.shape
     if hasattr(model, "predict_on_batch"):
         return lambda x, signature: answers(model, signature, x), tuple(model.input_shape[1:])
-    from serve.manifest import Bundle, read
     from serve.runtime import Model
 
-    runtime = Model(model if isinstance(model, Bundle) else read(model), precision=precision)
+    runtime = Model(opened(model), precision=precision)
     port, batch = runtime.manifest.inputs[0], runtime.max_batch
 
     def predict(x, _):
@@ -181,10 +236,9 @@ def latency(bundle, precision: str | None = None, rows: int = 1, repeats: int = 
         rows: rows per request.
         repeats: requests timed.
     """
-    from serve.manifest import Bundle, read
     from serve.runtime import Model
 
-    runtime = Model(bundle if isinstance(bundle, Bundle) else read(bundle), precision=precision)
+    runtime = Model(opened(bundle), precision=precision)
     x = {name: np.resize(values, (rows, *values.shape[1:])) for name, values in runtime.examples.items()}
     times = []
     for _ in range(repeats + 20):

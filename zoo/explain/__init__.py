@@ -37,7 +37,7 @@ def explain(
     background's mean image. The contributions of a row add up to its answer minus the background's.
 
     Args:
-        model: bundle, path of a bundle folder, or Keras model giving logits.
+        model: bundle, path of a bundle folder, run, or Keras model giving logits.
         x: raw inputs, `{"image": uint8 (batch, height, width, channels)}` or `{"numbers": float32 (batch, columns),
             "categories": str (batch, columns)}`; a bare array stands for the images, or for the numbers of a table
             that has no categories. Missing numbers are NaN.

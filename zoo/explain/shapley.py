@@ -1,6 +1,5 @@
 """Shapley values of one answer, as a game whose players are columns, pixels or square tiles of pixels."""
 
-import difflib
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -10,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from zoo.explain.subject import Raw, Subject
+from zoo.registry import suggest
 
 METHODS = {"table": ("exact", "permutation"), "image": ("permutation", "partition")}
 EXACT_AUTO, EXACT_MOST = 10, 15  # columns; 2 ** 15 coalitions
@@ -31,8 +31,7 @@ def choose(method: str, subject: Subject) -> tuple[str, str]:
     if method != "auto":
         if method not in known:
             everything = sorted({name for names in METHODS.values() for name in names})
-            near = difflib.get_close_matches(method, [*everything, "auto"], n=1, cutoff=0.5)
-            hint = f" Did you mean {near[0]!r}?" if near and method not in everything else ""
+            hint = suggest(method, ["auto", *known]) if method not in everything else ""
             raise ValueError(
                 f"no method {method!r} for {subject.kind} inputs; methods are auto, {', '.join(known)}.{hint}"
             )

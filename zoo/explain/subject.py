@@ -98,7 +98,7 @@ class Subject:
 
 
 def subject_of(model: Any, signature: Any, background: Raw | None, precision: str | None) -> Subject:
-    """The subject behind a bundle, a bundle's folder or a Keras model.
+    """The subject behind a bundle, a bundle's folder, a run or a Keras model.
 
     Raises:
         ValueError: a Keras model without signature, or a background that does not fit.
@@ -109,6 +109,8 @@ def subject_of(model: Any, signature: Any, background: Raw | None, precision: st
         model = read(model)
     if hasattr(model, "manifest"):
         return _of_bundle(model, background, precision)
+    if hasattr(model, "model") and hasattr(model, "signature"):  # a run
+        model, signature = model.model, signature or model.signature
     if signature is None:
         raise ValueError(
             f"a {type(model).__name__} can only be explained with its signature; "
@@ -228,8 +230,15 @@ def examples(bundle: Any, image: str | Path | None = None, rows: int = 4) -> Raw
 
 
 def _stored(bundle: Any, file: str) -> Raw:
-    """Input rows that a bundle carries."""
-    with np.load(bundle.folder / file, allow_pickle=False) as arrays:
+    """Input rows that a bundle carries.
+
+    Raises:
+        ValueError: it carries none.
+    """
+    path = bundle.folder / file
+    if not path.is_file():
+        raise ValueError(f"bundle {bundle.manifest.name!r} has no {file}; export it again, or give the rows yourself")
+    with np.load(path, allow_pickle=False) as arrays:
         return {name.removeprefix("input/"): arrays[name] for name in arrays.files if name.startswith("input/")}
 
 

@@ -5,17 +5,19 @@ for that model and data set, then what the caller overrides.
 """
 
 import dataclasses
-import difflib
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import UnionType
 from typing import Any, get_args, get_origin, get_type_hints
 
+from zoo.registry import suggest
+
 OPTIMIZERS = ("sgd", "momentum", "nesterov", "adagrad", "adadelta", "rmsprop", "adam", "adamw", "nadam", "lion")
 SCHEDULES = ("constant", "step", "exponential", "cosine", "warm_restarts", "one_cycle", "plateau")
 AUGMENTATIONS = ("shift", "crop", "flip", "rotate", "noise", "colour", "mixup", "cutmix")
 PRECISIONS = ("float32", "mixed_float16", "mixed_bfloat16")
+CHOICES = {"optimizer": OPTIMIZERS, "schedule": SCHEDULES, "augment": AUGMENTATIONS, "precision": PRECISIONS}
 
 
 @dataclass(frozen=True)
@@ -124,9 +126,9 @@ def parse(name: str, value: Any) -> Any:
         TypeError: no such setting, or a value of another type.
     """
     if name not in SETTINGS:
-        near = difflib.get_close_matches(name, SETTINGS, n=2)
-        hint = f"; did you mean {' or '.join(map(repr, near))}?" if near else f"; settings are {', '.join(SETTINGS)}"
-        raise TypeError(f"there is no training setting {name!r}{hint}")
+        raise TypeError(
+            f"there is no training setting {name!r}; settings are {', '.join(SETTINGS)}.{suggest(name, SETTINGS)}"
+        )
     kind = SETTINGS[name]
     optional = get_origin(kind) is UnionType
     if optional:

@@ -1,9 +1,9 @@
 """Losses by name; all take one-hot or real targets `(batch, outputs)` and raw outputs of the same shape."""
 
-import difflib
-
 import keras
 from keras import losses, ops
+
+from zoo.registry import suggest
 
 
 @keras.saving.register_keras_serializable("zoo")
@@ -37,7 +37,5 @@ def get(name: str, label_smoothing: float = 0.0) -> losses.Loss:
         ValueError: no such loss.
     """
     if name not in LOSSES:
-        near = difflib.get_close_matches(name, LOSSES, n=2)
-        hint = f"; did you mean {' or '.join(map(repr, near))}?" if near else ""
-        raise ValueError(f"there is no loss {name!r}{hint}; losses are {', '.join(LOSSES)}")
+        raise ValueError(f"there is no loss {name!r}; losses are {', '.join(LOSSES)}.{suggest(name, LOSSES)}")
     return LOSSES[name](label_smoothing)

@@ -82,11 +82,9 @@ class Keeper(keras.callbacks.Callback):
                 raise ValueError(
                     f"{path} does not fit this model ({len(missing)} variables differ); resume with the same arguments"
                 )
-            self._pending_metrics = {}
             for key, variable in variables.items():
-                if key.startswith("metric"):
-                    continue
-                variable.assign(saved[key])
+                if not key.startswith("metric"):
+                    variable.assign(saved[key])
             self._pending_metrics = {key: saved[key] for key in saved.files if key.startswith("metric")}
         self.best, self.best_epoch, self.history = position["best"], position["best_epoch"], position["history"]
         for callback in self.siblings:
@@ -155,7 +153,7 @@ class NaNGuard(keras.callbacks.Callback):
         if loss is not None and not np.isfinite(loss):
             raise FloatingPointError(
                 f"the loss became {loss} in batch {batch}; lower learning_rate, set clip_norm=1.0 or add warmup=0.05 "
-                "(the last good state is kept and `resume` goes on from it)"
+                "(if an epoch was finished, its state is kept and `resume` goes on from it)"
             )
 
 

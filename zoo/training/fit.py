@@ -145,6 +145,9 @@ def fit(
 
     epoch, skip = 0, 0
     if resume:
+        # Keras creates the metrics' variables with the first batch; they must be there to take their saved sums
+        model.compute_metrics(None, targets[:1], np.zeros_like(targets[:1]))
+        model.reset_metrics()
         epoch, skip = keeper.resume()
     shown = [] if quiet else [Progress(recipe.epochs, steps, epoch * steps + skip)]
     everything = [NaNGuard(), *extra, keeper, *shown]

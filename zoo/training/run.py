@@ -6,6 +6,7 @@ import json
 import platform
 import shutil
 import time
+import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -147,22 +148,36 @@ def tune(
         network = keras.models.clone_model(run.model)
         network.set_weights(run.model.get_weights())
     splits = run.data or load_data(run)
-    recipe = run.recipe.override(**overrides)
+    if overrides.get("precision", "float32") != "float32":
+        raise ValueError(
+            f"a finished model is tuned in float32, got precision={overrides['precision']!r}; leave it out"
+        )
+    recipe = run.recipe.override(**{**overrides, "precision": "float32"})
     keras.utils.set_random_seed(recipe.seed)
     return _carry_out(network, splits, recipe, Path(out), False, overwrite, quiet, callbacks, keep=keep)
 
 
-def load_data(run: Run) -> Data:
+def load_data(run: Run, source: str | Path | None = None) -> Data:
     """The splits a run was trained on, loaded again.
 
+    Args:
+        run: a run.
+        source: where the data is now, if it has moved.
+
     Raises:
-        ValueError: the data has changed since.
+        ValueError: the data is not there, or has changed since.
     """
     preprocess = run.signature.preprocess
     shape = preprocess.shape if preprocess.kind == "image" else None
-    splits = datasets.load(run.recipe.data, input_shape=shape, target=run.recipe.target or None, seed=run.recipe.seed)
+    source = source or run.recipe.data
+    if source == run.recipe.data and source not in datasets.names() and not Path(source).expanduser().exists():
+        raise ValueError(
+            f"{run.folder} was trained on {source!r}, which is not in this folder; "
+            f"go where it was trained, or say where the data is (--data on the command line)"
+        )
+    splits = datasets.load(source, input_shape=shape, target=run.recipe.target or None, seed=run.recipe.seed)
     if splits.signature != run.signature:
-        raise ValueError(f"data {run.recipe.data!r} has changed since {run.folder} was trained; train again")
+        raise ValueError(f"data {str(source)!r} differs from what {run.folder} was trained on; train again")
     return splits
 
 
@@ -177,12 +192,17 @@ def _recipe(entry: registry.Entry, data: str, resumed: Path | None, overrides: d
     for key in settings:
         if key not in recipes.SETTINGS:
             hint = registry.suggest(key, [*recipes.SETTINGS, *entry.signature])
-            raise TypeError(f"{key!r} is neither a training setting nor an argument of {entry.name!r}{hint}")
+            known = f"; it takes {', '.join(entry.signature)}, settings are {', '.join(recipes.SETTINGS)}"
+            raise TypeError(
+                f"{key!r} is neither a training setting nor an argument of {entry.name!r}{f'.{hint}' if hint else known}"
+            )
     if "classes" in arguments:
         raise TypeError(f"classes follows from the data, got classes={arguments['classes']!r}; leave it out")
     if resumed is None:
         recipe = recipes.find(entry.name, data, entry.recipe).override(**settings)
         return dataclasses.replace(recipe, arguments={**recipe.arguments, **arguments})
+    if (resumed / "metrics.json").exists():
+        raise ValueError(f"the run in {resumed} is finished, there is nothing to resume; train again with overwrite")
     if not (resumed / "state.npz").exists():
         raise ValueError(f"there is no run to resume in {resumed}: it has no state.npz; start without resume")
     recipe = Recipe.load(resumed / "recipe.json")
@@ -241,11 +261,13 @@ def _carry_out(
     scores["seconds"] = round(seconds, 2)
     run.metrics.update(scores)
     (folder / "metrics.json").write_text(json.dumps(scores, indent=2) + "\n", encoding="utf-8")
-    _write_report(run, reports["test"], health)
+    verdict = _verdict(scores, reports["test"].score)
+    _write_report(run, reports["test"], verdict, health)
     for scratch in ("state.npz", "best.npz"):
         (folder / scratch).unlink(missing_ok=True)
     if not quiet:
         print(f"\n{reports['test']}\n\nbaseline {scores['baseline']:.4f}, gap {scores['gap']:+.4f}")
+        print(verdict)
         print(f"report in {folder / 'report.md'}")
     return run
 
@@ -285,11 +307,19 @@ def load(folder: str | Path) -> Run:
 def _prepare(folder, resume, overwrite):
     if resume:
         return
+    if folder.exists() and not folder.is_dir():
+        raise NotADirectoryError(f"{folder} is a file; choose another folder for the run")
     if folder.exists() and any(folder.iterdir()):
         is_run = (folder / "recipe.json").exists()
-        if not (overwrite and is_run):
-            cure = "pass overwrite=True, resume=True or another out" if is_run else "choose another out"
-            raise FileExistsError(f"{folder} is not empty; {cure}")
+        learnt = any((folder / name).exists() for name in ("state.npz", "metrics.json"))
+        if not is_run or (learnt and not overwrite):  # a run that failed before its first epoch is in nobody's way
+            killed = is_run and not (folder / "metrics.json").exists()
+            cure = ("resume it, " if killed else "") + ("overwrite it, " if is_run else "")
+            flags = "".join(f"--{flag}, " for flag, fits in (("resume", killed), ("overwrite", is_run)) if fits)
+            raise FileExistsError(
+                f"{folder} is not empty; {cure}{'or ' if cure else ''}choose another folder "
+                f"(on the command line {flags}{'or ' if flags else ''}--out)"
+            )
         shutil.rmtree(folder)
     folder.mkdir(parents=True, exist_ok=True)
 
@@ -306,7 +336,6 @@ def baseline(data: Data) -> float:
     """
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import LogisticRegression, Ridge
-    from sklearn.utils._testing import ignore_warnings
 
     signature = data.signature
     flat = {
@@ -315,7 +344,9 @@ def baseline(data: Data) -> float:
     }
     rows = np.random.default_rng(0).permutation(len(flat["train"]))[:10_000]
     model = Ridge() if signature.task == "regression" else LogisticRegression(max_iter=300)
-    fitted = ignore_warnings(category=ConvergenceWarning)(model.fit)(flat["train"][rows], np.ravel(data.train.y)[rows])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)  # 300 steps are near enough
+        fitted = model.fit(flat["train"][rows], np.ravel(data.train.y)[rows])
     if signature.task == "regression":
         found = fitted.predict(flat["test"])
     else:
@@ -342,13 +373,16 @@ def environment(data: Data) -> dict[str, Any]:
     }
 
 
-def _write_report(run: Run, report: Report, health: list) -> None:
+def _write_report(run: Run, report: Report, verdict: str, health: list) -> None:
     folder, scores = run.folder, run.metrics
     monitored = tasks.get(run.signature.task).monitor.removeprefix("val_")
     pictures.curves(run.history, monitored, folder / "learning_curve.png")
     report.plot(folder / "confusion.png")
     better = scores["test"] - scores["baseline"]
     name = "ridge regression" if run.signature.task == "regression" else "logistic regression"
+    unit = ""
+    if run.signature.task == "regression":
+        unit = f"\nLoss and rmse are in standard deviations of the target, {run.signature.target_std:.4g}.\n"
     gradient = ""
     if health:
         pictures.gradient_flow(health[0].rows, folder / "gradients.png")
@@ -362,19 +396,19 @@ def _write_report(run: Run, report: Report, health: list) -> None:
 
 | {metric} | score |
 |---|---|
-| held-out test rows | {report.score} |
+| held-out test rows, with 95 % interval | {report.score} |
 | validation | {scores["validation"]:.4f} |
 | training | {scores["train"]:.4f} |
 | generalisation gap (training - test) | {scores["gap"]:+.4f} |
 | baseline, {name} on the same splits | {scores["baseline"]:.4f} |
 | better than the baseline by | {better:+.4f} |
 
-{_verdict(scores, better)}
+{verdict}
 
 ## Learning curve
 
 ![learning curve](learning_curve.png)
-
+{unit}
 ## {"Predicted against true" if report.confusion is None else "Confusion"}
 
 ![{"scatter" if report.confusion is None else "confusion matrix"}](confusion.png)
@@ -397,9 +431,11 @@ environment.json.
     (folder / "report.md").write_text(text, encoding="utf-8")
 
 
-def _verdict(scores, better):
-    if better < 0:
+def _verdict(scores, test):
+    if scores["test"] < scores["baseline"]:
         return "The baseline is better: train longer, change the learning rate, or ship the baseline."
+    if test.low <= scores["baseline"]:
+        return "The model is not clearly better than the baseline, whose score lies within its interval."
     if scores["gap"] > 0.05:
         return "The model fits its training rows much better than new ones: try augmentation, dropout or more data."
     return "The model beats the baseline and holds on new rows."

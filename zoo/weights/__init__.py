@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from zoo.data import cache
-from zoo.data.rows import suggest
+from zoo.registry import suggest
 from zoo.weights import files, layouts
 
 __all__ = ["Source", "build_with"]
