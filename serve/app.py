@@ -129,7 +129,10 @@ def _surround(app: Flask, monitor: Monitor) -> None:
             headers = {"Allow": allowed}
         if status == 413:
             limit = app.config["MAX_CONTENT_LENGTH"]
-            message = f"the body is larger than {limit} bytes; send fewer rows or a smaller image"
+            parts = app.config["MAX_FORM_PARTS"]
+            message = (
+                f"the body is larger than {limit} bytes, or a form of more than {parts} parts; send less at a time"
+            )
         return _error(CODES.get(status, "http_error"), message, status, headers)
 
     @app.errorhandler(Exception)

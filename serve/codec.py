@@ -142,9 +142,10 @@ def _rows(body: Any, manifest: Manifest) -> tuple[dict[str, np.ndarray], list[st
     absent = [column for column in known if any(column not in row for row in rows)]
     if absent and any(rows):
         notes.append(f"not sent, so taken as missing: {', '.join(absent[:20])}")
+    columns = frozenset(known)
     for row in rows:
         for column in row:
-            if column not in known:
+            if column not in columns:
                 message = f"no column is called {column!r} ({len(known)} are known).{did_you_mean(column, known)}"
                 raise RequestError("unknown_column", message)
         if all(row.get(column) is None for column in known):

@@ -28,6 +28,7 @@ DTYPES: dict[str, type[np.generic]] = {
     "BYTES": np.object_,
 }
 LARGEST_SIZE = 2**31 - 1  # of one axis; larger sizes cannot come with data that fits a request body
+MOST_AXES = 32  # that NumPy iterates over
 
 
 class Tensor(msgspec.Struct):
@@ -108,6 +109,10 @@ def _array(tensor: Tensor) -> np.ndarray:
     if "binary_data_size" in tensor.parameters or not isinstance(tensor.data, list):
         message = f"input {tensor.name!r} has no JSON list as its data; binary tensors are not served, send JSON"
         raise RequestError("bad_data", message)
+    if len(tensor.shape) > MOST_AXES:
+        raise RequestError(
+            "bad_shape", f"input {tensor.name!r} has {len(tensor.shape)} axes, at most {MOST_AXES} are read"
+        )
     if not all(0 <= size <= LARGEST_SIZE for size in tensor.shape):
         raise RequestError("bad_shape", f"input {tensor.name!r} has shape {tensor.shape}; sizes are counts, 0 or more")
     array = to_array(tensor.data, tensor.datatype, f"input {tensor.name!r}")
@@ -126,15 +131,16 @@ def to_array(data: Any, datatype: str, what: str) -> np.ndarray:
         RequestError: ragged lists, or a value that the datatype cannot hold.
     """
     dtype = np.dtype(DTYPES[datatype])
+    try:
+        array = np.array(data, dtype=object if datatype == "BYTES" else None)
+    except ValueError:
+        raise RequestError("bad_shape", f"{what} is ragged; give lists of equal length") from None
+    if array.ndim > MOST_AXES:
+        raise RequestError("bad_shape", f"{what} nests {array.ndim} lists deep, at most {MOST_AXES} are read")
     if datatype == "BYTES":
-        array = np.array(data, dtype=object)
         if not all(isinstance(value, str) or value is None for value in array.flat):
             raise RequestError("bad_data", f"{what} must hold strings in lists of equal length")
         return np.where(array == None, "", array)  # noqa: E711 - element by element
-    try:
-        array = np.array(data)
-    except ValueError:
-        raise RequestError("bad_shape", f"{what} is ragged; give lists of equal length") from None
     allowed = {"b": "b", "u": "iu", "i": "iu", "f": "iuf"}[dtype.kind]
     if array.size == 0:
         return array.astype(dtype)

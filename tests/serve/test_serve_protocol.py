@@ -12,6 +12,10 @@ def body(**tensor):
     return json.dumps({"inputs": [{"name": "x", "shape": [2], "datatype": "FP32", "data": [1, 2], **tensor}]}).encode()
 
 
+def nested(depth, value):
+    return [nested(depth - 1, value)] if depth else value
+
+
 def refused(request):
     with pytest.raises(RequestError) as caught:
         protocol.decode(request)
@@ -45,6 +49,9 @@ def test_wanted_outputs_and_id_are_returned():
         ({"data": [1, 2, 3]}, "bad_shape", r"shape \[2\] but 3 values"),
         ({"shape": [-1]}, "bad_shape", "sizes are counts"),
         ({"shape": [2**70, 0]}, "bad_shape", "sizes are counts"),
+        ({"shape": [1] * 65, "data": [1]}, "bad_shape", "65 axes, at most 32"),
+        ({"data": nested(40, 1.0)}, "bad_shape", "40 lists deep, at most 32"),
+        ({"datatype": "BYTES", "data": nested(64, "a")}, "bad_shape", "64 lists deep, at most 32"),
         ({"data": [[1], [2, 3]]}, "bad_shape", "ragged"),
         ({"data": ["1", "2"]}, "bad_data", "FP32 values, got '1'"),
         ({"data": [None, "2"]}, "bad_data", "FP32 values, got"),

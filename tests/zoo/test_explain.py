@@ -279,6 +279,13 @@ def test_exact_has_a_limit():
         shapley.budget("exact", many, None)
 
 
+def test_a_bundle_without_background_says_so(linear):
+    (linear.folder / "background.npz").unlink()
+    with pytest.raises(ValueError, match=r"has no background\.npz; export it again, or give the rows yourself"):
+        explain(linear, np.zeros((1, 3)))
+    assert explain(linear, np.zeros((1, 3)), background={"numbers": np.zeros((1, 3))}).additivity_error < 1e-5
+
+
 def test_missing_shap_says_what_to_install(linear, monkeypatch):
     monkeypatch.setitem(sys.modules, "shap", None)
     assert explain(linear, np.zeros((1, 3))).method == "exact"  # the package's own

@@ -34,6 +34,13 @@ def test_unknown_argument_suggests():
         registry.get("mlp", clases=3)
 
 
+def test_arguments_of_a_wrong_kind_are_named():
+    with pytest.raises(TypeError, match=r"input_shape takes a tuple such as \(784,\), got 5"):
+        registry.get("mlp", input_shape=5)
+    with pytest.raises(ValueError, match=r"dropout must be a share in \[0, 1\), got dropout=2"):
+        registry.get("lenet", dropout=2)
+
+
 def test_show_names_paper_and_count():
     text = registry.show("resnet")
     assert "He, Zhang, Ren & Sun 2015" in text

@@ -19,6 +19,7 @@ from zoo.registry import Tensor, register
     params_source="30*2 + 2",
     tiny=dict(input_shape=(4,), classes=3),
     data="breast_cancer",
+    recipe=dict(learning_rate=0.03, epochs=60),
 )
 def logistic_regression(input_shape: tuple[int, ...] = (30,), classes: int = 2) -> keras.Model:
     """Build a linear classifier, or a linear regression with `classes=1`.
