@@ -1,21 +1,25 @@
-"""Who may load whom (docs/design.md), seen in fresh interpreters."""
+"""Who may load whom (docs/design.md), seen in fresh interpreters and in the sources."""
 
+import ast
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+
+ROOT = Path(__file__).parents[1]
 
 HEAVY = "keras tensorflow jax torch shap flask onnx onnxruntime sklearn matplotlib pyarrow PIL"
 LIMITS = {
     "zoo": f"numpy {HEAVY}",
-    "zoo.registry": f"numpy {HEAVY}",
-    "zoo.recipes": f"numpy {HEAVY}",
+    "zoo.registry": f"numpy zoo.data serve export {HEAVY}",
+    "zoo.recipes": f"numpy zoo.data serve export {HEAVY}",
     "zoo.cli": f"numpy {HEAVY}",
     "zoo.compress": f"numpy {HEAVY}",
-    "zoo.data": HEAVY,
-    "zoo.explain": "keras tensorflow jax torch shap flask onnx sklearn",
-    "serve.manifest": f"numpy {HEAVY}",
-    "serve.app": "keras tensorflow jax torch shap onnx sklearn matplotlib",
+    "zoo.data": f"serve export {HEAVY}",
+    "zoo.explain": f"serve export {HEAVY}",
+    "serve.manifest": f"numpy zoo export {HEAVY}",
+    "serve.app": "keras tensorflow jax torch shap onnx sklearn matplotlib zoo export",
     "export": f"numpy {HEAVY}",
     "zoo.architectures.resnet": "export serve zoo.data zoo.training flask onnx shap",
     "zoo.training": "export serve flask onnx onnxruntime shap",
@@ -29,3 +33,42 @@ def test_importing_loads_no_more_than_allowed(module):
     code = f"import {module}, sys; print(*[m for m in {LIMITS[module].split()} if m in sys.modules])"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True)
     assert found.stdout.strip() == ""
+
+
+def imported(path):
+    """Dotted names that a file imports anywhere, `from a import b` as `a.b`."""
+    for node in ast.walk(ast.parse((ROOT / path).read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def within(name, packages):
+    return any(f"{name}.".startswith(f"{package}.") for package in packages.split())
+
+
+RULES = [  # files, files that are excepted, what they may not import, what of that they may
+    ("zoo/**", "zoo/cli.py zoo/demo.py zoo/explain zoo/evaluate", "export serve flask", ""),
+    ("zoo/explain/*", "", "export serve flask", "serve.manifest"),
+    ("zoo/evaluate/*", "", "export serve flask", "serve.manifest serve.runtime"),
+    ("export/*", "", "flask serve", "serve.manifest"),
+    ("serve/*", "", "zoo export keras tensorflow torch jax", ""),
+    ("zoo/data/*", "", "keras tensorflow jax torch zoo", "zoo.data zoo.registry"),
+]
+
+
+@pytest.mark.parametrize(("files", "excepted", "forbidden", "allowed"), RULES, ids=[rule[0] for rule in RULES])
+def test_sources_import_no_more_than_allowed(files, excepted, forbidden, allowed):
+    found = [path.relative_to(ROOT).as_posix() for path in ROOT.glob(f"{files.replace('**', '**/*')}.py")]
+    found = [path for path in found if not path.startswith(tuple(excepted.split()))]
+    assert found
+    for path in found:
+        assert [n for n in imported(path) if within(n, forbidden) and not within(n, allowed)] == [], path
+
+
+@pytest.mark.parametrize("path", [path.name for path in (ROOT / "zoo" / "architectures").glob("*.py")])
+def test_architectures_import_keras_and_the_registry_alone(path):
+    for name in imported(f"zoo/architectures/{path}"):
+        root = name.partition(".")[0]
+        assert within(name, "keras zoo.registry zoo.layers") or root in sys.stdlib_module_names, name

@@ -21,12 +21,17 @@ pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[1]
 
 
-def done(*command, folder):
-    """Standard output of a command that must succeed, away from this environment's modules."""
+def run(*command, folder):
+    """A finished command, away from this environment's modules."""
     environment = {key: value for key, value in os.environ.items() if not key.startswith("PYTHON")}
-    found = subprocess.run(
+    return subprocess.run(
         command, check=False, cwd=folder, env=environment, capture_output=True, text=True, timeout=600
     )
+
+
+def done(*command, folder):
+    """Standard output of a command that must succeed."""
+    found = run(*command, folder=folder)
     assert found.returncode == 0, found.stderr
     return found.stdout
 
@@ -76,6 +81,8 @@ def test_serving_installs_no_training_library(installed, tmp_path):
     code = "import importlib.util as u; print(*(n for n in ('keras', 'tensorflow', 'shap', 'jax') if u.find_spec(n)))"
     assert done(installed / "python", "-c", code, folder=tmp_path).split() == []
     assert "resnet18" in done(installed / "zoo", "names", folder=tmp_path).split()
+    refused = run(installed / "zoo", "train", "mlp", folder=tmp_path)
+    assert refused.returncode == 1 and "No module named 'keras'; install all" in refused.stderr
 
 
 def test_the_server_answers_there(installed, tmp_path, monkeypatch):

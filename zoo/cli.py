@@ -34,6 +34,8 @@ def main() -> None:
         message = error.args[0] if isinstance(error, KeyError) and error.args else error
         if isinstance(error, OSError) and error.strerror and error.filename:
             message = f"{error.filename}: {error.strerror.lower()}"
+        if isinstance(error, ModuleNotFoundError):
+            message = f"{error}; install all that zoo can use: pip install 'zooroad[all]'"
         sys.exit(f"error: {message}\n(ZOO_DEBUG=1 shows where it arose)")
 
 
@@ -202,11 +204,14 @@ def train(
 
     Example: zoo train resnet18 --data digits --epochs 20 --set augment=shift,noise
     """
+    from zoo.registry import entry
+
+    entry(model)  # a misspelt name or setting is told before TensorFlow is loaded
+    given = {"epochs": epochs, "seed": seed, "target": target}
+    overrides = {**_settings(settings), **{key: value for key, value in given.items() if value is not None}}
     _quiet_backend()
     from zoo.training import train as run
 
-    given = {"epochs": epochs, "seed": seed, "target": target}
-    overrides = {**_settings(settings), **{key: value for key, value in given.items() if value is not None}}
     run(
         model,
         data,

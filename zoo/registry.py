@@ -89,9 +89,8 @@ class Entry:
                 f"{self.name!r} takes no argument {unknown[0]!r}; it takes {takes}.{suggest(unknown[0], self.signature)}"
             )
         for name, value in arguments.items():
-            default = ast.literal_eval(self.signature[name])
-            if isinstance(default, tuple) and not isinstance(value, tuple | list):
-                raise TypeError(f"{name} takes a tuple such as {default}, got {value!r}")
+            if self.signature[name].startswith("(") and not isinstance(value, tuple | list):
+                raise TypeError(f"{name} takes a tuple such as {self.signature[name]}, got {value!r}")
         if not 0 <= arguments.get("dropout", 0) < 1:
             raise ValueError(f"dropout must be a share in [0, 1), got dropout={arguments['dropout']!r}")
         return getattr(importlib.import_module(self.module), self.family)(**{**self.arguments, **arguments})

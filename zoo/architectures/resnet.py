@@ -16,10 +16,16 @@ SMALL = 64  # pixels a side below which the stem keeps the resolution
 
 
 def _conv(x, filters, size, stride, name, use_bias=False):
-    """Convolution padded by size // 2 on every side, as torchvision and keras.applications do."""
-    if size > 1:
+    """Convolution padded by size // 2 on every side, as torchvision and keras.applications do.
+
+    "same" is that padding at stride 1; at stride 2 it would leave out the first row of an even image.
+    """
+    padding = "same" if stride == 1 else "valid"
+    if size > 1 and stride > 1:
         x = layers.ZeroPadding2D(size // 2, name=f"{name}_pad")(x)
-    return layers.Conv2D(filters, size, stride, use_bias=use_bias, kernel_initializer="he_normal", name=name)(x)
+    return layers.Conv2D(filters, size, stride, padding, use_bias=use_bias, kernel_initializer="he_normal", name=name)(
+        x
+    )
 
 
 def _norm(x, name, epsilon=1e-5, relu=True):
