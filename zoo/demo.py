@@ -1,10 +1,8 @@
 """`zoo demo`: the whole road on real handwritten digits, with one table of what each stage gave."""
 
 import json
-import os
 import re
 import shutil
-import signal
 import subprocess
 import sys
 import time
@@ -168,8 +166,13 @@ def _server(store: Path) -> Iterator[tuple[str, float]]:
                 time.sleep(0.02)
         yield found[0], time.perf_counter() - started
     finally:
-        os.kill(process.pid, signal.SIGTERM)
-        process.wait(timeout=20)
+        process.terminate()
+        try:
+            process.wait(timeout=20)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+        process.stdout.close()
 
 
 def _ask(url: str, body: bytes) -> tuple[Any, float]:
