@@ -1,26 +1,25 @@
-"""Keras model to ONNX file: traced by TensorFlow, converted by tf2onnx, and compared with Keras before it is kept.
+"""Keras model to ONNX file: written layer by layer, and compared with Keras before it is kept.
 
-This is the only file that touches tf2onnx. Nodes are named after the Keras layer they come from
-(`stage0_conv/convolution`), so that errors and INT8 can name layers.
+Nodes are named after the Keras layer they come from (`stage0_conv/Conv`), so that errors and INT8 can name layers.
 """
 
-import contextlib
 import importlib
 import json
-import logging
 import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import keras
 import numpy as np
 import onnx
-from onnx import numpy_helper
+from onnx import helper
 
-from export import ExportError, parity
+from export import ExportError, files, parity
 from export.edges import add_edges
-from export.process import layer_paths, through_tensorflow
+from export.lowering import NotLoweredError
+from export.lowering.graph import Graph, Value, onnx_type
+from export.lowering.walk import lower_model
+from export.process import through_tensorflow
 from zoo.data.signature import Signature
 
 OPSET = 18
@@ -34,6 +33,7 @@ def to_onnx(
     opset: int = OPSET,
     golden: dict[str, np.ndarray] | None = None,
     tolerance: float = parity.TOLERANCE,
+    external_above: int = files.EXTERNAL_ABOVE,
 ) -> Path:
     """Write a Keras model as an ONNX file that has been run and gives the same answers.
 
@@ -48,6 +48,7 @@ def to_onnx(
         opset: version of the ONNX operator set, at least 13.
         golden: inputs to compare with Keras on, by name, each (batch, ...) with the same batch; drawn at random if None.
         tolerance: largest difference allowed, relative to the largest answer where that is above 1.
+        external_above: bytes of weights from which they are written to `<path>.data` beside the file.
 
     Returns:
         The path written.
@@ -63,10 +64,15 @@ def to_onnx(
     golden = golden or parity.sample(model, signature)
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=".export-") as folder:
-        draft = Path(folder) / "model.onnx"
-        through_tensorflow("export.convert", model, signature, draft, opset=opset)
+        draft = Path(folder) / path.name
+        options = {"opset": opset, "external_above": external_above}
+        try:
+            write(model, signature, draft, **options)
+        except NotLoweredError:  # on another backend than TensorFlow
+            through_tensorflow("export.convert", model, signature, draft, **options)
         parity.gate(model, signature, draft, golden, tolerance)
-        draft.replace(path)
+        for part in sorted(Path(folder).glob(f"{path.name}*"), reverse=True):  # the file itself after its weights
+            part.replace(path.with_name(part.name))
     return path
 
 
@@ -104,120 +110,98 @@ def check(model: Any, signature: Signature | None) -> None:
         )
 
 
-def write(model: Any, signature: Signature | None, path: Path, opset: int) -> None:
-    """Write an ONNX file that nobody has run yet; needs the TensorFlow backend."""
-    proto = _convert(model, opset)
+def write(
+    model: Any, signature: Signature | None, path: Path, opset: int, external_above: int = files.EXTERNAL_ABOVE
+) -> None:
+    """Write an ONNX file that nobody has run yet.
+
+    Raises:
+        ExportError: an operation has no ONNX form; the message names the layer.
+        NotLoweredError: a layer needs the TensorFlow backend to be converted.
+    """
+    graph = Graph(opset)
+    proto = _convert(graph, model)
     if signature is not None:
         add_edges(proto, signature)
     proto.producer_name, proto.producer_version = "zooroad", importlib.import_module("zoo").__version__
-    proto.graph.name = model.name
-    facts = {"layers": json.dumps(_values(proto, model)), "keras": keras.__version__}
+    produced = {name for node in proto.graph.node for name in node.output}
+    layers = {path: value.written for path, value in graph.values.items() if value.written in produced}
+    facts = {"layers": json.dumps(layers), "keras": keras.__version__}
     if signature is not None:
         facts |= {"task": signature.task, "labels": json.dumps(signature.labels, ensure_ascii=False)}
-    onnx.helper.set_model_props(proto, facts)
-    try:
-        onnx.checker.check_model(proto)
-    except onnx.checker.ValidationError as error:
-        raise ExportError(f"cannot export {model.name!r}: the converted graph is not valid ONNX: {error}") from error
-    onnx.save(proto, path)
+    helper.set_model_props(proto, facts)
+    read = _reads(proto.graph.node)
+    files.write(proto, {name: array for name, array in graph.weights.items() if name in read}, path, external_above)
 
 
-def _convert(model: Any, opset: int) -> onnx.ModelProto:
-    """ONNX graph of the model alone, by tf2onnx."""
-    import tensorflow as tf
-    import tf2onnx
-
-    inputs = [tensor.name for tensor in model.inputs]
-    outputs = ["logits"] if len(model.outputs) == 1 else list(model.output_names)
-
-    def call(*tensors: Any) -> dict[str, Any]:
-        given = tensors[0] if len(tensors) == 1 else dict(zip(inputs, tensors, strict=True))
-        answers = keras.tree.flatten(model(given, training=False))
-        return {name: tf.cast(answer, tf.float32) for name, answer in zip(outputs, answers, strict=True)}
-
-    specs = [tf.TensorSpec(t.shape, t.dtype, name=t.name) for t in model.inputs]
-    function = tf.function(call, input_signature=specs, autograph=False)
-    with _layer_scopes(model):
-        traced = function.get_concrete_function()
-    constants = {t.name: value.numpy() for value, t in traced.graph.captures if t.dtype != tf.resource}
-    log = logging.getLogger("tf2onnx")
-    level = log.level
-    log.setLevel(logging.CRITICAL)  # what it could not convert is found below, with the layer's name
-    try:
-        proto, _ = tf2onnx.convert.from_function(function, input_signature=specs, opset=opset)
-    except Exception as error:
-        raise ExportError(f"cannot export {model.name!r}: the converter failed: {error}") from error
-    finally:
-        log.setLevel(level)
-    _check_operations(proto, model.name)
-    graph = proto.graph
-    for value in [value for value in graph.input if value.name in constants]:
-        graph.input.remove(value)
-        graph.initializer.append(numpy_helper.from_array(np.asarray(constants[value.name]), value.name))
-    del graph.value_info[:]
-    for value in graph.input:
-        _set_shape(value, model.inputs[inputs.index(value.name)].shape)
-    for value in graph.output:
-        _set_shape(value, model.outputs[outputs.index(value.name)].shape)
-    return proto
+def _convert(graph: Graph, model: Any) -> onnx.ModelProto:
+    """ONNX graph of the model alone, without its weights."""
+    inputs, described = [], []
+    for tensor in model.inputs:
+        value = Value(graph, graph.unique(tensor.name))
+        value.shape, value.dtype = tuple(tensor.shape), keras.backend.standardize_dtype(tensor.dtype)
+        inputs.append(value)
+        described.append(_describe(tensor.name, value.dtype, value.shape))
+    names, answers = output_names(model), []
+    for name, value in zip(names, lower_model(graph, model, inputs), strict=True):
+        _name_output(graph, value, name, names)
+        answers.append(_describe(name, "float32", value.shape))
+    imports = [helper.make_opsetid("", graph.opset), *(helper.make_opsetid(*entry) for entry in graph.domains.items())]
+    body = helper.make_graph(_needed(graph.nodes, names), model.name, described, answers)
+    return helper.make_model(body, opset_imports=imports, ir_version=helper.find_min_ir_version_for(imports))
 
 
-@contextlib.contextmanager
-def _layer_scopes(model: Any) -> Iterator[None]:
-    """While tracing, name each operation after its layer's path, exactly (TensorFlow alone appends numbers)."""
-    import tensorflow as tf
-
-    def scoped(call: Any, scope: str) -> Any:
-        def inner(*args: Any, **kwargs: Any) -> Any:
-            with tf.name_scope(scope):  # a trailing slash makes the name absolute
-                return call(*args, **kwargs)
-
-        return inner
-
-    paths = dict(layer_paths(model))
-    try:
-        for path, layer in paths.items():
-            vars(layer)["call"] = scoped(layer.call, f"{path}/")
-        yield
-    finally:
-        for layer in paths.values():
-            vars(layer).pop("call", None)
+def output_names(model: Any) -> list[str]:
+    """Names of the outputs in an exported file: `logits` for one, the model's own for several."""
+    return ["logits"] if len(model.outputs) == 1 else list(model.output_names)
 
 
-def _check_operations(proto: onnx.ModelProto, name: str) -> None:
-    for node in proto.graph.node:
-        if not node.domain and not onnx.defs.has(node.op_type):
-            raise ExportError(
-                f"cannot export {name!r}: layer {node.name.partition('/')[0]!r} uses the TensorFlow operation "
-                f"{node.op_type!r}, which has no ONNX form here; express the layer with other keras.ops"
-            )
+def _name_output(graph: Graph, value: Value, name: str, public: list[str]) -> None:
+    """Give a tensor its public name and float32; an input, or a tensor with a public name already, is copied."""
+    last = value.name if value.dtype in ("float32", "float16", "bfloat16") else graph.cast(value, "float32")
+    if last not in graph.producer or last in public:
+        graph.append(helper.make_node("Identity", [last], [name], name=graph.unique(f"{name}/Identity")))
+        return
+    for node in graph.nodes:
+        for names in (node.input, node.output):
+            for place, old in enumerate(names):
+                if old == last:
+                    names[place] = name
+    for known in graph.values.values():
+        known.rename(last, name)
 
 
-def _set_shape(value: onnx.ValueInfoProto, shape: tuple[int | None, ...]) -> None:
-    """Declare sizes, the free first axis as "batch"."""
-    dims = value.type.tensor_type.shape
-    dims.SetInParent()
-    del dims.dim[:]
+def _describe(name: str, dtype: str, shape: tuple[int | None, ...]) -> onnx.ValueInfoProto:
+    """Type and sizes of an input or output; the first axis is "batch" where it is free."""
+    free = {3: ["batch", "length"], 2: ["batch", "length"], 4: ["batch", "height", "width"]}.get(len(shape), ["batch"])
+    dims: list[int | str] = []
     for axis, size in enumerate(shape):
-        dim = dims.dim.add()
-        if size is not None:
-            dim.dim_value = size
-        else:
-            dim.dim_param = "batch" if axis == 0 else f"{value.name}_axis{axis}"
+        label = free[axis] if axis < len(free) else f"axis{axis}"
+        dims.append(size if size is not None else label if label == "batch" else f"{name}_{label}")
+    return helper.make_tensor_value_info(name, onnx_type(dtype), dims)
 
 
-def _values(proto: onnx.ModelProto, model: Any) -> dict[str, str]:
-    """ONNX value that holds each top-level layer's output, for layers that were not folded into their neighbours."""
-    names = {layer.name for layer in model.layers}
-    return {
-        layer: output
-        for node in proto.graph.node
-        if (layer := node.name.partition("/")[0]) in names
-        for output in node.output[:1]
-    }
+def _reads(nodes: Any) -> set[str]:
+    """Names that nodes read, also inside their loops and branches."""
+    found: set[str] = set()
+    for node in nodes:
+        found.update(node.input)
+        for attribute in node.attribute:
+            if attribute.type == onnx.AttributeProto.GRAPH:
+                found |= _reads(attribute.g.node) | {value.name for value in attribute.g.output}
+    return found
 
 
-def layer_of(node: onnx.NodeProto, initializers: set[str]) -> str:
-    """Path of the Keras layer whose weights a node uses, or that it was traced from; "" if none is known."""
-    weights = [name for name in node.input if name in initializers and "/" in name]
-    return (weights or [node.name])[0].rpartition("/")[0].partition("/")[0]
+def _needed(nodes: list[onnx.NodeProto], outputs: list[str]) -> list[onnx.NodeProto]:
+    """Nodes that the outputs depend on, in their order."""
+    wanted, kept = set(outputs), []
+    for node in reversed(nodes):
+        if wanted & set(node.output):
+            wanted |= _reads([node])
+            kept.append(node)
+    return kept[::-1]
+
+
+def layer_of(node: onnx.NodeProto, initializers: object = None) -> str:
+    """Name of the Keras layer that a node was written for; "" if none is known."""
+    return node.name.partition("/")[0] if "/" in node.name else ""

@@ -1,0 +1,98 @@
+"""ONNX files written weight by weight, so that a model is never in memory twice."""
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+EXTERNAL_ABOVE = 2_000_000_000  # bytes; protobuf messages end below 2 GiB
+_GRAPH, _INITIALIZER, _RAW = 7, 5, 9  # field numbers of ModelProto.graph, GraphProto.initializer, TensorProto.raw_data
+
+
+def write(
+    proto: onnx.ModelProto, weights: Mapping[str, np.ndarray], path: Path, external_above: int = EXTERNAL_ABOVE
+) -> None:
+    """Write a model whose weights are arrays beside it.
+
+    Args:
+        proto: model; its graph may have small initializers of its own.
+        weights: name -> array, added as initializers.
+        path: file to write. Above the limit the weights go to `<name>.data` beside it, 4096-byte aligned.
+        external_above: bytes of weights from which that happens.
+    """
+    if sum(array.nbytes for array in weights.values()) > external_above:
+        _write_external(proto, weights, path)
+        return
+    heads = {name: _head(name, array) for name, array in weights.items()}
+    small = proto.graph.SerializeToString()
+    sizes = {name: len(heads[name]) + _field_size(_RAW, _size(array)) for name, array in weights.items()}
+    length = len(small) + sum(_field_size(_INITIALIZER, size) for size in sizes.values())
+    around = onnx.ModelProto()
+    around.CopyFrom(proto)
+    around.ClearField("graph")
+    with path.open("wb") as file:
+        file.write(around.SerializeToString())
+        file.write(_tag(_GRAPH, length))
+        file.write(small)
+        for name, array in weights.items():
+            file.write(_tag(_INITIALIZER, sizes[name]))
+            file.write(heads[name])
+            file.write(_tag(_RAW, _size(array)))
+            for part in _bytes(array):
+                file.write(part)
+
+
+def _write_external(proto: onnx.ModelProto, weights: Mapping[str, np.ndarray], path: Path) -> None:
+    beside = path.with_name(path.name + ".data")
+    with beside.open("wb") as file:
+        for name, array in weights.items():
+            if array.dtype.kind == "O":  # text cannot be external
+                proto.graph.initializer.append(numpy_helper.from_array(array, name))
+                continue
+            file.write(bytes(-file.tell() % 4096))
+            tensor = proto.graph.initializer.add()
+            tensor.ParseFromString(_head(name, array))
+            tensor.data_location = TensorProto.EXTERNAL
+            for key, value in {"location": beside.name, "offset": file.tell(), "length": _size(array)}.items():
+                tensor.external_data.add(key=key, value=str(value))
+            for part in _bytes(array):
+                file.write(part)
+    path.write_bytes(proto.SerializeToString())
+
+
+def _head(name: str, array: np.ndarray) -> bytes:
+    """A TensorProto without its values."""
+    kind = helper.np_dtype_to_tensor_dtype(array.dtype)
+    return TensorProto(name=name, data_type=kind, dims=array.shape).SerializeToString()
+
+
+def _size(array: np.ndarray) -> int:
+    return array.nbytes
+
+
+def _bytes(array: np.ndarray, chunk: int = 1 << 24) -> Iterator[memoryview]:
+    """Values in little-endian order, in parts."""
+    flat = np.ascontiguousarray(array.astype(array.dtype.newbyteorder("<"), copy=False)).reshape(-1)
+    step = max(1, chunk // max(1, array.itemsize))
+    for start in range(0, len(flat), step):
+        yield flat[start : start + step].data.cast("B")
+
+
+def _tag(field: int, length: int) -> bytes:
+    """Protobuf key and length of a length-delimited field."""
+    return _varint(field << 3 | 2) + _varint(length)
+
+
+def _field_size(field: int, length: int) -> int:
+    return len(_tag(field, length)) + length
+
+
+def _varint(number: int) -> bytes:
+    out = bytearray()
+    while number > 0x7F:
+        out.append(number & 0x7F | 0x80)
+        number >>= 7
+    out.append(number)
+    return bytes(out)
