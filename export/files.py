@@ -7,12 +7,14 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
+from export.lowering.graph import Weight
+
 EXTERNAL_ABOVE = 2_000_000_000  # bytes; protobuf messages end below 2 GiB
 _GRAPH, _INITIALIZER, _RAW = 7, 5, 9  # field numbers of ModelProto.graph, GraphProto.initializer, TensorProto.raw_data
 
 
 def write(
-    proto: onnx.ModelProto, weights: Mapping[str, np.ndarray], path: Path, external_above: int = EXTERNAL_ABOVE
+    proto: onnx.ModelProto, weights: Mapping[str, Weight], path: Path, external_above: int = EXTERNAL_ABOVE
 ) -> None:
     """Write a model whose weights are arrays beside it.
 
@@ -44,12 +46,12 @@ def write(
                 file.write(part)
 
 
-def _write_external(proto: onnx.ModelProto, weights: Mapping[str, np.ndarray], path: Path) -> None:
+def _write_external(proto: onnx.ModelProto, weights: Mapping[str, Weight], path: Path) -> None:
     beside = path.with_name(path.name + ".data")
     with beside.open("wb") as file:
         for name, array in weights.items():
             if array.dtype.kind == "O":  # text cannot be external
-                proto.graph.initializer.append(numpy_helper.from_array(array, name))
+                proto.graph.initializer.append(numpy_helper.from_array(np.asarray(array), name))
                 continue
             file.write(bytes(-file.tell() % 4096))
             tensor = proto.graph.initializer.add()
@@ -62,20 +64,20 @@ def _write_external(proto: onnx.ModelProto, weights: Mapping[str, np.ndarray], p
     path.write_bytes(proto.SerializeToString())
 
 
-def _head(name: str, array: np.ndarray) -> bytes:
+def _head(name: str, array: Weight) -> bytes:
     """A TensorProto without its values."""
     kind = helper.np_dtype_to_tensor_dtype(array.dtype)
     return TensorProto(name=name, data_type=kind, dims=array.shape).SerializeToString()
 
 
-def _size(array: np.ndarray) -> int:
+def _size(array: Weight) -> int:
     return array.nbytes
 
 
-def _bytes(array: np.ndarray, chunk: int = 1 << 24) -> Iterator[memoryview]:
+def _bytes(array: Weight, chunk: int = 1 << 24) -> Iterator[memoryview]:
     """Values in little-endian order, in parts."""
-    flat = np.ascontiguousarray(array.astype(array.dtype.newbyteorder("<"), copy=False)).reshape(-1)
-    step = max(1, chunk // max(1, array.itemsize))
+    flat = np.ascontiguousarray(array, array.dtype.newbyteorder("<")).reshape(-1)
+    step = max(1, chunk // max(1, flat.itemsize))
     for start in range(0, len(flat), step):
         yield flat[start : start + step].data.cast("B")
 

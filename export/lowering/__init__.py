@@ -6,6 +6,7 @@ What has none is expanded: its `call` is run on symbolic tensors, and the `keras
 What cannot be expanded either is converted alone by tf2onnx (`fallback`).
 """
 
+import functools
 import importlib
 import pkgutil
 from collections.abc import Callable
@@ -46,9 +47,8 @@ def emitter_of(operation: Any) -> Emitter | None:
     return None
 
 
+@functools.cache
 def _load() -> None:
     """Read the files by topic once, Keras being loaded by then."""
-    if _EMITTERS:
-        return
     for module in pkgutil.iter_modules(__path__):
         importlib.import_module(f"{__name__}.{module.name}")

@@ -8,7 +8,7 @@ from keras import layers
 
 from export.lowering import NotLoweredError, lowers
 from export.lowering.activations import activate, like
-from export.lowering.graph import Graph, Padded, Value, array_of
+from export.lowering.graph import Graph, Padded, Scaled, Value, array_of
 
 Pads = list[tuple[int, int]]
 
@@ -269,11 +269,11 @@ def _fold(graph: Graph, x: Value, scale: np.ndarray, shift: np.ndarray) -> Value
     channel = 0 if node.op_type == "Conv" else 1
     if kernel.shape[channel] != len(scale):
         return None
-    shape = [1] * kernel.ndim
+    shape = [1] * len(kernel.shape)
     shape[channel] = -1
-    bias = graph.weights[node.input[2]] if len(node.input) > 2 else 0.0
+    bias = np.asarray(graph.weights[node.input[2]]) if len(node.input) > 2 else 0.0
     with graph.within(node.name.rpartition("/")[0]):
-        node.input[1] = graph.weight((kernel * scale.reshape(shape)).astype(np.float32), "folded_kernel")
+        node.input[1] = graph.weight(Scaled(kernel, scale.reshape(shape)), "folded_kernel")
         moved = graph.weight((bias * scale + shift).astype(np.float32), "folded_bias")
     if len(node.input) > 2:
         node.input[2] = moved

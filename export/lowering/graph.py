@@ -115,6 +115,26 @@ class Padded(Value):
             return self.graph.add("Pad", name, pads)
 
 
+class Scaled:
+    """A weight times a scale per channel, computed when it is written so that it takes no memory before.
+
+    Attributes:
+        array: the weight.
+        scale: numbers that broadcast against it, in double precision.
+    """
+
+    def __init__(self, array: "Weight", scale: np.ndarray) -> None:
+        self.array = array
+        self.scale = scale
+        self.shape: tuple[int, ...] = array.shape
+        self.dtype: np.dtype = array.dtype
+        self.nbytes: int = array.nbytes
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        return (np.asarray(self.array) * self.scale).astype(dtype or self.dtype)
+
+
+Weight = np.ndarray | Scaled
 Operand = Value | str | np.ndarray | None  # "" or None is an optional input left out
 
 
@@ -124,7 +144,7 @@ class Graph:
     Attributes:
         opset: version of the ONNX operator set that is written.
         nodes: in the order they run.
-        weights: name -> array, which no node copies.
+        weights: name -> array, often a view of the model's own memory.
         scope: path of the Keras layer that is being written, such as "encoder/block0".
         domains: operator sets besides the standard one, by name.
     """
@@ -134,7 +154,7 @@ class Graph:
         self.nodes: list[onnx.NodeProto] = []
         self.producer: dict[str, onnx.NodeProto] = {}
         self.scope: str = parent.scope if parent else ""
-        self.weights: dict[str, np.ndarray] = parent.weights if parent else {}
+        self.weights: dict[str, Weight] = parent.weights if parent else {}
         self.domains: dict[str, int] = parent.domains if parent else {}
         self.values: dict[str, Value] = {}  # path of a layer -> what it gave last
         self._taken: set[str] = parent._taken if parent else set()
@@ -212,10 +232,10 @@ class Graph:
             self._constants[key] = name
         return name
 
-    def weight(self, array: np.ndarray, label: str) -> str:
+    def weight(self, array: Weight, label: str) -> str:
         """Name of a new constant `scope/label`."""
         name = self.unique(label)
-        self.weights[name] = np.ascontiguousarray(array)
+        self.weights[name] = array
         return name
 
     def variable(
@@ -305,7 +325,13 @@ def array_of(variable: Any) -> np.ndarray:
 
     if keras.backend.standardize_dtype(variable.dtype) in ("float16", "bfloat16"):
         variable = keras.ops.cast(variable, "float32")
-    return np.asarray(keras.ops.convert_to_numpy(variable))
+    value = getattr(variable, "value", variable)
+    if hasattr(value, "read_value"):  # a TensorFlow variable, which numpy would copy
+        value = value.value()
+    try:
+        return np.asarray(value)  # on TensorFlow and JAX a view of the memory, not a copy
+    except (TypeError, RuntimeError):  # a PyTorch parameter with a gradient, or on a device
+        return np.asarray(keras.ops.convert_to_numpy(value))
 
 
 def known(shape: Shape) -> bool:
