@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-from onnx import TensorProto, helper, numpy_helper
+from onnx import TensorProto, helper
 
 from export.lowering.graph import Weight
 
@@ -50,9 +50,6 @@ def _write_external(proto: onnx.ModelProto, weights: Mapping[str, Weight], path:
     beside = path.with_name(path.name + ".data")
     with beside.open("wb") as file:
         for name, array in weights.items():
-            if array.dtype.kind == "O":  # text cannot be external
-                proto.graph.initializer.append(numpy_helper.from_array(np.asarray(array), name))
-                continue
             file.write(bytes(-file.tell() % 4096))
             tensor = proto.graph.initializer.add()
             tensor.ParseFromString(_head(name, array))

@@ -112,6 +112,59 @@ def test_two_inputs_and_two_outputs(tmp_path):
     assert found["total"].tolist() == [[6] * 3] * 2 and found["double"].tolist() == [[10] * 3] * 2
 
 
+def test_weights_above_the_limit_go_to_a_file_beside(lenet, digits, tmp_path):
+    whole = export.to_onnx(lenet, tmp_path / "whole.onnx", signature=digits.signature)
+    split = export.to_onnx(lenet, tmp_path / "split.onnx", signature=digits.signature, external_above=10_000)
+    assert sorted(os.listdir(tmp_path)) == ["split.onnx", "split.onnx.data", "whole.onnx"]
+    assert split.stat().st_size < 20_000 < 4 * lenet.count_params() <= (tmp_path / "split.onnx.data").stat().st_size
+    rows = {"image": digits.test.x["image"][:7]}
+    found = [parity.run(parity.session(path), rows)["probabilities"] for path in (whole, split)]
+    assert np.array_equal(*found)
+    onnx.checker.check_model(whole, full_check=True)
+    onnx.checker.check_model(split, full_check=True)
+
+
+@pytest.mark.parametrize("policy", ["mixed_float16", "mixed_bfloat16", "float16"])
+def test_half_precision_is_exported_in_float32(policy, tmp_path):
+    keras.config.set_dtype_policy(policy)
+    try:
+        model = registry.get("resnet50", **registry.entry("resnet50").tiny)
+    finally:
+        keras.config.set_dtype_policy("float32")
+    weights = model.get_weights()
+    proto = onnx.load(export.to_onnx(model, tmp_path / "model.onnx"))
+    kinds = {tensor.data_type for tensor in proto.graph.initializer if tensor.dims}
+    assert kinds <= {onnx.TensorProto.FLOAT, onnx.TensorProto.INT64}
+    assert not [node for node in proto.graph.node if node.op_type == "Cast"]
+    rows = parity.sample(model, None, rows=3, seed=7)
+    truth = keras.ops.convert_to_numpy(keras.ops.cast(model(next(iter(rows.values()))), "float32"))
+    found = parity.run(parity.session(tmp_path / "model.onnx"), rows)["logits"]
+    np.testing.assert_allclose(found, truth, atol=0.05 * np.abs(truth).max())  # what half precision is worth
+    assert all(np.array_equal(one, other) for one, other in zip(weights, model.get_weights(), strict=True))
+
+
+def test_normalisation_and_padding_become_part_of_the_convolution(tmp_path):
+    model = registry.get("resnet50", **registry.entry("resnet50").tiny)
+    operations = [node.op_type for node in onnx.load(export.to_onnx(model, tmp_path / "model.onnx")).graph.node]
+    assert not {"BatchNormalization", "Pad", "Mul"} & set(operations)
+    assert operations.count("Transpose") == 1  # of the image; no other tensor changes its order
+
+
+def test_a_shared_layer_is_stored_once_and_folded_for_one_use_only(tmp_path):
+    inputs = keras.Input((6,), name="x")
+    shared = keras.layers.Dense(6, name="shared")
+    norm = keras.layers.BatchNormalization(name="norm")
+    y = shared(norm(shared(inputs)))
+    model = keras.Model(inputs, y)
+    for weight in model.weights:
+        weight.assign(np.random.default_rng(3).uniform(0.2, 0.9, weight.shape))
+    graph = onnx.load(export.to_onnx(model, tmp_path / "model.onnx")).graph
+    assert sorted(tensor.name for tensor in graph.initializer if len(tensor.dims) == 2) == [
+        "shared/folded_kernel",
+        "shared/kernel",
+    ]
+
+
 @pytest.mark.parametrize("layer", ["hidden0", "features"])
 def test_a_wrong_file_is_refused_and_names_the_layer(layer, tmp_path, monkeypatch):
     model = registry.get("lenet", input_shape=(8, 8, 1), classes=3)
