@@ -12,12 +12,15 @@ def bert_base(depth: int = 12, width: int = 768, heads: int = 12, vocabulary: in
     from keras import layers, ops
 
     tokens = keras.Input((None,), dtype="int32", name="tokens")
-    x = layers.Embedding(vocabulary, width, mask_zero=True, name="token_embedding")(tokens)
+    mask = ops.expand_dims(ops.not_equal(tokens, 0), 1)  # (batch, 1, length): padding is never attended to
+    x = layers.Embedding(vocabulary, width, name="token_embedding")(tokens)
     places = layers.Embedding(length, width, name="position_embedding")(ops.cumsum(ops.ones_like(tokens), axis=1) - 1)
     x = layers.LayerNormalization(epsilon=1e-12, name="embedding_norm")(layers.Add(name="embedding")([x, places]))
     for block in range(depth):
         name = f"block{block}"
-        attention = layers.MultiHeadAttention(heads, width // heads, name=f"{name}_attention")(x, x)
+        attention = layers.MultiHeadAttention(heads, width // heads, name=f"{name}_attention")(
+            x, x, attention_mask=mask
+        )
         x = layers.LayerNormalization(epsilon=1e-12, name=f"{name}_norm0")(
             layers.Add(name=f"{name}_add0")([x, attention])
         )
@@ -28,13 +31,8 @@ def bert_base(depth: int = 12, width: int = 768, heads: int = 12, vocabulary: in
     return keras.Model(tokens, layers.Dense(2, name="logits")(first), name="bert_base")
 
 
-def resnet50() -> Any:
+def build(name: str) -> Any:
+    """A network of this file, or of the zoo."""
     import zoo
 
-    return zoo.get("resnet50")
-
-
-def resnet152() -> Any:
-    import zoo
-
-    return zoo.get("resnet152")
+    return bert_base() if name == "bert_base" else zoo.get(name)

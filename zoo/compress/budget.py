@@ -1,0 +1,450 @@
+"""A model for a budget: pruned, quantized and measured until it fits, or a refusal that says what came closest.
+
+Each candidate is a share of the model's multiply-accumulates, reached by removing channels and training again, in each
+stored form (32 and 16 bit floats, 8-bit integers, 8- and 4-bit weights). Scores are on the validation split, sizes those
+of the ONNX files, latencies those in ONNX Runtime on this machine.
+"""
+
+import json
+import math
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from zoo import data as datasets
+from zoo import recipes, registry, tasks
+from zoo.compress.channels import prune_channels
+from zoo.compress.costs import macs
+from zoo.training import Run, load, load_data, tune
+
+PRECISIONS = ("fp32", "fp16", "int8", "w8", "w4")
+_CALIBRATION = 256  # rows that set the INT8 ranges
+_CLOSE = 1.2  # two shares nearer than this are not worth another training
+
+
+@dataclass(frozen=True)
+class Point:
+    """One way to ship the model.
+
+    Attributes:
+        share: of the original's multiply-accumulates, in (0, 1].
+        precision: one of `PRECISIONS`.
+        score: on the validation split.
+        drop: score of the original in 32 bits less this one.
+        size: of the ONNX file, in bytes.
+        ms: milliseconds of one request.
+        file: ONNX file.
+        kept_float: layers left in float.
+    """
+
+    share: float
+    precision: str
+    score: float
+    drop: float
+    size: int
+    ms: float
+    file: Path
+    kept_float: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        return f"{self.share:.0%} of the arithmetic in {self.precision}"
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What the user asked for; None is no limit.
+
+    Attributes:
+        drop: largest loss of the validation score, in its own unit.
+        size: bytes of the ONNX file.
+        ms: milliseconds of one request.
+    """
+
+    drop: float
+    size: float | None = None
+    ms: float | None = None
+
+    def excess(self, point: Point) -> float:
+        """The largest of size and latency in units of its limit; above 1 is too much."""
+        return max([point.size / self.size if self.size else 0.0, point.ms / self.ms if self.ms else 0.0])
+
+    def holds(self, point: Point) -> bool:
+        return point.drop <= self.drop and self.excess(point) <= 1
+
+    def distance(self, point: Point) -> float:
+        """How far a point is from the limits: the worst excess, one percent of score counting as ten of size."""
+        return max(0.0, self.excess(point) - 1) + max(0.0, point.drop - self.drop) * 10
+
+    def __str__(self) -> str:
+        asked = [f"a drop of at most {self.drop:.4f}"]
+        asked += [f"at most {self.size:,.0f} bytes"] if self.size else []
+        asked += [f"at most {self.ms:g} ms"] if self.ms else []
+        return ", ".join(asked)
+
+
+class BudgetError(ValueError):
+    """No candidate is within the limits.
+
+    Attributes:
+        points: everything that was measured.
+        closest: the candidate nearest to the limits.
+    """
+
+    def __init__(self, message: str, points: tuple[Point, ...], closest: Point) -> None:
+        super().__init__(message)
+        self.points = points
+        self.closest = closest
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """A model within its budget, which `export.to_bundle` takes as it is.
+
+    Attributes:
+        run: the chosen model as a training run, with its scores on all splits.
+        point: what was measured of the chosen form.
+        points: everything that was measured.
+        limits: what was asked for.
+        folder: holds `front.png`, `points.json`, the ONNX files and the run folders.
+    """
+
+    run: Run
+    point: Point
+    points: tuple[Point, ...]
+    limits: Limits
+    folder: Path = field(repr=False)
+
+    @property
+    def model(self) -> Any:
+        """The chosen Keras model, to be exported in `precision`."""
+        return self.run.model
+
+    @property
+    def precision(self) -> str:
+        return self.point.precision
+
+    def __str__(self) -> str:
+        return f"{table(self.points, self.limits, self.point)}\nchosen: {self.point}, within {self.limits}"
+
+    def plot(self, path: str | Path) -> Path:
+        """Picture of all points, score over latency, the front drawn and the chosen one marked."""
+        return picture(self.points, self.limits, self.point, path)
+
+
+def fit(
+    model: Any,
+    data: Any = None,
+    *,
+    max_drop: float = 0.01,
+    max_size: float | None = None,
+    max_ms: float | None = None,
+    out: str | Path | None = None,
+    precisions: tuple[str, ...] | list[str] = PRECISIONS,
+    epochs: int = 10,
+    trials: int = 4,
+    rows: int = 1,
+    threads: int = 1,
+    importance: str = "magnitude",
+    overwrite: bool = False,
+    quiet: bool = False,
+) -> Fitted:
+    """Search for the best form of a model within a budget.
+
+    With a size or latency limit that is the highest validation score within the limits (of equal scores the faster);
+    without one it is the fastest form within `max_drop`.
+
+    Args:
+        model: run, run folder, or trained Keras model, which stays as it is.
+        data: data of a Keras model: a name, a path or `zoo.data.Data`; a run knows its own.
+        max_drop: largest loss of the validation score (accuracy, or R2), 0.01 being one percent point.
+        max_size: bytes of the ONNX file.
+        max_ms: milliseconds of one request in ONNX Runtime on this machine.
+        out: folder for everything that is made; `runs/<model>-<data>-fit` if None.
+        precisions: stored forms to consider, of `PRECISIONS`.
+        epochs: epochs of training after each pruning.
+        trials: how many pruned models to train at most.
+        rows: rows of a request when the latency is taken.
+        threads: threads of a request when the latency is taken.
+        importance: how channels are ranked, see `prune_channels`.
+        overwrite: replace what a former search left in `out`.
+        quiet: print nothing.
+
+    Returns:
+        The chosen form with everything that was measured.
+
+    Raises:
+        BudgetError: nothing fits; the message and `closest` say what came nearest, `points` has everything.
+        ValueError: a limit is out of range, or the model was never trained.
+        FileExistsError: `out` has content.
+    """
+    limits = _limits(max_drop, max_size, max_ms)
+    unknown = [name for name in precisions if name not in PRECISIONS]
+    if unknown or not precisions:
+        raise ValueError(f"precisions must be among {', '.join(PRECISIONS)}, got {tuple(precisions)!r}")
+    if trials < 0 or epochs < 1 or rows < 1 or threads < 1:
+        raise ValueError(
+            f"trials must be at least 0, epochs, rows and threads at least 1, got {trials}, {epochs}, {rows}, {threads}"
+        )
+    run = _run(model, data)
+    folder = Path(out) if out else Path("runs") / f"{run.recipe.model}-{Path(run.recipe.data).stem}-fit"
+    _check_folder(folder, overwrite)
+    bench = _Bench(run, folder, tuple(precisions), rows, threads, (lambda *_: None) if quiet else print)
+    bench.check_trained()
+    bench.measure(1.0, run)
+    for _ in range(trials):
+        share = next_share(bench.points, limits)
+        if share is None:
+            break
+        bench.say(f"training a model with {share:.0%} of the arithmetic, {epochs} epochs")
+        try:
+            small = prune_channels(run.model, macs=share, importance=importance, data=bench.sample(importance))
+        except ValueError as error:
+            bench.say(f"no such model: {error}")
+            break
+        place = folder / f"share-{share:.3f}"
+        tuned = tune(run, small, out=place, epochs=epochs, overwrite=overwrite, quiet=True)
+        bench.measure(macs(small) / bench.macs, tuned)
+    return bench.conclude(limits)
+
+
+def next_share(points: list[Point], limits: Limits) -> float | None:
+    """Share of the arithmetic to try next, None where no further training promises anything.
+
+    Args:
+        points: what was measured; the original is among them.
+        limits: what is asked for.
+    """
+    shares = sorted({point.share for point in points})
+    lossless = [s for s in shares if any(p.share == s and p.drop <= limits.drop for p in points)]
+    lossy = [s for s in shares if s not in lossless]
+    if limits.size is None and limits.ms is None:  # as small as the drop allows
+        return _between(max(lossy, default=min(lossless) / 4), min(lossless))
+    fits = [s for s in lossless if any(p.share == s and limits.holds(p) for p in points)]
+    if 1.0 in fits or any(p.drop <= 0 and limits.holds(p) for p in points):
+        return None
+    large = min(s for s in lossless if s not in fits)  # 1.0 at least
+    if fits or [s for s in lossy if s < large]:  # as large as size and latency allow
+        return _between(max([*fits, *(s for s in lossy if s < large)]), large)
+    excess = min(limits.excess(p) for p in points if p.share == large and p.drop <= limits.drop)
+    return max(0.02, 0.95 * large / excess)
+
+
+def _between(low: float, high: float) -> float | None:
+    return math.sqrt(low * high) if high / low > _CLOSE else None
+
+
+def front(points: tuple[Point, ...] | list[Point]) -> list[Point]:
+    """Points that no other one beats in score, size and latency at once."""
+
+    def beats(one: Point, other: Point) -> bool:
+        gains = (one.score - other.score, other.size - one.size, other.ms - one.ms)
+        return min(gains) >= 0 and max(gains) > 0
+
+    return [point for point in points if not any(beats(other, point) for other in points)]
+
+
+def table(points: tuple[Point, ...] | list[Point], limits: Limits, chosen: Point | None = None) -> str:
+    """What was measured, fastest first; `*` marks the front, `>` the chosen one."""
+    best = front(points)
+    lines = [f"   {'MACs':>6}  {'form':<5} {'score':>7} {'drop':>8} {'size':>12} {'ms':>8}"]
+    for point in sorted(points, key=lambda p: p.ms):
+        mark = ("*" if point in best else " ") + (">" if point is chosen else " ")
+        held = "" if limits.holds(point) else "  outside the limits"
+        lines.append(
+            f"{mark} {point.share:>6.0%}  {point.precision:<5} {point.score:>7.4f} {point.drop:>+8.4f} "
+            f"{point.size / 1024:>9,.0f} KB {point.ms:>8.3f}{held}"
+        )
+    return "\n".join(lines)
+
+
+def picture(points: tuple[Point, ...] | list[Point], limits: Limits, chosen: Point | None, path: str | Path) -> Path:
+    """Score over latency, the area of a mark being the file's size; what is outside the limits is hatched."""
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(figsize=(8, 5), layout="constrained")
+    largest = max(point.size for point in points)
+    for precision in dict.fromkeys(point.precision for point in points):
+        some = [point for point in points if point.precision == precision]
+        area = [40 + 600 * point.size / largest for point in some]
+        axes.scatter([p.ms for p in some], [p.score for p in some], s=area, alpha=0.6, label=precision)
+        for point in some:
+            axes.annotate(f"{point.share:.0%}", (point.ms, point.score), fontsize=8, ha="center", va="center")
+    line = sorted(front(points), key=lambda p: p.ms)
+    axes.plot([p.ms for p in line], [p.score for p in line], color="grey", lw=1, zorder=0, label="front")
+    reference = max(point.score + point.drop for point in points)
+    axes.axhline(reference - limits.drop, color="tab:red", lw=1, ls="--", label=f"largest drop, {limits.drop:g}")
+    if limits.ms:
+        axes.axvline(limits.ms, color="tab:red", lw=1, ls=":", label=f"{limits.ms:g} ms")
+    if chosen is not None:
+        axes.scatter([chosen.ms], [chosen.score], s=700, facecolors="none", edgecolors="black", lw=1.5, label="chosen")
+    axes.set(xscale="log", xlabel="milliseconds of a request", ylabel="validation score")
+    axes.set_title("Labels: share of the arithmetic. Area: size of the file.", fontsize=10)
+    legend = axes.legend(loc="lower right", fontsize=8)
+    for handle in legend.legend_handles:
+        if hasattr(handle, "set_sizes"):
+            handle.set_sizes([40])
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+    return Path(path)
+
+
+class _Bench:
+    """Measures candidates and remembers them."""
+
+    def __init__(
+        self,
+        run: Run,
+        folder: Path,
+        precisions: tuple[str, ...],
+        rows: int,
+        threads: int,
+        say: Callable[..., None],
+    ) -> None:
+        self.run, self.folder, self.precisions, self.rows, self.threads, self.say = (
+            run, folder, precisions, rows, threads, say,
+        )  # fmt: skip
+        self.splits = run.data
+        self.task = tasks.get(run.signature.task)
+        self.macs = macs(run.model)
+        self.points: list[Point] = []
+        self.runs: dict[float, Run] = {}
+
+    def score(self, answers: dict[str, np.ndarray]) -> float:
+        return self.task.score(self.splits.validation.y, answers[self.task.output])
+
+    def sample(self, importance: str) -> Any:
+        """Rows for an importance that needs them."""
+        return self.splits if importance == "taylor" else None
+
+    def check_trained(self) -> None:
+        """Refuse a model that is no better than an answer that never changes."""
+        from zoo.evaluate.report import answers
+
+        y, part = self.splits.train.y, self.splits.validation
+        found = self.task.score(part.y, answers(self.run.model, self.run.signature, part.x))
+        if self.run.signature.task == "regression":
+            constant = np.full((len(part), 1), np.mean(y))
+        else:
+            constant = np.tile(np.bincount(y, minlength=self.run.signature.outputs), (len(part), 1))
+        idle = self.task.score(part.y, constant)
+        if not found > idle:
+            raise ValueError(
+                f"the model scores {found:.4f} on the validation rows, no better than always the same answer ({idle:.4f}); "
+                "train it first"
+            )
+
+    def measure(self, share: float, run: Run) -> None:
+        """Export a run's model in each form, and take score, size and latency."""
+        from export import ExportError, int8, lowbit, parity, to_onnx
+        from export.timing import milliseconds
+
+        self.runs[share] = run
+        place = self.folder / f"share-{share:.3f}-onnx"
+        place.mkdir(parents=True, exist_ok=True)
+        golden = {name: values[:16] for name, values in self.splits.test.x.items()}
+        source = to_onnx(run.model, place / "model.onnx", signature=run.signature, golden=golden)
+        full = self.score(parity.run(parity.session(source), self.splits.validation.x))
+        calibration = {name: values[:_CALIBRATION] for name, values in self.splits.train.x.items()}
+        files, kept = {"fp32": source}, {}
+
+        def quantized(path: Path) -> None:
+            made = int8.quantize(
+                source, path, calibration=calibration, validation=self.splits.validation.x, score=self.score
+            )
+            kept["int8"] = made.kept_float
+
+        writers: dict[str, Callable[[Path], Any]] = {
+            "fp16": lambda path: lowbit.to_float16(source, path),
+            "int8": quantized,
+            "w8": lambda path: lowbit.to_low_bit(source, path, bits=8),
+            "w4": lambda path: lowbit.to_low_bit(source, path, bits=4),
+        }
+        for precision in self.precisions:
+            path = place / f"model.{precision}.onnx"
+            try:
+                if precision in writers:
+                    writers[precision](path)
+                    files[precision] = path
+            except ExportError as error:
+                self.say(f"  {precision}: {error}")
+        times = milliseconds(list(files.values()), golden, rows=self.rows, threads=self.threads)
+        for (precision, path), ms in zip(files.items(), times, strict=True):
+            if precision not in self.precisions:
+                continue
+            score = (
+                full if precision == "fp32" else self.score(parity.run(parity.session(path), self.splits.validation.x))
+            )
+            reference = self.reference if self.points else full
+            self.reference = reference
+            point = Point(
+                share, precision, score, reference - score, path.stat().st_size, ms, path, kept.get(precision, ())
+            )
+            self.points.append(point)
+            self.say(f"  {point}: score {score:.4f}, {point.size / 1024:,.0f} KB, {ms:.3f} ms")
+
+    def conclude(self, limits: Limits) -> Fitted:
+        """The chosen point, with table and picture written; or the refusal."""
+        points = tuple(self.points)
+        fitting = [point for point in points if limits.holds(point)]
+        free = limits.size is None and limits.ms is None
+        chosen = min(fitting, key=(lambda p: p.ms) if free else (lambda p: (-p.score, p.ms)), default=None)
+        rows = [{**asdict(p), "file": str(p.file.relative_to(self.folder)), "fits": limits.holds(p)} for p in points]
+        (self.folder / "points.json").write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
+        picture(points, limits, chosen, self.folder / "front.png")
+        self.say(f"\n{table(points, limits, chosen)}\npicture: {self.folder / 'front.png'}")
+        if chosen is None:
+            closest = min(points, key=limits.distance)
+            raise BudgetError(
+                f"nothing is within {limits}. {closest} came closest: a drop of {closest.drop:.4f}, {closest.size:,} bytes, "
+                f"{closest.ms:.3f} ms. Allow more, or train longer after pruning (epochs=)",
+                points,
+                closest,
+            )
+        self.say(f"chosen: {chosen}, within {limits}")
+        return Fitted(self.runs[chosen.share], chosen, points, limits, self.folder)
+
+
+def _limits(drop: float, size: float | None, ms: float | None) -> Limits:
+    if not 0 <= drop < 1:
+        raise ValueError(
+            f"max_drop must be a loss of score in [0, 1), got max_drop={drop!r}; 0.01 is one percent point"
+        )
+    for name, value, unit in (("max_size", size, "bytes"), ("max_ms", ms, "milliseconds")):
+        if value is not None and not value > 0:
+            raise ValueError(f"{name} must be above 0 {unit}, got {name}={value!r}")
+    return Limits(drop, size, ms)
+
+
+def _run(model: Any, data: Any) -> Run:
+    """The model with data and recipe, whatever form it was given in."""
+    if isinstance(model, str | Path):
+        model = load(model)
+    if hasattr(model, "recipe"):
+        splits = model.data if data is None else datasets.load(data) if isinstance(data, str | Path) else data
+        splits = load_data(model) if splits is None else splits
+        return Run(model.model, model.signature, model.recipe, model.folder, model.history, model.metrics, splits)
+    if not hasattr(model, "predict_on_batch"):
+        raise TypeError(f"fit takes a run, a run folder or a Keras model, got a {type(model).__name__}")
+    if data is None:
+        raise ValueError("a Keras model needs its data: give data=, such as 'digits', or the run it comes from")
+    shape = tuple(model.input_shape[1:])
+    splits = (
+        datasets.load(data, input_shape=shape if len(shape) == 3 else None) if isinstance(data, str | Path) else data
+    )
+    defaults = registry.entry(model.name).recipe if model.name in registry.names() else {}
+    recipe = recipes.find(model.name, splits.name, defaults)
+    return Run(model, splits.signature, recipe, None, [], {}, splits)
+
+
+def _check_folder(folder: Path, overwrite: bool) -> None:
+    if folder.exists() and not folder.is_dir():
+        raise NotADirectoryError(f"{folder} is a file; choose another folder")
+    if folder.exists() and any(folder.iterdir()) and not (overwrite and (folder / "points.json").exists()):
+        raise FileExistsError(
+            f"{folder} is not empty; choose another folder"
+            + (", or overwrite the search that is there" if (folder / "points.json").exists() else "")
+        )
+    folder.mkdir(parents=True, exist_ok=True)
