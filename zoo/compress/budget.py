@@ -22,6 +22,7 @@ from zoo.training import Run, load, load_data, tune
 
 PRECISIONS = ("fp32", "fp16", "int8", "w8", "w4")
 _CALIBRATION = 256  # rows that set the INT8 ranges
+_SMALLEST = 0.02  # share of the arithmetic below which nothing is tried
 _CLOSE = 1.2  # two shares nearer than this are not worth another training
 
 
@@ -229,11 +230,20 @@ def next_share(points: list[Point], limits: Limits) -> float | None:
     if fits or [s for s in lossy if s < large]:  # as large as size and latency allow
         return _between(max([*fits, *(s for s in lossy if s < large)]), large)
     excess = min(limits.excess(p) for p in points if p.share == large and p.drop <= limits.drop)
-    return max(0.02, 0.95 * large / excess)
+    # a file has parts that do not shrink with the arithmetic, so a guess that was not enough is followed by a bold one
+    return max(_SMALLEST, large * min(0.95 / excess, 1.0 if large == 1.0 else 0.7))
 
 
 def _between(low: float, high: float) -> float | None:
     return math.sqrt(low * high) if high / low > _CLOSE else None
+
+
+def choose(fitting: list[Point], limits: Limits) -> Point:
+    """The best of the points within the limits; latencies within 5 % of each other count as equal."""
+    if limits.size is None and limits.ms is None:
+        fastest = min(point.ms for point in fitting)
+        return min((point for point in fitting if point.ms <= 1.05 * fastest), key=lambda point: point.size)
+    return min(fitting, key=lambda point: (-point.score, point.ms))
 
 
 def front(points: tuple[Point, ...] | list[Point]) -> list[Point]:
@@ -261,31 +271,34 @@ def table(points: tuple[Point, ...] | list[Point], limits: Limits, chosen: Point
 
 
 def picture(points: tuple[Point, ...] | list[Point], limits: Limits, chosen: Point | None, path: str | Path) -> Path:
-    """Score over latency, the area of a mark being the file's size; what is outside the limits is hatched."""
+    """Score over latency and over size, with the front of each; numbers are shares of the arithmetic."""
     import matplotlib.pyplot as plt
 
-    figure, axes = plt.subplots(figsize=(8, 5), layout="constrained")
-    largest = max(point.size for point in points)
-    for precision in dict.fromkeys(point.precision for point in points):
-        some = [point for point in points if point.precision == precision]
-        area = [40 + 600 * point.size / largest for point in some]
-        axes.scatter([p.ms for p in some], [p.score for p in some], s=area, alpha=0.6, label=precision)
-        for point in some:
-            axes.annotate(f"{point.share:.0%}", (point.ms, point.score), fontsize=8, ha="center", va="center")
-    line = sorted(front(points), key=lambda p: p.ms)
-    axes.plot([p.ms for p in line], [p.score for p in line], color="grey", lw=1, zorder=0, label="front")
+    figure, panels = plt.subplots(1, 2, figsize=(11, 4.5), sharey=True, layout="constrained")
     reference = max(point.score + point.drop for point in points)
-    axes.axhline(reference - limits.drop, color="tab:red", lw=1, ls="--", label=f"largest drop, {limits.drop:g}")
-    if limits.ms:
-        axes.axvline(limits.ms, color="tab:red", lw=1, ls=":", label=f"{limits.ms:g} ms")
-    if chosen is not None:
-        axes.scatter([chosen.ms], [chosen.score], s=700, facecolors="none", edgecolors="black", lw=1.5, label="chosen")
-    axes.set(xscale="log", xlabel="milliseconds of a request", ylabel="validation score")
-    axes.set_title("Labels: share of the arithmetic. Area: size of the file.", fontsize=10)
-    legend = axes.legend(loc="lower right", fontsize=8)
-    for handle in legend.legend_handles:
-        if hasattr(handle, "set_sizes"):
-            handle.set_sizes([40])
+    for axes, cost, label, limit in (
+        (panels[0], lambda point: point.ms, "milliseconds of a request", limits.ms),
+        (panels[1], lambda point: point.size / 1024, "KB of the file", limits.size and limits.size / 1024),
+    ):
+        for precision in PRECISIONS:
+            some = [point for point in points if point.precision == precision]
+            if some:
+                axes.scatter([cost(p) for p in some], [p.score for p in some], s=45, alpha=0.8, label=precision)
+        line = sorted(points, key=lambda p: (cost(p), -p.score))
+        line = [p for place, p in enumerate(line) if all(p.score > before.score for before in line[:place])]
+        axes.step([cost(p) for p in line], [p.score for p in line], where="post", color="grey", lw=1, zorder=0)
+        for point in line:
+            text = f"{point.share:.0%} {point.precision}"
+            axes.annotate(text, (cost(point), point.score), (0, 7), textcoords="offset points", fontsize=8, ha="center")
+        axes.axhline(reference - limits.drop, color="tab:red", lw=1, ls="--", label=f"largest drop, {limits.drop:g}")
+        if limit:
+            axes.axvline(limit, color="tab:red", lw=1, ls=":", label=f"limit, {limit:g}")
+        if chosen is not None:
+            axes.scatter([cost(chosen)], [chosen.score], s=160, facecolors="none", edgecolors="black", label="chosen")
+        axes.set(xscale="log", xlabel=label)
+        axes.margins(0.12)
+        axes.legend(loc="lower right", fontsize=8)
+    panels[0].set_ylabel("validation score")
     figure.savefig(path, dpi=120)
     plt.close(figure)
     return Path(path)
@@ -389,8 +402,7 @@ class _Bench:
         """The chosen point, with table and picture written; or the refusal."""
         points = tuple(self.points)
         fitting = [point for point in points if limits.holds(point)]
-        free = limits.size is None and limits.ms is None
-        chosen = min(fitting, key=(lambda p: p.ms) if free else (lambda p: (-p.score, p.ms)), default=None)
+        chosen = choose(fitting, limits) if fitting else None
         rows = [{**asdict(p), "file": str(p.file.relative_to(self.folder)), "fits": limits.holds(p)} for p in points]
         (self.folder / "points.json").write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
         picture(points, limits, chosen, self.folder / "front.png")
