@@ -194,13 +194,21 @@ def _name_output(graph: Graph, value: Value, name: str, public: list[str]) -> No
     if last not in graph.producer or last in public:
         graph.append(helper.make_node("Identity", [last], [name], name=graph.unique(f"{name}/Identity")))
         return
-    for node in graph.nodes:
-        for names in (node.input, node.output):
-            for place, old in enumerate(names):
-                if old == last:
-                    names[place] = name
+    _rename(graph.nodes, last, name)
     for known in graph.values.values():
         known.rename(last, name)
+
+
+def _rename(nodes: Any, old: str, new: str) -> None:
+    """Call a tensor otherwise, also inside the loops and branches that read it."""
+    for node in nodes:
+        for names in (node.input, node.output):
+            for place, name in enumerate(names):
+                if name == old:
+                    names[place] = new
+        for attribute in node.attribute:
+            if attribute.type == onnx.AttributeProto.GRAPH:
+                _rename(attribute.g.node, old, new)
 
 
 def _describe(name: str, dtype: str, shape: tuple[int | None, ...]) -> onnx.ValueInfoProto:

@@ -325,7 +325,7 @@ def array_of(variable: Any) -> np.ndarray:
 
     if keras.backend.standardize_dtype(variable.dtype) in ("float16", "bfloat16"):
         variable = keras.ops.cast(variable, "float32")
-    value = getattr(variable, "value", variable)
+    value = variable.value if isinstance(variable, keras.Variable) else variable
     if hasattr(value, "read_value"):  # a TensorFlow variable, which numpy would copy
         value = value.value()
     try:

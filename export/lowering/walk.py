@@ -1,6 +1,7 @@
 """The walk over a Keras graph: each call in order, its arguments as ONNX values, its outputs remembered."""
 
 import functools
+import inspect
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -56,7 +57,7 @@ def lower_call(graph: Graph, operation: Any, args: Any, kwargs: Any, outputs: Se
     """
     kwargs = {key: value for key, value in kwargs.items() if key != "training"}
     emit = emitter_of(operation)
-    found = None
+    found, written = None, len(graph.nodes)
     if emit is not None:
         try:
             found = emit(graph, operation, *args, **kwargs)
@@ -66,6 +67,10 @@ def lower_call(graph: Graph, operation: Any, args: Any, kwargs: Any, outputs: Se
         found = _expand(graph, operation, args, kwargs)
     values = [_value(graph, made, tensor) for made, tensor in zip(keras.tree.flatten(found), outputs, strict=True)]
     source = values_in((args, kwargs))
+    new = {name for node in graph.nodes[written:] for name in node.output}
+    for value in values:
+        if value.written not in new and all(value is not one for one in source):
+            value.consumers += 1  # another name for a tensor that others read, too
     if isinstance(operation, keras.layers.Layer) and operation.supports_masking and source:
         for value in values:
             if value.mask is None and not overrides_mask(operation):
@@ -98,24 +103,33 @@ def lower_function(graph: Graph, function: Callable[..., Any], *values: Any) -> 
     ]
     table = {id(value): symbol for value, symbol in zip(known, symbols, strict=True)}
     given = keras.tree.map_structure(lambda leaf: table.get(id(leaf), leaf), values)
+    for value in list(known):
+        if value.mask is not None:
+            if id(value.mask) not in table:
+                known.append(value.mask)
+                symbols.append(keras.KerasTensor(value.mask.shape or value.shape[:2], "bool"))
+                table[id(value.mask)] = symbols[-1]
+            keras.src.backend.set_keras_mask(table[id(value)], table[id(value.mask)])
+    from export.lowering.tracing import Traced, tracing
+
     try:
-        with keras.StatelessScope():  # a layer may keep a state; exporting must not change it
-            result = function(*given)
-        traced = [leaf for leaf in keras.tree.flatten(result) if isinstance(leaf, keras.KerasTensor)]
-        reached = keras.Function(symbols, traced)
+        with tracing(symbols):
+            traced = Traced(symbols, [], function(*given))
     except Exception as error:  # custom code may fail on symbols in any way
         raise NotLoweredError(f"{graph.scope}: {error}") from error
-    found = iter(lower_model(graph, reached, known))
-    return keras.tree.map_structure(lambda leaf: next(found) if isinstance(leaf, keras.KerasTensor) else leaf, result)
+    return traced.write(graph, known, [])
 
 
 def _expand(graph: Graph, operation: Any, args: Any, kwargs: Any) -> Any:
     """Write an operation through the `keras.ops` it consists of, or else through the converter behind."""
-    masked = any(value.mask is not None for value in values_in((args, kwargs)))
-    if isinstance(operation, keras.layers.Layer) and not masked and hasattr(operation, "call"):
+    from export.lowering.tracing import through_operations
+
+    if isinstance(operation, keras.layers.Layer) and hasattr(operation, "call"):
         try:
             call = functools.partial(operation.call, **_inference(operation))
-            return lower_function(graph, lambda given, named: call(*given, **named), args, kwargs)
+            with through_operations(operation):
+                named = {**kwargs, **_masks(operation, args, kwargs)}
+                return lower_function(graph, lambda given, named: call(*given, **named), args, named)
         except NotLoweredError:
             pass
     from export.lowering.fallback import convert  # loads TensorFlow
@@ -123,6 +137,24 @@ def _expand(graph: Graph, operation: Any, args: Any, kwargs: Any) -> Any:
     if keras.config.backend() != "tensorflow":
         raise NotLoweredError(f"{graph.scope} ({type(operation).__name__}) needs TensorFlow to be converted")
     return convert(graph, operation, args, kwargs)
+
+
+def _masks(layer: Any, args: Any, kwargs: Any) -> dict[str, Value]:
+    """Masks that Keras hands to a layer's `call` where it has arguments for them and none are given."""
+    try:
+        given = inspect.signature(layer.call).bind_partial(*args, **kwargs).arguments
+    except TypeError:
+        return {}
+    tensors = {name: values for name, value in given.items() if (values := values_in(value))}
+    names = (
+        {"mask": next(iter(tensors.values()))} if len(tensors) == 1 else {f"{k}_mask": v for k, v in tensors.items()}
+    )
+    takes = inspect.signature(layer.call).parameters
+    return {
+        name: values[0].mask
+        for name, values in names.items()
+        if name in takes and given.get(name) is None and len(values) == 1 and values[0].mask is not None
+    }
 
 
 def _inference(operation: Any) -> dict[str, bool]:
