@@ -1,6 +1,7 @@
 """Parameters and multiply-accumulates against published and hand-made counts."""
 
 import keras
+import numpy as np
 import pytest
 from keras import layers
 
@@ -66,12 +67,79 @@ def test_nested_models_are_opened():
     assert (row.layer, row.macs) == ("inner/inside", 12)
 
 
+@keras.saving.register_keras_serializable("test_costs")
+class Opaque(layers.Layer):
+    """Hides its arithmetic behind a call that symbols cannot pass."""
+
+    def build(self, shape):
+        self.kernel = self.add_weight((shape[-1], 4))
+
+    def call(self, x):
+        return keras.ops.matmul(keras.ops.convert_to_tensor(np.asarray(x)), self.kernel)
+
+    def compute_output_spec(self, x):
+        return keras.KerasTensor((*x.shape[:-1], 4))
+
+
 def test_unknown_layers_are_not_counted_as_free():
     inputs = keras.Input((7, 3))
-    model = keras.Model(inputs, layers.LSTM(4, name="memory")(inputs))
+    model = keras.Model(inputs, Opaque(name="memory")(inputs))
     assert cost(model)[-1].macs is None
-    with pytest.raises(ValueError, match=r"cannot count .* 'memory' \(LSTM\)"):
+    with pytest.raises(ValueError, match=r"cannot count .* 'memory' \(Opaque\)"):
         macs(model)
+
+
+class Bilinear(layers.Layer):
+    """A custom layer of known operations: x W x', and a dense layer on top."""
+
+    def build(self, shape):
+        self.kernel = self.add_weight((shape[-1], shape[-1]))
+        self.head = layers.Dense(2)
+
+    def call(self, x):
+        return self.head(keras.ops.matmul(keras.ops.matmul(x, self.kernel), keras.ops.transpose(x, (0, 2, 1))))
+
+
+def test_custom_layers_are_opened():
+    inputs = keras.Input((7, 3))
+    assert macs(keras.Model(inputs, Bilinear()(inputs))) == 7 * 3 * 3 + 7 * 3 * 7 + 7 * 7 * 2
+
+
+def attended(x):
+    y = layers.Dense(6)(x)  # 7 * 3 * 6
+    return layers.MultiHeadAttention(4, 5, value_dim=2)(y, y)
+
+
+@pytest.mark.parametrize(
+    ("build", "expected"),
+    [
+        (layers.LSTM(4), 7 * 4 * (3 * 4 + 4 * 4)),
+        (layers.GRU(4, return_sequences=True), 7 * 3 * (3 * 4 + 4 * 4)),
+        (layers.SimpleRNN(4), 7 * (3 * 4 + 4 * 4)),
+        (layers.Bidirectional(layers.LSTM(4)), 2 * 7 * 4 * (3 * 4 + 4 * 4)),
+        (layers.RNN([layers.GRUCell(4), layers.LSTMCell(2)]), 7 * (3 * (3 * 4 + 4 * 4) + 4 * (4 * 2 + 2 * 2))),
+        (layers.TimeDistributed(layers.Dense(5)), 7 * 3 * 5),
+        # projections of 7 places: query and key 6 x 20, value 6 x 8, output 8 x 6; then 7 x 7 pairs in 4 heads
+        (attended, 7 * 3 * 6 + 7 * (2 * 6 * 20 + 6 * 8 + 8 * 6) + 7 * 7 * 4 * (5 + 2)),
+        # query and output 3 x 12, key and value 3 x 6; each of 7 x 7 pairs in 6 heads
+        (lambda x: layers.GroupQueryAttention(2, 6, 3)(x, x), 7 * (2 * 3 * 12 + 2 * 3 * 6) + 7 * 7 * 6 * (2 + 2)),
+        (lambda x: layers.Attention()([x, x]), 7 * 7 * (3 + 3)),
+        (lambda x: layers.Dot(axes=2)([x, x]), 7 * 7 * 3),
+        (layers.EinsumDense("abc,cde->abde", output_shape=(None, 2, 5)), 7 * 3 * 2 * 5),
+        (layers.EinsumDense("...c,cd->...d", output_shape=(5,)), 7 * 3 * 5),
+        (lambda x: keras.ops.einsum("abc,adc->abd", x, x), 7 * 7 * 3),
+        (lambda x: x @ keras.ops.transpose(x, (0, 2, 1)), 7 * 7 * 3),
+        (lambda x: keras.ops.tensordot(x, np.ones((3, 5), "float32"), 1), 7 * 3 * 5),
+        (
+            lambda x: keras.ops.dot_product_attention(*[keras.ops.reshape(x, (-1, 7, 3, 1))] * 3),
+            7 * 7 * 3 * 2,
+        ),
+        (lambda x: layers.ConvLSTM1D(4, 3, padding="same")(layers.Reshape((7, 3, 1))(x)), 7 * 3 * (3 * 16 + 3 * 4 * 16)),
+    ],
+)  # fmt: skip
+def test_multiply_accumulates_by_hand(build, expected):
+    inputs = keras.Input((7, 3))
+    assert macs(keras.Model(inputs, build(inputs))) == expected
 
 
 def test_an_unknown_size_is_not_counted():

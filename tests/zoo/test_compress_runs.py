@@ -1,5 +1,7 @@
 """Shrinking a run: a new run folder beside the old one."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -35,9 +37,41 @@ def test_zeros_reach_the_share_and_leave_the_run_as_it_was(run, tmp_path):
     assert sparsity(run.model)[-1].zeros == 0
 
 
-@pytest.mark.parametrize("arguments", [{}, {"channels": 0.5, "zeros": 0.5}])
+@pytest.mark.parametrize("arguments", [{"macs": 0.5}, {"macs": 70, "importance": "taylor"}, {"channels": 0.4}])
+def test_steps_end_where_one_step_does(run, tmp_path, arguments):
+    small = shrink(run, tmp_path / "small", steps=2, epochs=3, quiet=True, **arguments)
+    if "macs" in arguments:
+        target = arguments["macs"] if arguments["macs"] > 1 else arguments["macs"] * zoo.compress.macs(run.model)
+        assert 0.7 * target < zoo.compress.macs(small.model) <= target
+    else:
+        assert [small.model.get_layer(name).units for name in ("hidden0", "hidden1")] == [7, 5]
+    assert len(small.history) == 2  # the last of 1 + 2 epochs
+    assert zoo.load(tmp_path / "small").metrics["test"] == small.metrics["test"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"channels": 0.5, "steps": 3, "epochs": 2}, "at most epochs=2"),
+        ({"channels": 0.5, "steps": 0}, "got steps=0"),
+        ({"zeros": 0.5, "steps": 2}, "1 for zeros"),
+        ({"macs": 0.0001}, "cannot reach"),
+    ],
+)
+def test_wrong_steps_and_targets_leave_no_folder(run, tmp_path, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        shrink(run, tmp_path / "wrong", quiet=True, **arguments)
+    assert not (tmp_path / "wrong").exists()
+
+
+def test_a_run_that_was_never_trained_is_refused(run, tmp_path):
+    with pytest.raises(ValueError, match="never trained"):
+        shrink(dataclasses.replace(run, history=[]), tmp_path / "wrong", channels=0.5)
+
+
+@pytest.mark.parametrize("arguments", [{}, {"channels": 0.5, "zeros": 0.5}, {"macs": 0.5, "channels": 0.5}])
 def test_one_of_the_two_is_needed(run, tmp_path, arguments):
-    with pytest.raises(ValueError, match="takes either channels or zeros"):
+    with pytest.raises(ValueError, match="takes either channels or macs or zeros"):
         shrink(run, tmp_path / "none", **arguments)
 
 

@@ -1,55 +1,28 @@
-"""Channel pruning: whole filters and units are removed and a smaller, ordinary Keras model is left.
+"""Channel pruning: whole filters, units and heads are removed and a smaller, ordinary Keras model is left.
 
-Every channel of every tensor in the graph gets an identity. Layers that keep channels apart (normalisation, elementwise
-activation, pooling, flattening, depthwise convolution) pass identities on; convolutions and dense layers make new
-ones; adding two tensors makes their channels one. What ends as one identity is removed together or not at all,
-which is the dependency grouping of Fang, Ma, Song, Mi & Wang, "DepGraph: Towards Any Structural Pruning" (CVPR 2023,
-arXiv:2301.12900). A layer this file does not know keeps all channels that reach or leave it.
-
-Filters are ranked by their norm, as Li, Kadav, Durdanovic, Samet & Graf, "Pruning Filters for Efficient ConvNets"
-(ICLR 2017, arXiv:1608.08710), or by the scale of their batch normalisation, as Liu, Li, Shen, Huang, Yan & Zhang,
-"Learning Efficient Convolutional Networks through Network Slimming" (ICCV 2017, arXiv:1708.06519). Departure from
-the former: the L2 norm in place of L1.
+What must be removed together is found by `identities`, from a rule per layer kind (`layer_rules`, `operation_rules`);
+what matters least, and how much of it reaches a target, is decided in `ranking`.
 """
 
-import fnmatch
-import math
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import keras
 import numpy as np
-from keras import layers
 
-from zoo.compress.costs import calls, graph
+from zoo.compress.identities import Identities
+from zoo.compress.ranking import choose, reach_macs, reach_milliseconds, scores
 
-CONVOLUTIONS = (layers.Conv1D, layers.Conv2D, layers.Conv3D)
-DEPTHWISE = (layers.DepthwiseConv1D, layers.DepthwiseConv2D)
-# Each output channel depends on the input channel at the same place alone, and there are no weights.
-CHANNELWISE = (
-    layers.ReLU, layers.LeakyReLU, layers.ELU, layers.Identity,
-    layers.Dropout, layers.SpatialDropout1D, layers.SpatialDropout2D, layers.SpatialDropout3D, layers.AlphaDropout,
-    layers.GaussianDropout, layers.GaussianNoise, layers.ActivityRegularization,
-    layers.MaxPooling1D, layers.MaxPooling2D, layers.MaxPooling3D,
-    layers.AveragePooling1D, layers.AveragePooling2D, layers.AveragePooling3D,
-    layers.GlobalAveragePooling1D, layers.GlobalAveragePooling2D, layers.GlobalAveragePooling3D,
-    layers.GlobalMaxPooling1D, layers.GlobalMaxPooling2D, layers.GlobalMaxPooling3D,
-    layers.ZeroPadding1D, layers.ZeroPadding2D, layers.ZeroPadding3D,
-    layers.Cropping1D, layers.Cropping2D, layers.Cropping3D,
-    layers.UpSampling1D, layers.UpSampling2D, layers.UpSampling3D,
-)  # fmt: skip
-MERGES = (layers.Add, layers.Subtract, layers.Multiply, layers.Average, layers.Maximum, layers.Minimum)
-ELEMENTWISE = {
-    "linear", "relu", "relu6", "leaky_relu", "elu", "celu", "selu", "gelu", "silu", "mish", "tanh", "sigmoid",
-    "hard_sigmoid", "hard_silu", "hard_tanh", "softplus", "softsign", "exponential", "log_sigmoid", "squareplus",
-}  # fmt: skip
+IMPORTANCES = ("magnitude", "batch_norm", "taylor")
+SCOPES = ("layer", "global")
 
 
 class Group(NamedTuple):
     """Channels that are ranked against each other; removing one removes it from every layer named.
 
     Attributes:
-        layers: the layers whose filters or units make these channels, in graph order.
-        channels: how many there are.
+        layers: the layers whose filters, units or heads make these channels, in graph order.
+        channels: how many can be removed one by one; a head or a small group of a grouped convolution counts as one.
     """
 
     layers: tuple[str, ...]
@@ -67,63 +40,86 @@ def channel_groups(model: keras.Model, keep: tuple[str, ...] | list[str] = ("log
         TypeError: the model is not functional.
         ValueError: a pattern in `keep` matches no layer.
     """
-    return [Group(names, len(sets)) for names, sets in _Identities(model, keep).groups().items()]
+    return [
+        Group(tuple(dict.fromkeys(layer for layer, _ in makers)), len(sets))
+        for makers, sets in Identities(model, keep).groups().items()
+    ]
 
 
 def prune_channels(
     model: keras.Model,
-    ratio: float = 0.5,
+    ratio: float | None = None,
     *,
-    importance: str = "magnitude",
+    macs: float | None = None,
+    milliseconds: float | None = None,
+    measure: Callable[[keras.Model], float] | None = None,
+    importance: str | Callable[[np.ndarray], np.ndarray] = "magnitude",
     scope: str = "layer",
     round_to: int = 1,
     keep: tuple[str, ...] | list[str] = ("logits",),
+    data: Any = None,
+    loss: Callable[[Any, Any], Any] | None = None,
 ) -> keras.Model:
-    """Build a smaller model without the least important filters and units; fine-tune it afterwards.
+    """Build a smaller model without the least important filters, units and heads; fine-tune it afterwards.
 
     Half of the channels everywhere leaves about a quarter of the parameters and of the arithmetic, because a
     convolution loses inputs and outputs. Accuracy drops, often to chance, until the result has been trained for some
     epochs. The given model is left as it is.
 
+    Followed are convolutions of all kinds, dense, recurrent and embedding layers, attention (whole heads), normalisation,
+    merging, reshaping, wrappers, nested functional models and the common `keras.ops`. Around any other layer channels
+    are kept. Layer normalisation then takes mean and variance of the channels that are left.
+
     Args:
-        model: functional or built sequential model, channels last. Convolutions, dense layers, residual additions,
-            concatenations, squeeze and excitation, depthwise convolutions and batch normalisation are followed;
-            around any other layer with mixing channels, grouped convolutions and nested models, channels are kept.
-        ratio: share of the removable channels to remove, in [0, 1). Inputs and outputs of the model always stay.
-        importance: "magnitude" (L2 norm of the filters, each layer's mean being 1, averaged over the layers that
-            must lose the channel together) or "batch_norm" (the same of the absolute scale of batch normalisation;
-            groups without one are ranked by magnitude).
-        scope: "layer" removes the ratio from every group; "global" ranks all groups together, so that some lose more.
+        model: functional or built sequential model, channels last.
+        ratio: share of the removable channels to remove, in [0, 1); 0.5 if no target is given. Inputs and outputs of the
+            model always stay.
+        macs: target in place of `ratio`: multiply-accumulates to keep, as a share in (0, 1] or as a number above 1.
+        milliseconds: target in place of `ratio`: what `measure` may give at most.
+        measure: model -> milliseconds, such as the latency of the exported file.
+        importance: "magnitude" (L2 norm of the filters, each layer's mean being 1, averaged over the layers that must
+            lose the channel together), "batch_norm" (the same of the absolute scale of batch normalisation; groups
+            without one are ranked by magnitude), "taylor" (change of the loss to first order, which needs `data`), or a
+            function of a kernel, as array (..., channels), that gives a score for each channel.
+        scope: "layer" removes the same share from every group; "global" ranks all groups together, so that some lose
+            more.
         round_to: each group keeps a multiple of this many channels where it has as many, and at least one such
             multiple. Multiples of 8 or 16 suit vector units.
-        keep: names or patterns (`"stage0_*"`) of layers that keep all their output channels.
+        keep: names or patterns (`"stage0_*"`) of layers that keep all their output channels; a layer inside a nested
+            model is `outer/inner`.
+        data: rows for "taylor": `(inputs, targets)`, targets being class numbers, or values of the output's shape; or
+            `zoo.data.Data`, whose training rows are used. 256 rows are enough, more are left out.
+        loss: for "taylor", `(targets, outputs) -> scalar tensor`; cross-entropy on logits for class numbers, squared
+            error for values.
 
     Returns:
         Functional model with the same layer names and the remaining weights, not compiled.
 
     Raises:
         TypeError: the model is not functional, or not channels last.
-        ValueError: an argument is out of range, a pattern in `keep` matches no layer, or nothing can be removed.
+        ValueError: an argument is out of range, a weight is not finite, a pattern in `keep` matches no layer, nothing can
+            be removed, or the target cannot be reached, in which case the message says what came closest.
     """
-    if not 0 <= ratio < 1:
-        raise ValueError(f"ratio must be a share in [0, 1), got ratio={ratio!r}; 0.5 removes half of the channels")
-    if importance not in ("magnitude", "batch_norm"):
-        raise ValueError(f"importance must be 'magnitude' or 'batch_norm', got {importance!r}")
-    if scope not in ("layer", "global"):
-        raise ValueError(f"scope must be 'layer' or 'global', got {scope!r}")
-    if round_to < 1:
-        raise ValueError(f"round_to must be at least 1 channel, got round_to={round_to!r}")
-    identities = _Identities(model, keep)
+    ratio = _check(ratio, macs, milliseconds, measure, importance, scope, round_to)
+    identities = Identities(model, keep)
     groups = identities.groups()
     if not groups:
+        unknown = ", ".join(f"{name!r} ({kind})" for name, kind in identities.unfollowed.items())
         raise ValueError(
             f"model {model.name!r} has no channels to remove: all belong to its inputs, its outputs, "
-            f"keep={tuple(keep)!r} or layers that must keep them"
+            f"keep={tuple(keep)!r} or layers that must keep them{f', such as the unknown {unknown}' if unknown else ''}"
         )
-    if importance == "batch_norm" and not identities.scales:
-        raise ValueError(f"model {model.name!r} has no BatchNormalization with a scale; use importance='magnitude'")
-    score = identities.importance(importance)
-    removed = _choose(groups, score, ratio, scope, round_to)
+    score = scores(identities, importance, data, loss)
+
+    def choice(share):
+        return choose(identities, groups, score, share, scope, round_to)
+
+    if milliseconds is not None:
+        return reach_milliseconds(identities, choice, milliseconds, measure)
+    if macs is not None:
+        target = round(macs * identities.macs(set())) if macs <= 1 else round(macs)
+        return identities.rebuild(reach_macs(identities, choice, target))
+    removed = choice(ratio)
     if ratio and not removed:
         widest = max(len(sets) for sets in groups.values())
         raise ValueError(
@@ -133,250 +129,29 @@ def prune_channels(
     return identities.rebuild(removed)
 
 
-def _choose(groups, score, ratio, scope, round_to):
-    """Identities to remove."""
-    last = set()
-    if scope == "global":
-        every = sorted((identity for sets in groups.values() for identity in sets), key=score.__getitem__)
-        last = set(every[: round(ratio * len(every))])
-    removed = set()
-    for sets in groups.values():
-        total = len(sets)
-        wanted = total * (1 - ratio) if scope == "layer" else sum(identity not in last for identity in sets)
-        kept = min(total, round_to * max(1, math.floor(wanted / round_to + 0.5)))
-        removed.update(sorted(sets, key=score.__getitem__)[: total - kept])
-    return removed
-
-
-class _Identities:
-    """Which channels of which tensors are one, by union-find over integers."""
-
-    def __init__(self, model, keep):
-        self.model = graph(model)
-        self.calls = list(calls(self.model))
-        self.parent = []
-        self.fixed = []  # identities that must stay
-        self.tensors = {}  # id of a tensor -> (channels,) identities of its last axis; absent where not followed
-        self.entering = {}  # layer name -> identities its weights read
-        self.leaving = {}  # layer name -> identities its weights make
-        self.filters = []  # (identities, norms) of each layer that makes or filters channels
-        self.scales = []  # (identities, scales) of each batch normalisation
-        self.reshaped = {}  # name of a Reshape -> identities of its last axis
-        names = [layer.name for layer, _, _ in self.calls]
-        for pattern in keep:
-            if pattern != "logits" and not fnmatch.filter(names, pattern):
-                raise ValueError(
-                    f"keep: {pattern!r} matches no layer of model {model.name!r}; it has {', '.join(names)}"
-                )
-        for layer, inputs, outputs in self.calls:
-            result = self._follow(layer, inputs, outputs)
-            if result is None or result.shape[0] != outputs[0].shape[-1]:
-                for tensor in [*inputs, *outputs]:
-                    self._fix(self.tensors.get(id(tensor)))
-                self._fix(result)
-            else:
-                self.tensors[id(outputs[0])] = result
-            if any(fnmatch.fnmatchcase(layer.name, pattern) for pattern in keep):
-                self._fix(result)
-        for tensor in self.model.outputs:
-            self._fix(self.tensors.get(id(tensor)))
-
-    def find(self, identity):
-        while self.parent[identity] != identity:
-            self.parent[identity] = identity = self.parent[self.parent[identity]]
-        return identity
-
-    def _new(self, count):
-        start = len(self.parent)
-        self.parent.extend(range(start, start + count))
-        return np.arange(start, start + count)
-
-    def _unite(self, first, second):
-        for one, other in zip(first, second, strict=True):
-            self.parent[self.find(one)] = self.find(other)
-
-    def _fix(self, identities):
-        if identities is not None:
-            self.fixed.extend(identities)
-
-    def _follow(self, layer, inputs, outputs):
-        """Identities of the output's last axis, or None for a layer whose channels must all stay."""
-        kind = type(layer)  # exact: a subclass may compute something else
-        if getattr(layer, "data_format", None) == "channels_first":
-            raise TypeError(f"layer {layer.name!r} is channels first; build the model channels last to remove channels")
-        known = [self.tensors.get(id(tensor)) for tensor in inputs]
-        if kind is layers.InputLayer or len(outputs) != 1 or len(outputs[0].shape) < 2:
-            return None
-        if kind in MERGES:
-            return self._merge(inputs, known)
-        if kind is layers.Concatenate:
-            return self._concatenate(layer, inputs, known)
-        source = known[0] if known else None
-        if len(inputs) != 1:
-            return None
-        if kind in CONVOLUTIONS or kind is layers.Dense:
-            return self._make(layer, source)
-        if source is None:
-            return None
-        if kind in DEPTHWISE or kind is layers.BatchNormalization or kind is layers.PReLU:
-            return self._weigh(layer, inputs[0], source)
-        if kind is layers.Flatten:
-            places = math.prod(inputs[0].shape[1:-1]) if None not in inputs[0].shape[1:-1] else 0
-            return np.tile(source, places)  # position-major, channel-minor; none known if a size is unknown
-        if kind is layers.Reshape:
-            if outputs[0].shape[-1] != inputs[0].shape[-1]:
-                return None
-            self.reshaped[layer.name] = source
-            return source
-        if kind in CHANNELWISE or (kind is layers.Activation and _elementwise(layer)):
-            return source
-        if kind is layers.Rescaling and np.ndim(layer.scale) == 0 and np.ndim(layer.offset) == 0:
-            return source
-        return None
-
-    def _merge(self, inputs, known):
-        """Sum, product and the like of tensors: equal places become one; a single channel may be broadcast."""
-        if any(source is None for source in known) or len({len(tensor.shape) for tensor in inputs}) > 1:
-            return None
-        widest = max(known, key=len)
-        for source in known:
-            if len(source) == len(widest):
-                self._unite(widest, source)
-            else:
-                self._fix(source)
-        return widest
-
-    def _concatenate(self, layer, inputs, known):
-        rank = len(inputs[0].shape)
-        if layer.axis in (-1, rank - 1):
-            if any(tensor.shape[-1] is None for tensor in inputs):
-                return None
-            parts = [self._new(x.shape[-1]) if part is None else part for x, part in zip(inputs, known, strict=True)]
-            for part, before in zip(parts, known, strict=True):
-                if before is None:
-                    self._fix(part)
-            return np.concatenate(parts)
-        if any(source is None for source in known):
-            return None
-        for source in known[1:]:
-            self._unite(known[0], source)
-        return known[0]
-
-    def _make(self, layer, source):
-        """Convolution or dense layer: reads its input's channels, makes new ones."""
-        if getattr(layer, "groups", 1) > 1 or not _plain(layer):
-            return None
-        self._read(layer, source)
-        if layer.name not in self.leaving:
-            self.leaving[layer.name] = self._new(layer.kernel.shape[-1])
-            self.filters.append((self.leaving[layer.name], _norms(layer.kernel)))
-        if not _elementwise(layer):
-            self._fix(self.leaving[layer.name])
-        return self.leaving[layer.name]
-
-    def _weigh(self, layer, tensor, source):
-        """Depthwise convolution, batch normalisation, PReLU: weights per channel, channels passed on."""
-        first = layer.name not in self.entering
-        match layer:
-            case layers.DepthwiseConv1D() | layers.DepthwiseConv2D():
-                if layer.depth_multiplier != 1 or not _plain(layer) or not _elementwise(layer):
-                    return None
-                if first:
-                    self.filters.append((source, _norms(layer.kernel[..., 0])))
-            case layers.BatchNormalization():
-                if layer.axis not in (-1, len(tensor.shape) - 1):
-                    return None
-                if first and layer.scale:
-                    self.scales.append((source, np.abs(keras.ops.convert_to_numpy(layer.gamma))))
-            case layers.PReLU():
-                if len(tensor.shape) - 1 in (layer.shared_axes or ()):
-                    return source
-        self._read(layer, source)
-        return source
-
-    def _read(self, layer, source):
-        """Note which channels a layer's weights read; a shared layer has one kernel, so one choice for all calls."""
-        if layer.name not in self.entering:
-            self.entering[layer.name] = source
-            return
-        before = self.entering[layer.name]
-        if source is None or before is None:
-            self._fix(source)
-            self._fix(before)
-        else:
-            self._unite(before, source)
-
-    def groups(self):
-        """Names of the layers that make a channel -> identities of the channels they make together."""
-        fixed = {self.find(identity) for identity in self.fixed}
-        makers = {}
-        for name, made in self.leaving.items():
-            for identity in map(self.find, made):
-                if identity not in fixed:
-                    makers.setdefault(identity, {})[name] = None
-        groups = {}
-        for identity, names in makers.items():
-            groups.setdefault(tuple(names), []).append(identity)
-        return groups
-
-    def importance(self, kind):
-        """Identity -> importance, about 1 for an average channel."""
-        found = {}
-        for measured in (self.scales, self.filters) if kind == "batch_norm" else (self.filters,):
-            values = {}
-            for identities, sizes in measured:
-                relative = sizes / (sizes.mean() or 1.0)
-                for identity, value in zip(identities, relative, strict=True):
-                    values.setdefault(self.find(identity), []).append(value)
-            found = {**{identity: float(np.mean(many)) for identity, many in values.items()}, **found}
-        return found
-
-    def rebuild(self, removed):
-        """Model without the identities in `removed`, with the weights that are left."""
-        stays = np.array([self.find(identity) not in removed for identity in range(len(self.parent))], bool)
-
-        def left(identities):
-            return slice(None) if identities is None else np.flatnonzero(stays[identities])
-
-        def smaller(layer):
-            config = layer.get_config()
-            if layer.name in self.leaving:
-                size = "units" if isinstance(layer, layers.Dense) else "filters"
-                config[size] = len(left(self.leaving[layer.name]))
-            if layer.name in self.reshaped and config["target_shape"][-1] != -1:
-                config["target_shape"] = (*config["target_shape"][:-1], len(left(self.reshaped[layer.name])))
-            return type(layer).from_config(config)
-
-        result = keras.models.clone_model(self.model, clone_function=smaller)
-        for layer in self.model.layers:
-            weights = layer.get_weights()
-            entering, leaving = left(self.entering.get(layer.name)), left(self.leaving.get(layer.name))
-            match layer:
-                case layers.Dense() | layers.Conv1D() | layers.Conv2D() | layers.Conv3D() if layer.name in self.leaving:
-                    kernel, *bias = weights
-                    weights = [kernel[..., entering, :][..., leaving], *(vector[leaving] for vector in bias)]
-                case layers.DepthwiseConv1D() | layers.DepthwiseConv2D() if layer.name in self.entering:
-                    kernel, *bias = weights
-                    weights = [kernel[..., entering, :], *(vector[entering] for vector in bias)]
-                case _ if layer.name in self.entering:
-                    weights = [weight[..., entering] for weight in weights]
-            if weights:
-                result.get_layer(layer.name).set_weights(weights)
-        return result
-
-
-def _norms(kernel):
-    """L2 norm over all axes but the last: (..., channels) -> (channels,)."""
-    kernel = keras.ops.convert_to_numpy(kernel)
-    return np.sqrt(np.square(kernel).sum(axis=tuple(range(kernel.ndim - 1))))
-
-
-def _plain(layer):
-    """Whether the kernel is all there is: neither quantized nor with low-rank additions."""
-    return getattr(layer, "quantization_mode", None) is None and not getattr(layer, "lora_enabled", False)
-
-
-def _elementwise(layer):
-    """Whether the layer's activation treats each channel by itself; a softmax does not."""
-    name = getattr(layer.activation, "__name__", "")
-    return name in ELEMENTWISE and layer.activation is getattr(keras.activations, name, None)
+def _check(ratio, macs, milliseconds, measure, importance, scope, round_to):
+    """Refuse what is out of range; the share to remove, None where there is a target."""
+    given = {
+        name: value
+        for name, value in (("ratio", ratio), ("macs", macs), ("milliseconds", milliseconds))
+        if value is not None
+    }
+    if len(given) > 1:
+        raise ValueError(f"give one of ratio, macs and milliseconds, got {given!r}")
+    if ratio is not None and not 0 <= ratio < 1:
+        raise ValueError(f"ratio must be a share in [0, 1), got ratio={ratio!r}; 0.5 removes half of the channels")
+    for name, value in given.items():
+        if name != "ratio" and not value > 0:
+            raise ValueError(f"{name} must be above 0, got {name}={value!r}")
+    if (milliseconds is None) != (measure is None):
+        raise ValueError("milliseconds needs measure, a function model -> milliseconds, and measure needs milliseconds")
+    if importance not in IMPORTANCES and not callable(importance):
+        raise ValueError(
+            f"importance must be {', '.join(map(repr, IMPORTANCES[:-1]))} or {IMPORTANCES[-1]!r}, or a function of a "
+            f"kernel, got {importance!r}"
+        )
+    if scope not in SCOPES:
+        raise ValueError(f"scope must be 'layer' or 'global', got {scope!r}")
+    if round_to < 1:
+        raise ValueError(f"round_to must be at least 1 channel, got round_to={round_to!r}")
+    return ratio if given else 0.5

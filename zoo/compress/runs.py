@@ -1,11 +1,14 @@
 """Shrink a run: prune its model, fine-tune it on the same splits, write a new run folder."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from zoo.compress.channels import prune_channels
+from zoo.compress.costs import macs as multiply_accumulates
 from zoo.compress.magnitude import MagnitudePruning
-from zoo.training import Run, tune
+from zoo.training import Run, load_data, tune
+from zoo.training.fit import fit
 
 
 def shrink(
@@ -13,7 +16,12 @@ def shrink(
     out: str | Path,
     *,
     channels: float | None = None,
+    macs: float | None = None,
     zeros: float | None = None,
+    importance: str | Callable[[Any], Any] = "magnitude",
+    scope: str = "layer",
+    round_to: int = 1,
+    steps: int = 1,
     epochs: int = 10,
     overwrite: bool = False,
     quiet: bool = False,
@@ -25,8 +33,13 @@ def shrink(
         run: a finished run; it stays as it is.
         out: folder of the new run.
         channels: share of the channels to remove, in (0, 1): fewer parameters, smaller file, lower latency.
+        macs: in place of `channels`, multiply-accumulates to keep, as a share in (0, 1] or as a number above 1.
         zeros: share of the weights to set to zero, in (0, 1): a smaller compressed file, the same latency.
-        epochs: epochs of fine-tuning.
+        importance: how channels are ranked, see `prune_channels`; "taylor" takes the run's own training rows.
+        scope: "layer" or "global", see `prune_channels`.
+        round_to: multiple of channels that stays in each layer.
+        steps: in how many equal parts channels are removed, each followed by its share of the epochs.
+        epochs: epochs of fine-tuning, all steps together.
         overwrite: replace a run folder that is there.
         quiet: no progress bar and no lines.
         overrides: settings of `zoo.recipes.Recipe` for the fine-tuning.
@@ -36,20 +49,52 @@ def shrink(
 
     Raises:
         TypeError: `run` is no run.
-        ValueError: neither or both of `channels` and `zeros` are given, or a share is out of range.
+        ValueError: not exactly one of `channels`, `macs` and `zeros` is given, a share is out of range, there are fewer
+            epochs than steps, or the run was never trained.
     """
     if not hasattr(run, "recipe"):
         raise TypeError(
             f"shrink takes a run, got a {type(run).__name__}; read one from its folder with zoo.load(folder)"
         )
-    if (channels is None) == (zeros is None):
+    if sum(share is not None for share in (channels, macs, zeros)) != 1:
         raise ValueError(
-            "shrink takes either channels or zeros, a share in (0, 1); channels=0.5 removes half of the channels"
+            "shrink takes either channels or macs or zeros, a share in (0, 1); channels=0.5 removes half of the channels"
+        )
+    if not run.history:
+        raise ValueError("the run was never trained, so no weight matters more than another; train it first")
+    if not 1 <= steps <= max(epochs, 1) or (zeros is not None and steps > 1):
+        raise ValueError(
+            f"steps must be at least 1 and at most epochs={epochs!r}, and 1 for zeros, which has a schedule of its own; "
+            f"got steps={steps!r}"
         )
     settings = {"epochs": epochs, **overrides}
-    if channels is not None:
-        small = prune_channels(run.model, channels)
-        return tune(run, small, out=out, overwrite=overwrite, quiet=quiet, **settings)
-    pruning = MagnitudePruning(zeros)
-    # an earlier epoch may have the better score only because it has fewer zeros, so the last one counts
-    return tune(run, out=out, overwrite=overwrite, quiet=quiet, callbacks=(pruning,), keep="last", **settings)
+    if zeros is not None:
+        pruning = MagnitudePruning(zeros)
+        # an earlier epoch may have the better score only because it has fewer zeros, so the last one counts
+        return tune(run, out=out, overwrite=overwrite, quiet=quiet, callbacks=(pruning,), keep="last", **settings)
+
+    splits = run.data or load_data(run)
+    options = {"importance": importance, "scope": scope, "round_to": round_to}
+    if importance == "taylor":
+        options["data"] = splits
+    whole = multiply_accumulates(run.model)
+    if macs is not None and macs > 1:
+        macs /= whole
+    small = prune_channels(run.model, channels, macs=macs, **options)  # refuses what cannot be reached before training
+    if steps > 1:
+        small = run.model
+        recipe = run.recipe.override(**{**overrides, "precision": "float32"})
+        for step in range(1, steps + 1):
+            if channels is not None:  # the same share of what is left each time
+                small = prune_channels(small, 1 - (1 - channels) ** (1 / steps), **options)
+            else:
+                small = prune_channels(small, macs=max(2, round(whole * macs ** (step / steps))), **options)
+            part = epochs * step // steps - epochs * (step - 1) // steps
+            if step < steps:
+                if not quiet:
+                    print(
+                        f"step {step} of {steps}: {multiply_accumulates(small) / whole:.0%} of the arithmetic is left"
+                    )
+                fit(small, splits, recipe.override(epochs=part), quiet=quiet)
+        settings["epochs"] = part
+    return tune(run, small, out=out, overwrite=overwrite, quiet=quiet, **settings)
