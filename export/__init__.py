@@ -1,4 +1,4 @@
-"""Models to bundles: ONNX with its preprocessing inside, INT8 and LiteRT, each compared with Keras before it is kept.
+"""Models to bundles: ONNX with its preprocessing inside, INT8, device files, each compared with Keras before it is kept.
 
 Importing this package loads nothing heavy; each verb loads what it needs when it is first used.
 """
@@ -6,7 +6,12 @@ Importing this package loads nothing heavy; each verb loads what it needs when i
 from importlib import import_module
 from typing import Any
 
-_HOME = {"to_onnx": "export.convert", "to_litert": "export.litert", "to_bundle": "export.bundle"}
+_HOME = {
+    "to_onnx": "export.convert",
+    "to_litert": "export.litert",
+    "to_ort": "export.ort",
+    "to_bundle": "export.bundle",
+}
 
 __all__ = ["ExportError", *_HOME]
 

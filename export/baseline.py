@@ -1,23 +1,19 @@
 """What inputs and answers look like on the validation split, for a server to notice when they change."""
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-
-from export import parity
-from zoo import tasks
 
 _PIXELS = np.arange(0, 257, 16)
 _CONFIDENCE = np.linspace(0, 1, 11).round(1)
 _DECILES = np.arange(0.1, 1.0, 0.1)
 
 
-def describe(path: Path, splits: Any) -> dict[str, Any]:
+def describe(answers: np.ndarray, splits: Any) -> dict[str, Any]:
     """Shares by bin of each raw input and of the answers, on the validation split.
 
     Args:
-        path: float ONNX file.
+        answers: of the float file to the validation split, (rows, outputs).
         splits: `zoo.data.Data`.
 
     Returns:
@@ -37,7 +33,6 @@ def describe(path: Path, splits: Any) -> dict[str, Any]:
             column: _categories(inputs["categories"][:, i], values)
             for i, (column, values) in enumerate(step.categories.items())
         }
-    answers = parity.run(parity.session(path), inputs)[tasks.get(splits.signature.task).output]
     outputs = _answers(answers, splits.signature)
     return {"rows": len(splits.validation), "split": "validation", "inputs": described, "outputs": outputs}
 

@@ -8,24 +8,39 @@ import platform
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from export import ExportError, baseline, card, int8, parity
+from export import ExportError, baseline, card, lowbit, parity
+from export import int8 as quantization
 from export.convert import OPSET, check, to_onnx
-from serve.manifest import MANIFEST, Bundle, Manifest, Port, Precision, read, seal
+from export.edges import BEFORE
+from export.files import EXTERNAL_ABOVE
+from export.litert import PRECISIONS, agreement_of, compare, inputs_of, to_litert
+from export.ort import to_ort, write_operators
+from export.timing import milliseconds
+from serve.manifest import MANIFEST, Bundle, Edge, Manifest, Port, Precision, read, seal
 from zoo import tasks
 from zoo.data.signature import ImagePreprocess, Signature
 
 GOLDEN = 16  # rows of the test split that every later reader can replay
 BACKGROUND = 100  # rows of the training split that stand for "unknown" in explanations
 CALIBRATION = 256  # rows of the training split that set the INT8 ranges
+RUNNER = "run.py"
+RANGES = "ranges.json"  # in a run folder, of quantization-aware training
+FILES = {
+    "fp32": "model.onnx",
+    "fp16": "model.fp16.onnx",
+    "int8": "model.int8.onnx",
+    "w8": "model.w8.onnx",
+    "w4": "model.w4.onnx",
+}
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
-_PACKAGES = ("zooroad", "keras", "tensorflow", "tf2onnx", "onnx", "onnxruntime", "numpy")
+_PACKAGES = ("zooroad", "keras", "tensorflow", "tf2onnx", "onnx", "onnxruntime", "ai-edge-litert", "numpy")
 
 
 def to_bundle(
@@ -33,79 +48,85 @@ def to_bundle(
     folder: str | Path,
     *,
     data: Any = None,
-    int8: bool = True,
-    litert: bool = False,
-    architecture: str = "",
     run: Any = None,
+    int8: bool = True,
+    float16: bool = False,
+    weight_bits: int | Sequence[int] | None = None,
+    litert: bool = False,
+    ort: bool = False,
+    runner: bool = True,
+    precision: str | None = None,
+    architecture: str = "",
     training: dict[str, Any] | None = None,
     licence: str = "",
-    max_drop: float = int8.MAX_DROP,
+    max_drop: float | None = None,
     opset: int = OPSET,
+    external_above: int = EXTERNAL_ABOVE,
 ) -> Bundle:
     """Write everything a server, a device or an explainer needs, and read it back verified.
 
+    Every form beside the float one is kept if it loses at most `max_drop` of the validation score; otherwise the
+    manifest says why not, with figures.
+
     Args:
-        model: functional Keras model giving logits, on any Keras backend; or the `zoo.training.Run` that holds it.
+        model: functional Keras model giving logits, on any Keras backend; or the `zoo.training.Run` that holds it; or
+            what `zoo.compress.fit` returned, whose precision is then stored and is what a server uses.
         folder: `store/<name>/<version>` with a whole number as version; it must not exist.
         data: `zoo.data.Data`, or a name or path for `zoo.data.load`. The signature and the calibration and background
-            rows come from its training split, the INT8 gate and the drift baseline from validation, scores from test.
+            rows come from its training split, the gates and the drift baseline from validation, scores from test.
             None takes the run's.
-        int8: also try a static INT8 file; it is kept if it loses at most `max_drop`, else the manifest says why not.
-        litert: also write LiteRT files for devices, in float and, with `int8`, in 8 bits; see `export.to_litert`.
-        architecture: public name of the model; taken from `run`, or the Keras model's own name.
         run: `zoo.training.Run` the model comes from; its recipe, seed and scores go into the manifest.
+        int8: also a static INT8 file; its ranges are those of quantization-aware training where the run had it.
+        float16: also a file with weights in 16-bit floats, half the size.
+        weight_bits: 8, 4 or both: also files whose large matrices are stored in so many bits, for transformers.
+        litert: also LiteRT files for devices, in float and in the forms asked for; see `export.to_litert`.
+        ort: also files in ONNX Runtime's own format, for its minimal builds; see `export.to_ort`.
+        runner: also `run.py`, which checks, runs and times the bundle with numpy and onnxruntime alone.
+        precision: form that a server uses when none is asked for, among those stored: "fp32", "fp16", "int8", "w8" or
+            "w4". It is stored as if its option had been given.
+        architecture: public name of the model; taken from `run`, or the Keras model's own name.
         training: further facts on how the model was trained, which must be JSON.
         licence: terms of the model's weights, as text.
-        max_drop: largest loss of the score (accuracy, or R2) that the INT8 file may have.
+        max_drop: largest loss of the score (accuracy, or R2) that another form may have; 0.003 if None, or what
+            `zoo.compress.fit` was allowed.
         opset: version of the ONNX operator set.
+        external_above: bytes of weights from which the float file has them in a file of their own beside it.
 
     Returns:
         The bundle as `serve.read` gives it.
 
     Raises:
-        ExportError: the folder is taken or misnamed, the data is not the run's, or the export failed a gate; nothing is
-            left behind.
+        ExportError: the folder is taken or misnamed, the data is not the run's, the precision asked for did not pass,
+            or the export failed a gate; nothing is left behind.
     """
-    from zoo.data import load
-
+    if hasattr(model, "precision") and hasattr(model, "run"):  # what zoo.compress.fit found
+        limits = getattr(model, "limits", None)
+        precision = precision or model.precision
+        max_drop = limits.drop if max_drop is None and limits is not None else max_drop
+        model, run = model.model, model.run
     if hasattr(model, "recipe"):
         model, run = model.model, model
     name, number = _name(Path(folder))
     check(model, None)
-    data = run.data if data is None and run is not None else data
-    if data is None:
-        raise ExportError(
-            "a bundle needs data for its calibration, golden and background rows; give data=, such as 'digits'"
-        )
-    splits = load(data, input_shape=_image_shape(model)) if isinstance(data, str | Path) else data
+    max_drop = quantization.MAX_DROP if max_drop is None else max_drop
+    wanted = _wanted(int8, float16, weight_bits, precision)
+    splits = _splits(model, data, run)
     signature: Signature = splits.signature
-    if run is not None and run.signature != signature:
-        raise ExportError(
-            f"data {splits.name!r} is not what the run was trained on: its scaling or labels differ; give the run's"
-        )
-    empty = [key for key, split in splits.splits.items() if not len(split)]
-    if empty:
-        raise ExportError(
-            f"data {splits.name!r} has no rows for {', '.join(empty)}; a bundle needs train, validation and test"
-        )
     with _draft(Path(folder)) as draft:
         golden = _rows(splits.test, GOLDEN)
-        files = {"fp32": "model.onnx", "int8": "model.int8.onnx"}
-        source = to_onnx(model, draft / files["fp32"], signature=signature, opset=opset, golden=golden)
-        expected = parity.keras_answers(model, signature, golden)
+        source = to_onnx(
+            model, draft / FILES["fp32"], signature=signature, opset=opset, golden=golden, external_above=external_above
+        )
+        validated = parity.run(parity.session(source), splits.validation.x)
         refused: dict[str, str] = {}
-        kept: tuple[str, ...] = ()
-        if int8:
-            try:
-                kept = _quantize(source, draft / files["int8"], splits, max_drop)
-            except ExportError as error:
-                refused["int8"] = str(error)
-        edge = _edge(model, draft, splits, int8, refused) if litert else {}
-        precisions = {
-            key: _measure(draft / file, golden, expected, splits, kept if key == "int8" else ())
-            for key, file in files.items()
-            if (draft / file).exists()
-        }
+        kept_float = _other_forms(source, wanted, splits, validated, max_drop, _learnt_ranges(run), refused)
+        if precision in refused:
+            raise ExportError(
+                f"precision {precision!r} was chosen for this bundle and did not pass: {refused[precision]}; "
+                "choose another precision, or allow more with max_drop="
+            )
+        expected = parity.keras_answers(model, signature, golden)
+        precisions = _measured(draft, splits, golden, expected, kept_float)
         manifest = Manifest(
             name=name,
             version=number,
@@ -117,20 +138,126 @@ def to_bundle(
             labels=signature.labels,
             metric=tasks.get(signature.task).metric,
             precisions=precisions,
+            default=precision or "fp32",
             choices={} if isinstance(signature.preprocess, ImagePreprocess) else dict(signature.preprocess.categories),
+            edge=_edges(
+                model, draft, splits, wanted if litert else None, tuple(precisions) if ort else (), max_drop, refused
+            ),
             refused=refused,
             training=_provenance(splits, run, training),
-            edge=edge,
+            preprocess=dataclasses.asdict(signature.preprocess),
         )
         _save_arrays(draft / "golden.npz", input=golden, output=expected)
         _save_arrays(draft / "background.npz", input=_rows(splits.train, BACKGROUND))
-        _save_json(draft / "drift.json", baseline.describe(source, splits))
+        _save_json(draft / "drift.json", baseline.describe(validated[manifest.outputs[0].name], splits))
+        if runner:
+            shutil.copyfile(Path(__file__).with_name("edge_runner.py"), draft / RUNNER)
         (draft / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
-        (draft / "README.md").write_text(card.write(manifest, splits), encoding="utf-8")
+        (draft / "README.md").write_text(card.write(manifest, splits, runner), encoding="utf-8")
         (draft / "LICENSES").write_text(card.licences(manifest, splits, licence), encoding="utf-8")
         seal(draft)
-        read(draft)
-    return read(folder)
+        manifest = read(draft).manifest
+    return Bundle(Path(folder), manifest)
+
+
+def _wanted(
+    int8: bool, float16: bool, weight_bits: int | Sequence[int] | None, precision: str | None
+) -> tuple[str, ...]:
+    """Forms to store beside the float one."""
+    bits = () if weight_bits is None else (weight_bits,) if isinstance(weight_bits, int) else tuple(weight_bits)
+    for number in bits:
+        if number not in (8, 4):
+            raise ExportError(f"weight_bits must be 8 or 4, got {number!r}")
+    if precision is not None and precision not in FILES:
+        raise ExportError(f"no precision is called {precision!r}; it is one of {', '.join(FILES)}")
+    asked = {"int8": int8, "fp16": float16, "w8": 8 in bits, "w4": 4 in bits}
+    return tuple(key for key in FILES if asked.get(key) or (key == precision != "fp32"))
+
+
+def _splits(model: Any, data: Any, run: Any) -> Any:
+    """The data of a bundle, checked."""
+    from zoo.data import load
+
+    data = run.data if data is None and run is not None else data
+    if data is None:
+        raise ExportError(
+            "a bundle needs data for its calibration, golden and background rows; give data=, such as 'digits'"
+        )
+    splits = load(data, input_shape=_image_shape(model)) if isinstance(data, str | Path) else data
+    if run is not None and run.signature != splits.signature:
+        raise ExportError(
+            f"data {splits.name!r} is not what the run was trained on: its scaling or labels differ; give the run's"
+        )
+    empty = [key for key, split in splits.splits.items() if not len(split)]
+    if empty:
+        raise ExportError(
+            f"data {splits.name!r} has no rows for {', '.join(empty)}; a bundle needs train, validation and test"
+        )
+    return splits
+
+
+def _other_forms(
+    source: Path,
+    wanted: Sequence[str],
+    splits: Any,
+    validated: parity.Arrays,
+    max_drop: float,
+    ranges: dict[str, tuple[float, float]],
+    refused: dict[str, str],
+) -> dict[str, tuple[str, ...]]:
+    """Write the other forms beside the float file, whose answers to the validation split are given.
+
+    Returns:
+        Layers left in float, by form. A refusal is noted in `refused`.
+    """
+    task = tasks.get(splits.signature.task)
+    part = splits.validation
+
+    def score(answers: parity.Arrays) -> float:
+        return task.score(part.y, answers[task.output])
+
+    kept: dict[str, tuple[str, ...]] = {}
+    for key in wanted:
+        path = source.with_name(FILES[key])
+        try:
+            if key == "int8":
+                rows = _rows(splits.train, CALIBRATION)
+                kept[key] = quantization.quantize(
+                    source,
+                    path,
+                    calibration=rows,
+                    validation=part.x,
+                    score=score,
+                    max_drop=max_drop,
+                    ranges=ranges,
+                ).kept_float
+            elif key == "fp16":
+                lowbit.to_float16(source, path, golden=_rows(part, GOLDEN))
+                before, after = score(validated), score(parity.run(parity.session(path), part.x))
+                if not before - after <= max_drop:
+                    raise ExportError(f"the score falls from {before:.4f} to {after:.4f}, allowed is {max_drop}")
+            else:
+                lowbit.to_low_bit(source, path, bits=int(key[1:]), golden=part.x, score=score, max_drop=max_drop)
+        except ValueError as error:
+            refused[key] = str(error)
+            for left in (path, _weights_of(path)):
+                left.unlink(missing_ok=True)
+    return kept
+
+
+def _learnt_ranges(run: Any) -> dict[str, tuple[float, float]]:
+    """Ranges of the activations that quantization-aware training left in the run's folder; empty without it."""
+    folder = getattr(run, "folder", None)
+    if folder is None or not (folder / RANGES).is_file():
+        return {}
+    stored = json.loads((folder / RANGES).read_text(encoding="utf-8"))
+    inputs = {tensor.name for tensor in run.model.inputs}
+    return {f"{BEFORE}/output" if layer in inputs else layer: (low, high) for layer, (low, high) in stored.items()}
+
+
+def _weights_of(path: Path) -> Path:
+    """File beside an ONNX file that holds its weights, where they are too large for it."""
+    return path.with_name(f"{path.name}.data")
 
 
 def _image_shape(model: Any) -> tuple[int, ...] | None:
@@ -176,48 +303,137 @@ def _rows(split: Any, count: int) -> parity.Arrays:
     return {name: values[:count] for name, values in split.x.items()}
 
 
-def _quantize(source: Path, path: Path, splits: Any, max_drop: float) -> tuple[str, ...]:
+def _measured(
+    draft: Path, splits: Any, golden: parity.Arrays, expected: parity.Arrays, kept_float: dict[str, tuple[str, ...]]
+) -> dict[str, Precision]:
+    """Size, parity, score, latency and changes of each form that was kept."""
     task = tasks.get(splits.signature.task)
-    result = int8.quantize(
-        source,
-        path,
-        calibration=_rows(splits.train, CALIBRATION),
-        validation=splits.validation.x,
-        score=lambda answers: task.score(splits.validation.y, answers[task.output]),
-        max_drop=max_drop,
-    )
-    return result.kept_float
+    files = {key: draft / file for key, file in FILES.items() if (draft / file).exists()}
+    times = milliseconds(list(files.values()), golden, rounds=3, seconds=0.05)
+    found: dict[str, Precision] = {}
+    first = np.zeros(0)
+    for (key, path), ms in zip(files.items(), times, strict=True):
+        live = parity.session(path)
+        answers = parity.run(live, splits.test.x)[task.output]
+        first = answers if key == "fp32" else first
+        weights = _weights_of(path)
+        found[key] = Precision(
+            file=path.name,
+            bytes=path.stat().st_size + (weights.stat().st_size if weights.exists() else 0),
+            parity=parity.difference(live, golden, expected),
+            score=_finite(task.score(splits.test.y, answers)),
+            kept_float=kept_float.get(key, ()),
+            weights=weights.name if weights.exists() else "",
+            ms=round(ms, 4),
+            changes={} if key == "fp32" else _changes(splits, first, answers),
+        )
+    return found
 
 
-def _measure(
-    path: Path, golden: parity.Arrays, expected: parity.Arrays, splits: Any, kept: tuple[str, ...]
-) -> Precision:
-    live = parity.session(path)
+def _finite(score: float) -> float | None:
+    return score if math.isfinite(score) else None
+
+
+def _changes(splits: Any, before: np.ndarray, after: np.ndarray) -> dict[str, Any]:
+    """What another form answers differently on the test split.
+
+    Returns:
+        For classes: rows with another answer (`flips`), of which right before and wrong now (`lost`) and the reverse
+        (`won`), and by label the change of the share that is right (`per_class`). For values: the mean and the largest
+        absolute change, in the target's unit.
+    """
+    if splits.signature.task == "regression":
+        moved = np.abs(after - before)
+        return {"mean_change": float(moved.mean()), "largest_change": float(moved.max())}
+    y, was, now = splits.test.y, before.argmax(axis=1), after.argmax(axis=1)
+    shares = {}
+    for place, label in enumerate(splits.signature.labels):
+        own = y == place
+        if own.any():
+            shares[label] = round(float((now[own] == place).mean() - (was[own] == place).mean()), 6)
+    return {
+        "flips": int((was != now).sum()),
+        "lost": int(((was == y) & (now != y)).sum()),
+        "won": int(((was != y) & (now == y)).sum()),
+        "per_class": shares,
+    }
+
+
+def _edges(
+    model: Any,
+    draft: Path,
+    splits: Any,
+    litert: Sequence[str] | None,
+    ort: Sequence[str],
+    max_drop: float,
+    refused: dict[str, str],
+) -> dict[str, Edge]:
+    """Write files for devices and compare them with Keras on the test split; a refusal is noted in `refused`."""
+    if litert is None and not ort:
+        return {}
     task = tasks.get(splits.signature.task)
-    score = task.score(splits.test.y, parity.run(live, splits.test.x)[task.output])
-    return Precision(
-        file=path.name,
-        bytes=path.stat().st_size,
-        parity=parity.difference(live, golden, expected),
-        score=score if math.isfinite(score) else None,
-        kept_float=kept,
-    )
-
-
-def _edge(model: Any, draft: Path, splits: Any, int8: bool, refused: dict[str, str]) -> dict[str, dict[str, float]]:
-    """Write LiteRT files and compare them with Keras on the test split; a refusal is noted in `refused`."""
-    from export.litert import compare, to_litert
-
-    found = {}
-    rows = _rows(splits.train, CALIBRATION)
-    for name, integers in {"model.tflite": False, **({"model.int8.tflite": True} if int8 else {})}.items():
+    truth = parity.keras_answers(model, splits.signature, splits.test.x)
+    found: dict[str, Edge] = {}
+    for key in () if litert is None else ("fp32", *(key for key in litert if key in PRECISIONS)):
+        name = "model.tflite" if key == "fp32" else f"model.{key}.tflite"
         try:
-            path = to_litert(model, draft / name, signature=splits.signature, int8=integers, calibration=rows)
+            path = to_litert(
+                model,
+                draft / name,
+                signature=splits.signature,
+                precision=key,
+                calibration=_rows(splits.train, CALIBRATION),
+                validation=splits.validation.x,
+                score=lambda answers: task.score(splits.validation.y, answers[task.output]),
+                max_drop=max_drop,
+            )
         except ExportError as error:
             refused[name] = str(error)
             continue
-        figures = compare(model, splits.signature, path, splits.test.x)
-        found[name] = {"bytes": path.stat().st_size, **dataclasses.asdict(figures)}
+        figures = compare(
+            model,
+            splits.signature,
+            path,
+            splits.test.x,
+            truth=truth,
+            score=lambda answers: task.score(splits.test.y, answers[task.output]),
+            threads=1,
+        )
+        found[name] = Edge(
+            format="tflite",
+            precision=key,
+            bytes=figures.bytes,
+            difference=figures.difference,
+            agreement=figures.agreement,
+            inputs=inputs_of(path),
+            score=_finite(figures.score if figures.score is not None else math.nan),
+            ms=round(figures.ms, 4),
+        )
+    golden = _rows(splits.test, GOLDEN)
+    for key in ort:
+        if key == "fp16":  # its weights would be widened in the file
+            continue
+        name = FILES[key].replace(".onnx", ".ort")
+        try:
+            path = to_ort(draft / FILES[key], draft / name, golden=golden)
+        except ExportError as error:
+            refused[name] = str(error)
+            continue
+        live = parity.session(path)
+        answers = parity.run(live, splits.test.x)[task.output]
+        found[name] = Edge(
+            format="ort",
+            precision=key,
+            bytes=path.stat().st_size,
+            difference=float(np.abs(answers - truth[task.output]).max()),
+            agreement=agreement_of(answers, truth[task.output]),
+            inputs=tuple(port.name for port in live.get_inputs()),
+            score=_finite(task.score(splits.test.y, answers)),
+            ms=round(milliseconds([path], golden, rounds=3, seconds=0.05)[0], 4),
+        )
+    written = [draft / name for name, edge in found.items() if edge.format == "ort"]
+    if written:
+        write_operators(written, draft / "operators.config")
     return found
 
 

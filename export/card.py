@@ -6,14 +6,26 @@ from typing import Any
 
 import numpy as np
 
-from serve.manifest import Manifest
+from serve.manifest import Manifest, Precision
 from zoo.data.signature import ImagePreprocess
 
-_PRECISIONS = {"fp32": "float", "int8": "INT8"}
+_PRECISIONS = {
+    "fp32": "float",
+    "fp16": "16-bit weights",
+    "int8": "INT8",
+    "w8": "8-bit weights",
+    "w4": "4-bit weights",
+}
 
 
-def write(manifest: Manifest, splits: Any) -> str:
-    """The model card: what it is, what it was trained on, how good it is, what it cannot do, how to ask it."""
+def write(manifest: Manifest, splits: Any, runner: bool = False) -> str:
+    """The model card: what it is, what it was trained on, how good it is, what it cannot do, how to ask it.
+
+    Args:
+        manifest: the bundle's.
+        splits: `zoo.data.Data`.
+        runner: whether the bundle holds `run.py`.
+    """
     parts = [
         f"# {manifest.name} {manifest.version}",
         _what(manifest),
@@ -26,6 +38,7 @@ def write(manifest: Manifest, splits: Any) -> str:
         _limits(manifest, splits),
         "## How to ask it",
         _query(manifest, splits),
+        *([_RUNNER] if runner else []),
     ]
     return "\n\n".join(parts) + "\n"
 
@@ -59,14 +72,28 @@ def _data(manifest: Manifest, splits: Any) -> list[str]:
 
 def _scores(manifest: Manifest) -> str:
     lines = [
-        f"| precision | {manifest.metric} on the test split | largest difference from Keras | bytes |",
-        "|---|---|---|---|",
+        f"| precision | {manifest.metric} on the test split | largest difference from Keras | bytes | ms |",
+        "|---|---|---|---|---|",
     ]
     for key, precision in manifest.precisions.items():
         lines.append(
-            f"| {_PRECISIONS[key]} | {_figure(precision.score)} | {precision.parity:.2g} | {precision.bytes:,} |"
+            f"| {_PRECISIONS.get(key, key)} | {_figure(precision.score)} | {precision.parity:.2g} | {precision.bytes:,} | "
+            f"{'' if precision.ms is None else f'{precision.ms:.3f}'} |"
         )
     return "\n".join(lines)
+
+
+def _changes(precision: Precision, rows: int) -> str:
+    """What a smaller form changed, in a sentence."""
+    found = precision.changes
+    if "flips" not in found:
+        return f"changes answers by {found['mean_change']:.3g} on average, at most by {found['largest_change']:.3g}"
+    worst, fall = min(found["per_class"].items(), key=lambda item: item[1])
+    classes = f"; of the classes {worst} loses most, {-100 * fall:.1f} points" if fall < 0 else "; no class loses"
+    return (
+        f"answers {found['flips']} of {rows:,} test rows otherwise ({found['lost']} right before and wrong now, "
+        f"{found['won']} the reverse){classes}"
+    )
 
 
 def _figure(score: float | None) -> str:
@@ -81,17 +108,28 @@ def _notes(manifest: Manifest, splits: Any) -> list[str]:
         share = np.bincount(splits.test.y).max() / len(splits.test.y)
         notes.append(f"For comparison: answering the commonest class every time has an accuracy of {share:.4f}.")
     notes.append(
-        "The difference from Keras is the largest of any answer on the rows of `golden.npz`, alone and as a batch."
+        "The difference from Keras is the largest of any answer on the rows of `golden.npz`, alone and as a batch. "
+        "Milliseconds are those of one row on one thread of the machine that exported it."
     )
+    changed = {key: precision for key, precision in manifest.precisions.items() if precision.changes}
+    if changed:
+        lines = [
+            f"- {_PRECISIONS.get(key, key)} {_changes(precision, len(splits.test))}."
+            for key, precision in changed.items()
+        ]
+        notes.append("\n".join(["What the smaller forms change against the float file:", "", *lines]))
     for key, precision in manifest.precisions.items():
         if precision.kept_float:
             notes.append(
-                f"Layers left in float in the {_PRECISIONS[key]} file beyond the output head: {', '.join(precision.kept_float)}."
+                f"Layers left in float in the {_PRECISIONS.get(key, key)} file: {', '.join(precision.kept_float)}."
             )
-    sizes = {key: precision.bytes for key, precision in manifest.precisions.items()}
-    if sizes.get("int8", 0) > sizes["fp32"]:
+    larger = [
+        key for key, precision in manifest.precisions.items() if precision.bytes > manifest.precisions["fp32"].bytes
+    ]
+    if larger:
         notes.append(
-            "The INT8 file is larger than the float one: with so few weights the scales outweigh what they save."
+            f"Larger than the float file: {', '.join(_PRECISIONS.get(key, key) for key in larger)}; with so few weights the "
+            "scales outweigh what they save."
         )
     notes += [f"No {_PRECISIONS.get(key, key)} file: {reason}." for key, reason in manifest.refused.items()]
     if manifest.edge:
@@ -101,12 +139,26 @@ def _notes(manifest: Manifest, splits: Any) -> list[str]:
 
 def _edge(manifest: Manifest) -> str:
     lines = [
-        "| file for devices | agreement with Keras on the test split | largest difference | bytes |",
-        "|---|---|---|---|",
+        f"| file for devices | {manifest.metric} on the test split | agreement with Keras | largest difference | bytes | ms |",
+        "|---|---|---|---|---|---|",
     ]
-    for name, figures in manifest.edge.items():
-        lines.append(f"| {name} | {figures['agreement']:.4f} | {figures['difference']:.2g} | {figures['bytes']:,} |")
+    for name, edge in manifest.edge.items():
+        ms = "" if edge.ms is None else f"{edge.ms:.3f}"
+        lines.append(
+            f"| {name} | {_figure(edge.score)} | {edge.agreement:.4f} | {edge.difference:.2g} | {edge.bytes:,} | {ms} |"
+        )
+    if any(edge.format == "ort" for edge in manifest.edge.values()):
+        lines += ["", "`operators.config` lists what a build of ONNX Runtime for the `.ort` files must hold."]
     return "\n".join(lines)
+
+
+_RUNNER = """On a device with Python, numpy and onnxruntime alone, `run.py` checks the hashes, replays `golden.npz`, answers and
+times itself:
+
+```sh
+python run.py
+python run.py --help
+```"""
 
 
 def _limits(manifest: Manifest, splits: Any) -> str:

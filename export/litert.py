@@ -1,7 +1,13 @@
-"""Keras model to LiteRT (`.tflite`) for phones and microcontrollers, in float or in 8-bit integers throughout."""
+"""Keras model to LiteRT (`.tflite`) for phones and microcontrollers: float, half, 8-bit weights, or integers throughout."""
 
+import contextlib
+import importlib
 import os
+import re
 import tempfile
+import time
+import warnings
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,13 +16,24 @@ import keras
 import numpy as np
 
 from export import ExportError, parity
-from export.convert import check
+from export.convert import check, in_float32
 from export.process import through_tensorflow
 from zoo import tasks
 from zoo.data.signature import ImagePreprocess, Signature, TablePreprocess
 
+PRECISIONS = {
+    "fp32": "float",
+    "fp16": "weights in 16-bit floats",
+    "w8": "weights in 8 bits, sums in float",
+    "int8": "8-bit integers throughout",
+}
 AGREEMENT = 0.95
+MAX_DROP = 0.005
+_CALIBRATION = 256  # rows that set the 8-bit ranges
+_TIMED = 30  # answers timed, after as many as a tenth of them to warm up
 _SAME = 1e-12  # variance below which an answer counts as constant
+
+Score = Callable[[parity.Arrays], float]
 
 
 @dataclass(frozen=True)
@@ -25,11 +42,19 @@ class Comparison:
 
     Attributes:
         difference: largest absolute difference of an answer.
-        agreement: share of rows with the same most likely class; for one output, the share of its variance explained.
+        agreement: share of answers with the same largest element; for single values, the share of their variance
+            explained. Of several outputs the lowest.
+        bytes: size of the file.
+        ms: median milliseconds of one row in LiteRT, on the threads asked for.
+        score, keras_score: score of the file's and of Keras' answers; None if none was asked for.
     """
 
     difference: float
     agreement: float
+    bytes: int
+    ms: float
+    score: float | None = None
+    keras_score: float | None = None
 
 
 def to_litert(
@@ -37,8 +62,12 @@ def to_litert(
     path: str | Path,
     *,
     signature: Signature | None = None,
-    int8: bool = False,
+    precision: str = "fp32",
+    length: int | None = None,
     calibration: parity.Arrays | None = None,
+    validation: parity.Arrays | None = None,
+    score: Score | None = None,
+    max_drop: float = MAX_DROP,
     tolerance: float = parity.TOLERANCE,
     agreement: float = AGREEMENT,
 ) -> Path:
@@ -46,63 +75,105 @@ def to_litert(
 
     With a signature the file takes `image` uint8, or `numbers` float32 with NaN where missing, and gives
     `probabilities` or `value`. LiteRT has no text, and 8 bits cannot hold columns of different units at once: a table
-    with text columns, and every table in INT8, takes `features`, which are `signature.inputs(raw)`. Without a
-    signature it is the model's own tensors, and `logits`. The batch axis is free. An INT8 file has 8-bit inputs and
-    outputs, whose scale and zero point its tensors state; `run` applies them.
+    with text columns, and every table in "int8" or "w8", takes `features`, which are `signature.inputs(raw)`. Without a
+    signature it is the model's own tensors, and `logits`, or each output by its layer's name. The batch axis is free.
+    In an INT8 file floats go in and come out as 8-bit numbers, whose scale and zero point its tensors state; `run`
+    applies them. Whole numbers stay what they are.
 
     Args:
-        model: functional Keras model with one input, on any backend, giving logits.
+        model: functional Keras model on any backend.
         path: file to write; it appears only when the comparison passed.
         signature: preprocessing, labels and task to put inside the file.
-        int8: integers throughout, for devices without floating point.
+        precision: "fp32"; "fp16", half the size; "w8", a quarter of the size, weights in 8 bits and sums in float;
+            "int8", integers throughout, for devices without floating point.
+        length: what every axis becomes that the model leaves open, the batch excepted: steps of a sequence, height
+            and width of an image. Needed if there is one. Recurrent layers are unrolled to this many steps.
         calibration: rows that set the 8-bit ranges, from the training split: raw inputs with a signature, else by
-            input name. Needed for `int8`; a float file is compared on random rows without them.
-        tolerance: largest difference of a float file, relative to the largest answer where that is above 1.
-        agreement: least agreement of an INT8 file with Keras on the calibration rows, see `Comparison`.
+            input name. Needed for "int8".
+        validation: rows for the comparison with Keras; the calibration rows, or else random ones if None.
+        score: answers on the validation rows -> figure, larger is better. A file other than "fp32" must not lose more
+            than `max_drop` of Keras' figure; without a score it must agree on `agreement` of the rows.
+        max_drop: largest loss of the score, in its own unit.
+        tolerance: largest difference of a "fp32" file, relative to the largest answer where that is above 1.
+        agreement: least agreement with Keras where there is no score, see `Comparison`.
 
     Returns:
         The path written; `compare` gives the figures.
 
     Raises:
-        ExportError: no calibration rows for INT8, an operation without LiteRT form, or answers that differ too much.
+        ExportError: an unknown precision, no calibration rows for INT8, rows of another shape, an open axis without
+            `length`, an operation without LiteRT form, or answers that differ too much.
     """
     path = Path(path)
+    if precision not in PRECISIONS:
+        raise ExportError(f"no LiteRT precision is called {precision!r}; it is one of {', '.join(PRECISIONS)}")
     check(model, signature)
-    if len(model.inputs) != 1:
-        raise ExportError(
-            f"cannot export {model.name!r} to LiteRT: it has {len(model.inputs)} inputs, one is supported"
-        )
-    if int8 and not calibration:
+    model = in_float32(model)
+    _check_length(model, length)
+    for what, rows in {"calibration": calibration, "validation": validation}.items():
+        if rows is not None:
+            _check_rows(model, signature, rows, what, length)
+    if precision == "int8" and calibration is None:
         raise ExportError(
             "an INT8 file needs calibration rows, got none; give calibration=data.train.x or a part of it"
         )
-    rows = calibration or parity.sample(model, signature)
+    if score is not None and validation is None:
+        raise ExportError("a score needs the rows it is for; give validation=data.validation.x")
+    rows = validation or calibration or parity.sample(model, signature, free=length or 8)
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=".export-") as folder:
         draft = Path(folder) / "model.tflite"
         own = None
-        if int8:
+        if precision == "int8" and calibration is not None:
             own = Path(folder) / "calibration.npz"
-            np.savez(own, rows=_own(signature, rows, int8))
-        through_tensorflow("export.litert", model, signature, draft, calibration=str(own) if own else None)
-        found = compare(model, signature, draft, rows)
-        if int8 and not found.agreement >= agreement:
-            raise ExportError(
-                f"the INT8 LiteRT file of {model.name!r} agrees with Keras on {found.agreement:.3f} of the rows, at least "
-                f"{agreement} is asked for; give more calibration rows, or export it in float"
-            )
-        if not int8:
-            truth = _truth(model, signature, rows)
-            allowed = tolerance * max(1.0, float(np.abs(truth).max()))
+            first = {name: values[:_CALIBRATION] for name, values in calibration.items()}
+            np.savez(own, allow_pickle=False, **_own(signature, first, ("features",)))
+        options = {"precision": precision, "length": length, "calibration": str(own) if own else None}
+        through_tensorflow("export.litert", model, signature, draft, **options)
+        truth = parity.keras_answers(model, signature, rows)
+        found = compare(model, signature, draft, rows, truth=truth, score=score, timed=0)
+        if precision == "fp32":
+            largest = max(float(np.abs(values).max()) for values in truth.values())
+            allowed = tolerance * max(1.0, largest)
             if not found.difference <= allowed:
                 raise ExportError(
-                    f"the LiteRT file of {model.name!r} differs from Keras by {found.difference:.3g}, allowed is {allowed:.3g}"
+                    f"the LiteRT file of {model.name!r} differs from Keras by {found.difference:.3g}, "
+                    f"allowed is {allowed:.3g}; nothing was written"
                 )
+        else:
+            _gate(model, precision, found, max_drop, agreement)
         draft.replace(path)
     return path
 
 
-def compare(model: Any, signature: Signature | None, path: str | Path, inputs: parity.Arrays) -> Comparison:
+def _gate(model: Any, precision: str, found: Comparison, max_drop: float, agreement: float) -> None:
+    """Refuse a file that lost too much."""
+    name = model.name
+    other = "give more calibration rows, or choose 'w8'" if precision == "int8" else "choose 'fp32'"
+    if found.score is not None and found.keras_score is not None:
+        if not found.keras_score - found.score <= max_drop:
+            raise ExportError(
+                f"the score of the {precision} LiteRT file of {name!r} falls from {found.keras_score:.4f} to "
+                f"{found.score:.4f}, by more than {max_drop}; {other}"
+            )
+    elif not found.agreement >= agreement:
+        raise ExportError(
+            f"the {precision} LiteRT file of {name!r} agrees with Keras on {found.agreement:.3f} of the rows, at least "
+            f"{agreement} is asked for; {other}"
+        )
+
+
+def compare(
+    model: Any,
+    signature: Signature | None,
+    path: str | Path,
+    inputs: parity.Arrays,
+    *,
+    truth: parity.Arrays | None = None,
+    score: Score | None = None,
+    threads: int | None = None,
+    timed: int = _TIMED,
+) -> Comparison:
     """Run a LiteRT file at batch 1 and on all rows, beside Keras.
 
     Args:
@@ -110,107 +181,258 @@ def compare(model: Any, signature: Signature | None, path: str | Path, inputs: p
         signature: what it was exported with.
         path: LiteRT file.
         inputs: raw inputs with a signature, else the model's own by name.
+        truth: Keras' answers to these inputs, where they are known already.
+        score: answers by output name -> figure, larger is better.
+        threads: threads of LiteRT, every core if None.
+        timed: answers of one row to time; with 0 `ms` is NaN.
     """
-    truth = _truth(model, signature, inputs)
-    own = _own(signature, inputs, _takes_features(path))
-    found = run(path, own)
-    difference = max(float(np.abs(found - truth).max()), float(np.abs(run(path, own[:1]) - truth[:1]).max()))
+    truth = parity.keras_answers(model, signature, inputs) if truth is None else truth
+    live = _Live(path, threads)
+    own = _own(signature, inputs, live.inputs)
+    one = {name: values[:1] for name, values in own.items()}
+    try:
+        found, first = live.run(own), live.run(one)
+    except RuntimeError as error:
+        raise ExportError(f"the LiteRT file of {model.name!r} does not run: {error}") from error
+    pairs = [(found[name], truth[name]) for name in truth] + [(first[name], truth[name][:1]) for name in truth]
+    return Comparison(
+        difference=max(float(np.abs(answer - value).max()) for answer, value in pairs),
+        agreement=min(agreement_of(found[name], truth[name]) for name in truth),
+        bytes=Path(path).stat().st_size,
+        ms=live.median_ms(one, timed) if timed else float("nan"),
+        score=score(found) if score else None,
+        keras_score=score(truth) if score else None,
+    )
+
+
+def agreement_of(found: np.ndarray, truth: np.ndarray) -> float:
+    """Share of answers with the same largest element; of single values, the share of their variance explained."""
     if truth.shape[-1] > 1:
-        return Comparison(difference, float((found.argmax(-1) == truth.argmax(-1)).mean()))
+        return float((found.argmax(-1) == truth.argmax(-1)).mean())
     spread = float(truth.var())
     missed = float(np.mean((found - truth) ** 2))
-    return Comparison(difference, 1 - missed / spread if spread > _SAME else float(missed <= _SAME))
+    return 1 - missed / spread if spread > _SAME else float(missed <= _SAME)
 
 
-def run(path: str | Path, rows: np.ndarray) -> np.ndarray:
-    """Answers of a LiteRT file, float32 (batch, outputs), with scales and zero points applied, in chunks of rows."""
-    live = _interpreter(path)
-    chunks = [rows[start : start + parity.CHUNK] for start in range(0, len(rows), parity.CHUNK)]
-    return np.concatenate([_invoke(live, chunk) for chunk in chunks])
+def run(path: str | Path, inputs: parity.Arrays, threads: int | None = None) -> parity.Arrays:
+    """Answers of a LiteRT file by output name, float32 (batch, ...), with scales and zero points applied.
+
+    Args:
+        path: LiteRT file as `to_litert` writes it.
+        inputs: what the file takes, by input name, batch first.
+        threads: threads of LiteRT, every core if None.
+    """
+    return _Live(path, threads).run(inputs)
 
 
-def _invoke(live: Any, rows: np.ndarray) -> np.ndarray:
-    [given], [answered] = live.get_input_details(), live.get_output_details()
-    if tuple(given["shape"]) != rows.shape:
-        live.resize_tensor_input(given["index"], rows.shape)
-    live.allocate_tensors()
-    scale, zero = given["quantization"]
-    if scale:
-        limits = np.iinfo(given["dtype"])
-        rows = np.clip(np.rint(rows / scale + zero), limits.min, limits.max)
-    live.set_tensor(given["index"], rows.astype(given["dtype"]))
-    live.invoke()
-    found = live.get_tensor(answered["index"]).astype(np.float32)
-    scale, zero = answered["quantization"]
+def inputs_of(path: str | Path) -> tuple[str, ...]:
+    """Names of what a LiteRT file takes."""
+    return tuple(_Live(path).inputs)
+
+
+class _Live:
+    """A loaded LiteRT file."""
+
+    def __init__(self, path: str | Path, threads: int | None = None) -> None:
+        from ai_edge_litert.interpreter import Interpreter
+
+        self.interpreter = Interpreter(str(path), num_threads=threads or os.cpu_count() or 1)
+        self.runner = self.interpreter.get_signature_runner()
+        self.inputs: dict[str, Any] = self.runner.get_input_details()
+        self.outputs: dict[str, Any] = self.runner.get_output_details()
+
+    def run(self, inputs: parity.Arrays) -> parity.Arrays:
+        rows = len(next(iter(inputs.values())))
+        chunks = []
+        for start in range(0, rows, parity.CHUNK):
+            part = {name: values[start : start + parity.CHUNK] for name, values in inputs.items()}
+            chunks.append(
+                {name: _read(self.outputs[name], value) for name, value in self.runner(**self._feed(part)).items()}
+            )
+        return {name: np.concatenate([chunk[name] for chunk in chunks]) for name in self.outputs}
+
+    def median_ms(self, inputs: parity.Arrays, timed: int) -> float:
+        feed = self._feed(inputs)
+        times = []
+        for _ in range(timed + 1 + timed // 10):
+            started = time.perf_counter()
+            self.runner(**feed)
+            times.append(time.perf_counter() - started)
+        return 1000 * float(np.median(times[-timed:]))
+
+    def _feed(self, inputs: parity.Arrays) -> parity.Arrays:
+        """Arrays in the file's types, with scales and zero points applied; each batch has a copy of its own."""
+        feed = {}
+        for name, detail in self.inputs.items():
+            values, (scale, zero) = inputs[name], detail["quantization"]
+            if scale:
+                limits = np.iinfo(detail["dtype"])
+                values = np.clip(np.rint(values / scale + zero), limits.min, limits.max)
+            feed[name] = values.astype(detail["dtype"])
+        return feed
+
+
+def _read(detail: Any, values: np.ndarray) -> np.ndarray:
+    scale, zero = detail["quantization"]
+    found = values.astype(np.float32)
     return (found - np.float32(zero)) * np.float32(scale) if scale else found
 
 
-def _interpreter(path: str | Path) -> Any:
-    from ai_edge_litert.interpreter import Interpreter
+def _check_length(model: Any, length: int | None) -> None:
+    open_axes = [(tensor.name, tuple(tensor.shape)) for tensor in model.inputs if None in tensor.shape[1:]]
+    if length is not None and (isinstance(length, bool) or not isinstance(length, int) or length < 1):
+        raise ExportError(f"length must be a whole number of at least 1, got length={length!r}")
+    if open_axes and length is None:
+        name, shape = open_axes[0]
+        raise ExportError(
+            f"cannot export {model.name!r} to LiteRT: input {name!r} has shape {shape}, and on devices only the batch "
+            "is free; give length=, such as length=64"
+        )
+    if length is not None and not open_axes:
+        raise ExportError(f"{model.name!r} leaves no axis open, so it has no use for length={length}; leave it out")
 
-    return Interpreter(str(path), num_threads=os.cpu_count() or 1)
+
+def _check_rows(model: Any, signature: Signature | None, rows: parity.Arrays, what: str, length: int | None) -> None:
+    """Refuse rows that the file cannot take."""
+    if not rows or not all(len(values) for values in rows.values()):
+        raise ExportError(f"the {what} rows are empty; give some, such as {what}=data.train.x")
+    if signature is None:
+        shapes = {
+            tensor.name: tuple(length if size is None else size for size in tensor.shape[1:]) for tensor in model.inputs
+        }
+    elif isinstance(signature.preprocess, ImagePreprocess):
+        shapes = {"image": signature.preprocess.shape}
+    else:
+        step = signature.preprocess
+        columns = {"numbers": len(step.numbers), "categories": len(step.categories)}
+        shapes = {name: (count,) for name, count in columns.items() if count}
+    if rows.keys() != shapes.keys():
+        raise ExportError(f"the {what} rows are for {', '.join(rows)}, the model takes {', '.join(shapes)}")
+    for name, shape in shapes.items():
+        if rows[name].shape[1:] != shape:
+            raise ExportError(
+                f"the {what} rows of {name!r} must be (rows, {str(shape)[1:].rstrip(',)')}), got {rows[name].shape}"
+            )
+    if len({len(values) for values in rows.values()}) > 1:
+        raise ExportError(f"the {what} rows differ in number: { {name: len(values) for name, values in rows.items()} }")
 
 
-def _takes_features(path: str | Path) -> bool:
-    return "features" in _interpreter(path).get_input_details()[0]["name"]
-
-
-def _truth(model: Any, signature: Signature | None, inputs: parity.Arrays) -> np.ndarray:
-    return next(iter(parity.keras_answers(model, signature, inputs).values()))
-
-
-def _own(signature: Signature | None, inputs: parity.Arrays, features: bool) -> np.ndarray:
-    """The one array that a file takes, from raw inputs; images as they are."""
+def _own(signature: Signature | None, inputs: parity.Arrays, names: Any) -> parity.Arrays:
+    """What a file with inputs of these names takes, from raw inputs; images as they are."""
     if signature is None or isinstance(signature.preprocess, ImagePreprocess):
-        return next(iter(inputs.values()))
-    return signature.inputs(inputs) if features or _text(signature) else inputs["numbers"]
+        return inputs
+    return {"features": signature.inputs(inputs)} if "features" in names else {"numbers": inputs["numbers"]}
 
 
-def _text(signature: Signature) -> bool:
-    return isinstance(signature.preprocess, TablePreprocess) and bool(signature.preprocess.categories)
-
-
-def write(model: Any, signature: Signature | None, path: Path, calibration: str | None) -> None:
+def write(
+    model: Any, signature: Signature | None, path: Path, precision: str, length: int | None, calibration: str | None
+) -> None:
     """Write a LiteRT file that nobody has run yet; needs the TensorFlow backend."""
     import tensorflow as tf
 
     step = signature.preprocess if signature else None
-    own = model.inputs[0]
-    name, dtype, shape = own.name, own.dtype, tuple(own.shape)
+    specs = [
+        tf.TensorSpec(
+            (None, *(length if size is None else size for size in tensor.shape[1:])), tensor.dtype, tensor.name
+        )
+        for tensor in model.inputs
+    ]
     if isinstance(step, ImagePreprocess):
-        name, dtype = "image", "uint8" if calibration is None else "float32"
+        dtype = "float32" if precision == "int8" else "uint8"
+        specs = [tf.TensorSpec(specs[0].shape, dtype, "image")]
     elif isinstance(step, TablePreprocess):
-        name = "numbers" if calibration is None and not step.categories else "features"
-    weights = [(variable, keras.ops.convert_to_numpy(variable)) for variable in model.variables]
+        takes_features = precision in ("int8", "w8") or bool(step.categories)
+        specs = [tf.TensorSpec(specs[0].shape, "float32", "features" if takes_features else "numbers")]
 
-    def call(given: Any) -> dict[str, Any]:
-        x = given
-        if step is not None and name != "features":
-            mean, std = tf.constant(step.mean, tf.float32), tf.constant(step.std, tf.float32)
-            x = tf.cast(x, tf.float32)
-            x = (tf.where(tf.math.is_nan(x), mean, x) if name == "numbers" else x) - mean
-            x /= std
-        constants = [(variable, tf.constant(value)) for variable, value in weights]
-        with keras.StatelessScope(state_mapping=constants):  # calibration cannot read variables
-            logits = model(x, training=False)
+    def call(*given: Any) -> dict[str, Any]:
+        if step is not None and specs[0].name != "features":
+            given = (_standardised(given[0], step, specs[0].name),)
+        answers = keras.tree.flatten(model(list(given) if len(given) > 1 else given[0], training=False))
         if signature is None:
-            return {"logits": logits}
+            return dict(zip(["logits"] if len(answers) == 1 else model.output_names, answers, strict=True))
         if signature.task == "regression":
-            return {"value": logits * signature.target_std + signature.target_mean}
-        return {tasks.get(signature.task).output: tf.nn.softmax(logits)}
+            return {"value": answers[0] * signature.target_std + signature.target_mean}
+        return {tasks.get(signature.task).output: tf.nn.softmax(answers[0])}
 
-    function = tf.function(call, input_signature=[tf.TensorSpec(shape, dtype, name=name)], autograph=False)
-    converter = tf.lite.TFLiteConverter.from_concrete_functions([function.get_concrete_function()], tf.Module())
+    holder = tf.Module()
+    holder.values = [variable.value for variable in model.variables]
+    with _unrolled(model), _near_masks() if precision == "int8" else contextlib.nullcontext():
+        function = tf.function(call, input_signature=specs, autograph=False).get_concrete_function()
+    converter = tf.lite.TFLiteConverter.from_concrete_functions([function], holder)
+    if precision != "fp32":
+        converter.optimizations = [tf.lite.Optimize.DEFAULT]
+    if precision == "fp16":
+        converter.target_spec.supported_types = [tf.float16]
     if calibration is not None:
         with np.load(calibration, allow_pickle=False) as arrays:
-            rows = arrays["rows"].astype(np.float32)
-        converter.optimizations = [tf.lite.Optimize.DEFAULT]
-        converter.representative_dataset = lambda: ([row[None]] for row in rows)
+            rows = {spec.name: arrays[spec.name].astype(spec.dtype.as_numpy_dtype) for spec in specs}
+        count = len(next(iter(rows.values())))
+        converter.representative_dataset = lambda: (
+            {name: values[row : row + 1] for name, values in rows.items()} for row in range(count)
+        )
         converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS_INT8]
         converter.inference_input_type = tf.uint8 if isinstance(step, ImagePreprocess) else tf.int8
         converter.inference_output_type = tf.int8
     try:
-        content = converter.convert()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # TensorFlow calibrates with an interpreter that it deprecates
+            content = converter.convert()
     except Exception as error:
-        raise ExportError(f"cannot export {model.name!r} to LiteRT: the converter failed: {error}") from error
+        raise ExportError(f"cannot export {model.name!r} to LiteRT: {_reason(error)}") from error
     path.write_bytes(content)
+
+
+def _standardised(given: Any, step: ImagePreprocess | TablePreprocess, name: str) -> Any:
+    """The model's own input from raw pixels or numbers, as TensorFlow operations."""
+    import tensorflow as tf
+
+    mean, std = tf.constant(step.mean, tf.float32), tf.constant(step.std, tf.float32)
+    values = tf.cast(given, tf.float32)
+    if name == "numbers":
+        values = tf.where(tf.math.is_nan(values), mean, values)
+    return (values - mean) / std
+
+
+@contextlib.contextmanager
+def _unrolled(model: Any) -> Iterator[None]:
+    """Recurrent layers without loops, which LiteRT can neither quantize nor run on a batch of any size."""
+    recurrent = [layer for layer in model._flatten_layers() if hasattr(layer, "unroll")]
+    before = [layer.unroll for layer in recurrent]
+    try:
+        for layer in recurrent:
+            layer.unroll = True
+        yield
+    finally:
+        for layer, unroll in zip(recurrent, before, strict=True):
+            layer.unroll = unroll
+
+
+@contextlib.contextmanager
+def _near_masks() -> Iterator[None]:
+    """Masked attention scores are -20; Keras' own -1e9 and less would leave 8 bits nothing for the others."""
+    places = {
+        "keras.src.backend.tensorflow.nn": "_get_large_negative",
+        "keras.src.layers.activations.softmax": "_large_negative_number",
+    }
+    before = {}
+    for module, name in places.items():
+        home = importlib.import_module(module)
+        if hasattr(home, name):  # private to Keras, so it may go; the comparison then tells
+            before[home, name] = getattr(home, name)
+            setattr(home, name, lambda dtype: -20.0)
+    try:
+        yield
+    finally:
+        for (home, name), function in before.items():
+            setattr(home, name, function)
+
+
+def _reason(error: Exception) -> str:
+    """What the converter could not do, out of its pages of text."""
+    message = str(error) or type(error).__name__
+    missing = re.findall(r"(?:Flex|Custom) ops: ([\w, ]+)", message) or re.findall(r"'(?:tf|tfl)\.(\w+)' op", message)
+    if not missing:
+        return f"the converter failed: {' '.join(message.split())[:300]}"
+    layers = dict.fromkeys(re.findall(r"callsite\(.*?\"[^\"]*?/([\w.]+)/\w+@", message))
+    where = f" (in {', '.join(layers)})" if layers else ""
+    return f"LiteRT has no {', '.join(dict.fromkeys(missing))}{where}; leave that layer out, or export to ONNX"

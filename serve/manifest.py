@@ -1,7 +1,7 @@
 """What a bundle says of itself, and the reader that trusts nothing it has not hashed. Standard library only.
 
 A bundle is the folder `store/<name>/<version>/`. `SHA256SUMS` lists every other file; a file that is missing,
-changed or not listed refuses the whole bundle.
+changed or not listed refuses the whole bundle. Files are hashed in blocks, once, so that they may be of any size.
 """
 
 import hashlib
@@ -10,7 +10,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-FORMAT = 1
+FORMAT = 2
+_READ = (1, 2)  # 2 added files beside an ONNX file, times and changes, and what device files are
 SUMS = "SHA256SUMS"
 MANIFEST = "model.json"
 
@@ -54,10 +55,13 @@ class Precision:
 
     Attributes:
         file: ONNX file inside the bundle.
-        bytes: its size.
+        bytes: its size, with that of the weights beside it.
         parity: largest absolute difference from the Keras model's output on the golden rows.
         score: the task's metric on the held-out split, None if no data was given.
         kept_float: Keras layers left in float, for an INT8 file.
+        weights: file that holds the weights of an ONNX file too large for one, such as "model.onnx.data"; else "".
+        ms: median milliseconds of one row on the machine that exported it, None if not measured.
+        changes: what differs from the "fp32" file on the held-out split, for every other precision; see the card.
     """
 
     file: str
@@ -65,6 +69,34 @@ class Precision:
     parity: float
     score: float | None = None
     kept_float: tuple[str, ...] = ()
+    weights: str = ""
+    ms: float | None = None
+    changes: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Edge:
+    """A file for devices.
+
+    Attributes:
+        format: "tflite" (LiteRT) or "ort" (ONNX Runtime's own).
+        precision: "fp32", "fp16", "w8" or "int8".
+        bytes: its size.
+        difference: largest absolute difference from Keras on the held-out split.
+        agreement: share of held-out rows with Keras' answer; for values, the share of their variance explained.
+        inputs: names of what it takes: the bundle's own inputs, or "features", which `Manifest.preprocess` gives.
+        score: the task's metric on the held-out split.
+        ms: median milliseconds of one row on the machine that exported it.
+    """
+
+    format: str
+    precision: str
+    bytes: int
+    difference: float
+    agreement: float
+    inputs: tuple[str, ...] = ()
+    score: float | None = None
+    ms: float | None = None
 
 
 @dataclass(frozen=True)
@@ -79,7 +111,8 @@ class Manifest:
         default: precision a server uses when none is asked for.
         refused: precision -> why it was not stored, with figures.
         training: provenance: data name and hash, seed, versions, licence.
-        edge: files for devices -> bytes, and difference and agreement with Keras on the held-out split.
+        edge: files for devices, by name.
+        preprocess: what turns raw inputs into the model's own; ONNX files do this themselves.
     """
 
     name: str
@@ -96,7 +129,8 @@ class Manifest:
     choices: dict[str, tuple[str, ...]] = field(default_factory=dict)
     refused: dict[str, str] = field(default_factory=dict)
     training: dict[str, Any] = field(default_factory=dict)
-    edge: dict[str, dict[str, float]] = field(default_factory=dict)
+    edge: dict[str, Edge] = field(default_factory=dict)
+    preprocess: dict[str, Any] = field(default_factory=dict)
     format: int = FORMAT
 
     def to_json(self) -> str:
@@ -111,7 +145,7 @@ class Manifest:
         """
         try:
             raw = json.loads(text)
-            if raw.get("format") != FORMAT:
+            if raw.get("format") not in _READ:
                 raise BundleError(
                     f"{MANIFEST} has format {raw.get('format')!r}, this reader knows {FORMAT}; update zooroad or export again"
                 )
@@ -123,7 +157,9 @@ class Manifest:
             }
             choices = {key: tuple(values) for key, values in raw.pop("choices").items()}
             labels = tuple(raw.pop("labels"))
-            manifest = cls(inputs=inputs, outputs=outputs, precisions=precisions, choices=choices, labels=labels, **raw)
+            edge = {name: _edge(name, e) for name, e in raw.pop("edge").items()}
+            known: dict[str, Any] = dict(precisions=precisions, choices=choices, labels=labels, edge=edge)
+            manifest = cls(inputs=inputs, outputs=outputs, **known, **raw)
         except (TypeError, KeyError, AttributeError, json.JSONDecodeError) as error:
             raise BundleError(f"{MANIFEST} cannot be read: {error!r}; export the bundle again") from error
         if manifest.default not in manifest.precisions:
@@ -136,6 +172,12 @@ class Manifest:
 def _port(raw: dict[str, Any]) -> Port:
     tuples = {key: tuple(raw[key]) for key in ("shape", "axes", "columns")}
     return Port(**{**raw, **tuples, "range": tuple(raw["range"]) if raw["range"] else None})
+
+
+def _edge(name: str, raw: dict[str, Any]) -> Edge:
+    """A file for devices; in format 1 there were LiteRT files only, and their names said the precision."""
+    former = {"format": "tflite", "precision": "int8" if ".int8." in name else "fp32"}
+    return Edge(**{**former, **raw, "inputs": tuple(raw.get("inputs", ()))})
 
 
 @dataclass(frozen=True)
@@ -199,6 +241,10 @@ def read(folder: str | Path) -> Bundle:
         raise BundleError(f"{folder} has no {MANIFEST}; export the bundle again")
     manifest = Manifest.from_json((folder / MANIFEST).read_text(encoding="utf-8"))
     for key, precision in manifest.precisions.items():
-        if precision.file not in listed:
-            raise BundleError(f"{folder}: precision {key!r} names {precision.file!r}, which the bundle does not hold")
+        for name in (precision.file, *([precision.weights] if precision.weights else [])):
+            if name not in listed:
+                raise BundleError(f"{folder}: precision {key!r} names {name!r}, which the bundle does not hold")
+    for name in manifest.edge:
+        if name not in listed:
+            raise BundleError(f"{folder}: {MANIFEST} names {name!r} for devices, which the bundle does not hold")
     return Bundle(folder, manifest)

@@ -8,10 +8,10 @@ import pytest
 
 import export
 from export import ExportError, bundle, parity
-from serve.manifest import BundleError, read
+from serve.manifest import BundleError, Manifest, read
 from zoo import registry
 
-FILES = {"model.onnx", "model.int8.onnx", "model.json", "golden.npz", "background.npz", "drift.json", "README.md", "LICENSES", "SHA256SUMS"}  # fmt: skip
+FILES = {"model.onnx", "model.int8.onnx", "model.json", "golden.npz", "background.npz", "drift.json", "README.md", "LICENSES", "SHA256SUMS", "run.py"}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -107,14 +107,123 @@ def test_the_card_states_the_measured_figures(digits_bundle, mixed_bundle, digit
     assert "Apache-2.0" in licences and digits.licence in licences
 
 
-def test_regression_bundle_without_int8(tmp_path):
-    found = export.to_bundle(
-        registry.get("logistic_regression", input_shape=(10,), classes=1), tmp_path / "bmi" / "1", data="diabetes"
-    )
+def test_regression_bundle_says_why_there_is_no_int8(tmp_path):
+    model = registry.get("logistic_regression", input_shape=(10,), classes=1)
+    found = export.to_bundle(model, tmp_path / "bmi" / "1", data="diabetes", max_drop=-1.0)
     assert found.manifest.metric == "r2" and found.manifest.outputs[0].name == "value"
-    assert set(found.manifest.precisions) == {"fp32"} and "output head" in found.manifest.refused["int8"]
+    assert set(found.manifest.precisions) == {"fp32"} and "score falls from" in found.manifest.refused["int8"]
+    assert f"No INT8 file: {found.manifest.refused['int8']}" in (found.folder / "README.md").read_text()
     drift = json.loads((found.folder / "drift.json").read_text())
     assert sum(drift["outputs"]["value"]["shares"]) == pytest.approx(1, abs=1e-4)
+
+
+def wide(mixed):
+    """A model with matrices large enough to be stored in few bits."""
+    keras.utils.set_random_seed(0)
+    return registry.get("mlp", input_shape=mixed.signature.preprocess.shape, classes=2, width=(96, 64))
+
+
+def test_every_form_is_measured_against_the_float_one(mixed, tmp_path):
+    found = export.to_bundle(
+        wide(mixed), tmp_path / "mixed" / "1", data=mixed, float16=True, weight_bits=(8, 4), ort=True, max_drop=1.0
+    )
+    manifest = found.manifest
+    assert set(manifest.precisions) == {"fp32", "fp16", "int8", "w8", "w4"} and manifest.refused == {}
+    sizes = {key: precision.bytes for key, precision in manifest.precisions.items()}
+    assert sizes["fp16"] < 0.7 * sizes["fp32"] and sizes["w4"] < sizes["w8"] < sizes["fp32"]
+    y = mixed.test.y
+    answers = {
+        key: parity.run(parity.session(found.model(key)), mixed.test.x)["probabilities"].argmax(axis=1) for key in sizes
+    }
+    card = (found.folder / "README.md").read_text()
+    assert manifest.precisions["fp32"].changes == {} and "- INT8 answers" in card
+    for key in ("fp16", "int8", "w8", "w4"):
+        changes = manifest.precisions[key].changes
+        assert changes["flips"] == (answers[key] != answers["fp32"]).sum()
+        assert changes["lost"] - changes["won"] == (answers["fp32"] == y).sum() - (answers[key] == y).sum()
+        assert set(changes["per_class"]) == {"no", "yes"} and manifest.precisions[key].ms > 0
+    assert set(manifest.edge) == {"model.ort", "model.int8.ort", "model.w8.ort", "model.w4.ort"}
+    for edge in manifest.edge.values():
+        assert edge.score == manifest.precisions[edge.precision].score and edge.inputs == ("numbers", "categories")
+    assert "ai.onnx.ml;" in (found.folder / "operators.config").read_text()
+
+
+def test_weights_beside_the_file_belong_to_the_bundle(mixed, tmp_path):
+    from serve.runtime import Model
+
+    found = export.to_bundle(
+        wide(mixed), tmp_path / "mixed" / "1", data=mixed, int8=True, external_above=1000, max_drop=1
+    )
+    whole = found.manifest.precisions["fp32"]
+    files = [found.folder / "model.onnx", found.folder / "model.onnx.data"]
+    assert whole.weights == "model.onnx.data" and whole.bytes == sum(path.stat().st_size for path in files)
+    assert "model.onnx.data" in (found.folder / "SHA256SUMS").read_text()
+    rows = {name: values[:3] for name, values in mixed.test.x.items()}
+    served = Model(found).predict(rows)["probabilities"]
+    np.testing.assert_allclose(
+        served, parity.keras_answers(wide(mixed), mixed.signature, rows)["probabilities"], atol=1e-4
+    )
+    with files[1].open("r+b") as file:
+        file.seek(100)
+        file.write(b"changed")
+    with pytest.raises(BundleError, match=r"'model.onnx.data' does not match its hash"):
+        read(found.folder)
+    files[1].unlink()
+    with pytest.raises(BundleError, match=r"'model.onnx.data' is listed but missing"):
+        read(found.folder)
+    sums = found.folder / "SHA256SUMS"
+    sums.write_text("".join(line for line in sums.read_text().splitlines(True) if "onnx.data" not in line))
+    with pytest.raises(BundleError, match=r"precision 'fp32' names 'model.onnx.data', which the bundle does not hold"):
+        read(found.folder)
+
+
+def test_what_fit_found_brings_its_precision(mixed, tmp_path):
+    from zoo.recipes import Recipe
+
+    model = wide(mixed)
+    run = SimpleNamespace(model=model, recipe=Recipe(model="mlp", data="mixed"), metrics={}, data=mixed, signature=mixed.signature)  # fmt: skip
+    fitted = SimpleNamespace(model=model, run=run, precision="w8", limits=SimpleNamespace(drop=0.5))
+    found = export.to_bundle(fitted, tmp_path / "mixed" / "1", int8=False)
+    assert list(found.manifest.precisions) == ["fp32", "w8"] and found.manifest.default == "w8"
+    assert found.model().name == "model.w8.onnx" and found.manifest.architecture == "mlp"
+    with pytest.raises(
+        ExportError, match=r"precision 'w8' was chosen for this bundle and did not pass: the score falls"
+    ):
+        export.to_bundle(fitted, tmp_path / "mixed" / "2", max_drop=-1)
+    for options, message in (
+        (dict(precision="fp64"), "no precision is called 'fp64'; it is one of fp32, fp16, int8, w8, w4"),
+        (dict(weight_bits=2), "weight_bits must be 8 or 4, got 2"),
+    ):
+        with pytest.raises(ExportError, match=message):
+            export.to_bundle(model, tmp_path / "mixed" / "2", data=mixed, **options)
+    assert [path.name for path in (tmp_path / "mixed").iterdir()] == ["1"]
+
+
+def test_ranges_learnt_in_training_are_those_of_the_int8_file(lenet, digits, digits_bundle, tmp_path):
+    from zoo.recipes import Recipe
+
+    run = SimpleNamespace(model=lenet, recipe=Recipe(model="lenet", data="digits"), metrics={}, data=digits, signature=digits.signature, folder=tmp_path)  # fmt: skip
+    narrow = {layer.name: [-0.05, 0.05] for layer in lenet.layers}
+    (tmp_path / "ranges.json").write_text(json.dumps(narrow))
+    found = export.to_bundle(run, tmp_path / "digits" / "1", max_drop=1.0)
+    usual = digits_bundle.manifest.precisions["int8"].parity
+    assert found.manifest.precisions["int8"].parity > 5 * usual
+    (tmp_path / "ranges.json").write_text('{"no such layer": [0, 1]}')
+    found = export.to_bundle(run, tmp_path / "digits" / "2", max_drop=1.0)
+    assert "ranges names 'no such layer'" in found.manifest.refused["int8"]
+
+
+def test_manifests_of_the_first_format_are_read(digits_bundle):
+    raw = json.loads((digits_bundle.folder / "model.json").read_text())
+    raw |= {"format": 1, "edge": {"model.int8.tflite": {"bytes": 5, "difference": 0.5, "agreement": 0.9}}}
+    del raw["preprocess"]
+    for precision in raw["precisions"].values():
+        for name in ("weights", "ms", "changes"):
+            del precision[name]
+    manifest = Manifest.from_json(json.dumps(raw))
+    assert manifest.edge["model.int8.tflite"].precision == "int8" and manifest.precisions["fp32"].changes == {}
+    with pytest.raises(BundleError, match=r"model.json has format 3, this reader knows 2"):
+        Manifest.from_json(json.dumps(raw | {"format": 3}))
 
 
 def test_run_facts_go_into_the_manifest(mixed, tmp_path):
@@ -143,8 +252,11 @@ def test_device_files_are_written_and_measured(mixed, tmp_path):
     found = export.to_bundle(model, tmp_path / "mixed" / "1", data=mixed, litert=True)
     assert found.manifest.edge.keys() | found.manifest.refused.keys() == {"model.tflite", "model.int8.tflite"}
     figures = found.manifest.edge["model.tflite"]
-    assert figures["bytes"] == (found.folder / "model.tflite").stat().st_size and figures["difference"] < 1e-4
-    assert f"| model.tflite | {figures['agreement']:.4f} |" in (found.folder / "README.md").read_text()
+    assert figures.bytes == (found.folder / "model.tflite").stat().st_size and figures.difference < 1e-4
+    assert figures.inputs == ("features",) and figures.score == found.manifest.precisions["fp32"].score
+    assert (
+        f"| model.tflite | {figures.score:.4f} | {figures.agreement:.4f} |" in (found.folder / "README.md").read_text()
+    )
 
 
 def test_a_version_is_never_overwritten(digits_bundle, lenet, digits):

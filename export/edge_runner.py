@@ -1,0 +1,533 @@
+#!/usr/bin/env python3
+"""Run the bundle this file lies in: check its hashes, replay its golden rows, predict, and time itself.
+
+It needs Python 3.9 or newer, numpy, and onnxruntime (or ai-edge-litert, for .tflite files); Pillow to read pictures.
+
+    python run.py                      check, replay, time and report
+    python run.py digit.png rows.csv   answers for rows of your own (pictures, .npy, .npz, .json, .csv)
+    python run.py --precision int8 --threads 1 --json
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import hashlib
+import json
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+FORMATS = (1, 2)  # of model.json
+TYPES = {
+    "BOOL": "bool", "UINT8": "uint8", "UINT16": "uint16", "UINT32": "uint32", "UINT64": "uint64", "INT8": "int8",
+    "INT16": "int16", "INT32": "int32", "INT64": "int64", "FP16": "float16", "FP32": "float32", "FP64": "float64",
+    "BYTES": "object",
+}  # fmt: skip
+PICTURES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
+ENGINES = {".onnx": "onnxruntime", ".ort": "onnxruntime", ".tflite": "ai_edge_litert"}
+
+
+class Refusal(Exception):
+    """What a person can mend; the message says how."""
+
+
+def main() -> int:
+    given = arguments()
+    try:
+        report = work(given)
+    except Refusal as refusal:
+        print(f"error: {refusal}", file=sys.stderr)
+        return 1
+    print(json.dumps(report, indent=2, ensure_ascii=False) if given.json else text(report))
+    return 0
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("rows", nargs="*", help="files to answer: pictures, .npy, .npz, .json or .csv")
+    parser.add_argument("--bundle", help="folder of the bundle (default: where this file is)")
+    parser.add_argument("--precision", help="fp32, fp16, int8, w8 or w4 (default: the bundle's)")
+    parser.add_argument("--format", choices=("onnx", "ort", "tflite"), default="onnx", help="which of its files to run")
+    parser.add_argument(
+        "--threads", type=positive, default=cores(), help="threads of one request (default: %(default)s)"
+    )
+    parser.add_argument("--batch", type=positive, default=16, help="rows of a large request (default: %(default)s)")
+    parser.add_argument(
+        "--seconds", type=float, default=1.0, help="how long to time each batch size (default: %(default)s)"
+    )
+    parser.add_argument("--top", type=positive, default=3, help="labels to name for each row (default: %(default)s)")
+    parser.add_argument("--time", action="store_true", help="time itself also when there are rows to answer")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    return parser.parse_args()
+
+
+def positive(value: str) -> int:
+    number = int(value)
+    if number < 1:
+        raise ValueError(value)
+    return number
+
+
+def cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def work(given: argparse.Namespace) -> dict[str, Any]:
+    """Everything that was asked for, as JSON values."""
+    folder = Path(given.bundle) if given.bundle else Path(__file__).resolve().parent
+    files = verify(folder)
+    manifest = json.loads((folder / "model.json").read_text(encoding="utf-8"))
+    if manifest.get("format") not in FORMATS:
+        raise Refusal(
+            f"model.json has format {manifest.get('format')!r}, this file knows {FORMATS}; use the bundle's run.py"
+        )
+    path, precision, facts = choose(folder, manifest, given.precision, given.format)
+    started = time.perf_counter()
+    live: Any = LiteRT if path.suffix == ".tflite" else Onnx
+    engine = live.engine()
+    imported = time.perf_counter()
+    session = live(engine, path, given.threads, manifest)
+    loaded = time.perf_counter()
+    golden = archive(folder / "golden.npz")
+    examples = {port["name"]: golden[f"input/{port['name']}"] for port in manifest["inputs"]}
+    expected = {port["name"]: golden[f"output/{port['name']}"] for port in manifest["outputs"]}
+    started_first = time.perf_counter()
+    session({name: values[:1] for name, values in examples.items()})
+    answered = time.perf_counter()
+    report: dict[str, Any] = {
+        "name": manifest["name"],
+        "version": manifest["version"],
+        "architecture": manifest["architecture"],
+        "task": manifest["task"],
+        "folder": str(folder),
+        "files_verified": files,
+        "file": path.name,
+        "bytes": facts["bytes"],
+        "precision": precision,
+        "engine": f"{ENGINES[path.suffix]} {session.version}",
+        "threads": given.threads,
+        "score": facts.get("score"),
+        "metric": manifest["metric"],
+        "replay": replay(session, examples, expected, facts, given.batch),
+        "import_s": imported - started,
+        "load_ms": 1000 * (loaded - imported),
+        "first_ms": 1000 * (answered - started_first),
+    }
+    if given.rows:
+        report["answers"] = [
+            {"source": name, **answer}
+            for name in given.rows
+            for answer in answers(session, read(Path(name), manifest), manifest, given)
+        ]
+    if given.time or not given.rows:
+        report["latency"] = [clock(session, examples, rows, given.seconds) for rows in sorted({1, given.batch})]
+    report["peak_mb"] = peak_mb()
+    return report
+
+
+def verify(folder: Path) -> int:
+    """Compare every file with SHA256SUMS; how many there are."""
+    sums = folder / "SHA256SUMS"
+    if not sums.is_file():
+        raise Refusal(f"{folder} is not a bundle: it has no SHA256SUMS; give the folder with --bundle")
+    listed = {}
+    for line in sums.read_text(encoding="utf-8", errors="replace").splitlines():
+        digest, separator, name = line.partition("  ")
+        if not separator or len(digest) != 64:
+            raise Refusal(f"{sums} is damaged at {line[:80]!r}; copy the bundle again")
+        listed[name] = digest
+    found = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.is_file() and path != sums}
+    for name in sorted(set(listed) - set(found)):
+        raise Refusal(f"{name} is missing from {folder}; copy the bundle again")
+    for name in sorted(set(found) - set(listed)):
+        raise Refusal(f"{name} does not belong to the bundle in {folder}; move it elsewhere")
+    for name, path in found.items():
+        if digest_of(path) != listed[name]:
+            raise Refusal(
+                f"{name} was altered: it does not match SHA256SUMS; copy the bundle again from where it was made"
+            )
+    if "model.json" not in listed or "golden.npz" not in listed:
+        raise Refusal(f"{folder} lacks model.json or golden.npz; export the bundle again")
+    return len(found)
+
+
+def digest_of(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        for block in iter(lambda: file.read(1 << 20), b""):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def choose(
+    folder: Path, manifest: dict[str, Any], precision: str | None, form: str
+) -> tuple[Path, str, dict[str, Any]]:
+    """The file to run, its precision and what the manifest says of it."""
+    if form == "onnx":
+        kept = {key: (facts["file"], facts) for key, facts in manifest["precisions"].items()}
+    else:
+        kept = {
+            facts.get("precision", "int8" if ".int8." in name else "fp32"): (name, facts)
+            for name, facts in manifest["edge"].items()
+            if Path(name).suffix == f".{form}"
+        }
+    if not kept:
+        others = sorted({Path(name).suffix for name in manifest["edge"]} | {".onnx"})
+        raise Refusal(f"the bundle has no .{form} file; it has {', '.join(others)}: choose with --format")
+    wanted = precision or (manifest["default"] if manifest["default"] in kept else next(iter(kept)))
+    if wanted not in kept:
+        refused = manifest["refused"].get(wanted)
+        reason = f"; {wanted} was not stored: {refused}" if refused else ""
+        raise Refusal(f"the bundle has no .{form} file in {wanted!r}, it has {', '.join(kept)}{reason}")
+    name, facts = kept[wanted]
+    return folder / name, wanted, facts
+
+
+class Onnx:
+    """An .onnx or .ort file in ONNX Runtime."""
+
+    @staticmethod
+    def engine() -> Any:
+        try:
+            import onnxruntime
+        except ImportError:
+            raise Refusal("onnxruntime is not installed; run: pip install onnxruntime") from None
+        return onnxruntime
+
+    def __init__(self, engine: Any, path: Path, threads: int, manifest: dict[str, Any]) -> None:
+        options = engine.SessionOptions()
+        options.intra_op_num_threads = threads
+        options.log_severity_level = 3
+        try:
+            self.session = engine.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        except Exception as error:  # ONNX Runtime raises its own types, which share no public base
+            raise Refusal(f"{path.name} does not load in ONNX Runtime {engine.__version__}: {error}") from None
+        self.version = engine.__version__
+        self.names = [output.name for output in self.session.get_outputs()]
+
+    def __call__(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        feed = {name: values.astype(object) if values.dtype.kind == "U" else values for name, values in inputs.items()}
+        found = self.session.run(self.names, feed)
+        return {name: found[place] for place, name in enumerate(self.names)}
+
+
+class LiteRT:
+    """A .tflite file in LiteRT; scales and zero points are applied."""
+
+    @staticmethod
+    def engine() -> Any:
+        try:
+            import ai_edge_litert.interpreter
+        except ImportError:
+            raise Refusal("ai-edge-litert is not installed; run: pip install ai-edge-litert") from None
+        return ai_edge_litert.interpreter
+
+    def __init__(self, engine: Any, path: Path, threads: int, manifest: dict[str, Any]) -> None:
+        from importlib.metadata import version
+
+        self.version = version("ai-edge-litert")
+        self.interpreter = engine.Interpreter(str(path), num_threads=threads)
+        self.runner = self.interpreter.get_signature_runner()
+        self.inputs = self.runner.get_input_details()
+        self.outputs = self.runner.get_output_details()
+        self.preprocess = manifest.get("preprocess")
+
+    def __call__(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        import numpy as np
+
+        if "features" in self.inputs:
+            inputs = {"features": features(inputs, self.preprocess)}
+        feed = {}
+        for name, detail in self.inputs.items():
+            values, (scale, zero) = inputs[name], detail["quantization"]
+            if scale:
+                limits = np.iinfo(detail["dtype"])
+                values = np.clip(np.rint(values / scale + zero), limits.min, limits.max)
+            feed[name] = values.astype(detail["dtype"])
+        found = {}
+        for name, answer in self.runner(**feed).items():
+            scale, zero = self.outputs[name]["quantization"]
+            values = answer.astype(np.float32)
+            found[name] = (values - np.float32(zero)) * np.float32(scale) if scale else values
+        return found
+
+
+def features(inputs: dict[str, Any], preprocess: dict[str, Any] | None) -> Any:
+    """A table's columns as the model's own numbers: standardised, then one 0/1 per known category."""
+    import numpy as np
+
+    if not preprocess:
+        raise Refusal("model.json does not say how columns become features; export the bundle again")
+    parts = []
+    if "numbers" in inputs:
+        mean, std = np.asarray(preprocess["mean"], np.float32), np.asarray(preprocess["std"], np.float32)
+        numbers = inputs["numbers"]
+        parts.append((np.where(np.isnan(numbers), mean, numbers) - mean) / std)
+    for place, values in enumerate(preprocess["categories"].values()):
+        parts.append((inputs["categories"][:, place, None] == np.asarray(values)[None]).astype(np.float32))
+    return np.concatenate(parts, axis=1)
+
+
+def archive(path: Path) -> dict[str, Any]:
+    import numpy as np
+
+    with np.load(path, allow_pickle=False) as stored:
+        return {name: stored[name] for name in stored.files}
+
+
+def in_batches(session: Any, inputs: dict[str, Any], batch: int) -> dict[str, Any]:
+    """Answers to any number of rows."""
+    import numpy as np
+
+    rows = len(next(iter(inputs.values())))
+    parts = [
+        session({name: values[start : start + batch] for name, values in inputs.items()})
+        for start in range(0, rows, batch)
+    ]
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+
+def replay(
+    session: Any, inputs: dict[str, Any], expected: dict[str, Any], facts: dict[str, Any], batch: int
+) -> dict[str, Any]:
+    """Answer the golden rows and compare with what the model answered where it was made."""
+    import numpy as np
+
+    found = in_batches(session, inputs, batch)
+    usual = facts["parity"] if "parity" in facts else facts["difference"]
+    gaps, limits = [], []
+    for name, values in expected.items():
+        fits = found[name].shape == values.shape
+        gaps.append(float(np.abs(found[name] - values).max(initial=0.0)) if fits else float("inf"))
+        limits.append(2 * usual + 1e-3 * max(1.0, float(np.abs(values).max(initial=0.0))))
+        if not gaps[-1] <= limits[-1]:
+            raise Refusal(
+                f"the answers to the golden rows differ by {gaps[-1]:.3g} in {name!r}, at most {limits[-1]:.3g} is expected; "
+                "this processor or runtime computes otherwise: run another --precision, or export on a machine like this"
+            )
+    return {"rows": len(next(iter(inputs.values()))), "difference": max(gaps), "allowed": min(limits)}
+
+
+def clock(session: Any, examples: dict[str, Any], rows: int, seconds: float) -> dict[str, Any]:
+    """Latency of a request of this many rows, in milliseconds, after warm-up."""
+    import numpy as np
+
+    feed = {name: np.resize(values, (rows, *values.shape[1:])) for name, values in examples.items()}
+    for _ in range(3):
+        session(feed)
+    times: list[float] = []
+    end = time.perf_counter() + seconds
+    while len(times) < 5 or (time.perf_counter() < end and len(times) < 10000):
+        started = time.perf_counter()
+        session(feed)
+        times.append(1000 * (time.perf_counter() - started))
+    times.sort()
+    return {
+        "batch": rows,
+        "median_ms": times[len(times) // 2],
+        "p95_ms": times[int(0.95 * (len(times) - 1))],
+        "runs": len(times),
+    }
+
+
+def peak_mb() -> float | None:
+    """Largest resident memory of this process in units of 10**6 bytes; None where the system does not tell."""
+    status = Path("/proc/self/status")
+    for line in status.read_text(encoding="utf-8").splitlines() if status.is_file() else ():
+        if line.startswith(
+            "VmHWM:"
+        ):  # on Linux, where getrusage begins with the peak of the process that started this one
+            return int(line.split()[1]) * 1024 / 1e6
+    try:
+        import resource
+    except ImportError:  # Windows
+        return None
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak * (1 if sys.platform == "darwin" else 1024) / 1e6
+
+
+def read(path: Path, manifest: dict[str, Any]) -> dict[str, Any]:
+    """Raw inputs of the rows in a file, checked against the manifest."""
+    if not path.is_file():
+        raise Refusal(f"no file called {str(path)!r}")
+    kind = path.suffix.lower()
+    names = [port["name"] for port in manifest["inputs"]]
+    try:
+        if kind in PICTURES:
+            found = {names[0]: picture(path, manifest)}
+        elif kind == ".npz":
+            stored = archive(path)
+            found = {name: stored[key] for name in names for key in (name, f"input/{name}") if key in stored}
+        elif kind == ".npy":
+            found = {names[0]: array(path)}
+        elif kind == ".json":
+            found = from_json(json.loads(path.read_text(encoding="utf-8")), manifest)
+        elif kind == ".csv":
+            with path.open(newline="", encoding="utf-8-sig") as file:
+                found = table(list(csv.DictReader(file)), manifest)
+        else:
+            raise Refusal(f"{path.name} is no picture, .npy, .npz, .json or .csv file; convert it to one")
+    except (ValueError, TypeError, OSError) as error:
+        raise Refusal(f"{path.name} cannot be read: {error}") from None
+    return {port["name"]: checked(path, port, found, manifest) for port in manifest["inputs"]}
+
+
+def array(path: Path) -> Any:
+    import numpy as np
+
+    return np.load(path, allow_pickle=False)
+
+
+def picture(path: Path, manifest: dict[str, Any]) -> Any:
+    """Pixels of the model's size, read as for training: upright, grey or RGB, resized bilinearly."""
+    import numpy as np
+
+    if manifest["kind"] != "image":
+        raise Refusal(f"the model takes columns, not pictures such as {path.name}; give a .csv or .json file")
+    try:
+        from PIL import Image, ImageOps
+    except ImportError:
+        raise Refusal(
+            "reading pictures needs Pillow; run: pip install Pillow, or give the pixels as a .npy file"
+        ) from None
+    _, height, width, channels = manifest["inputs"][0]["shape"]
+    mode = {1: "L", 3: "RGB", 4: "RGBA"}.get(channels)
+    if mode is None:
+        raise Refusal(f"the model takes {channels} channels, which no picture has; give the pixels as a .npy file")
+    with Image.open(path) as image:
+        upright = ImageOps.exif_transpose(image)
+        if upright.mode.startswith(("I", "F")):
+            raise Refusal(f"{path.name} has pixels of mode {upright.mode!r}; save it with 8 bits per channel")
+        if upright.mode == "P":
+            upright = upright.convert("RGBA")
+        upright = upright.convert(mode)
+        size = (upright.width if width < 0 else width, upright.height if height < 0 else height)
+        if upright.size != size:
+            upright = upright.resize(size, Image.Resampling.BILINEAR)
+        return np.asarray(upright, np.uint8).reshape(1, size[1], size[0], channels)
+
+
+def from_json(body: Any, manifest: dict[str, Any]) -> dict[str, Any]:
+    """Rows as objects by column; or tensors by input name."""
+    import numpy as np
+
+    names = {port["name"] for port in manifest["inputs"]}
+    if isinstance(body, dict) and set(body) & names:
+        return {name: np.asarray(values) for name, values in body.items()}
+    rows = body if isinstance(body, list) else [body]
+    if manifest["kind"] != "table" or not rows or not all(isinstance(row, dict) for row in rows):
+        raise Refusal(f"JSON must be an object with {', '.join(sorted(names))}, or objects by column for a table")
+    return table(rows, manifest)
+
+
+def table(rows: list[dict[str, Any]], manifest: dict[str, Any]) -> dict[str, Any]:
+    """Columns by name; what is absent or empty is missing, and what the model does not know is left out."""
+    import numpy as np
+
+    known = [column for port in manifest["inputs"] for column in port["columns"]]
+    if not rows:
+        raise Refusal("the file holds no rows")
+    if not set(known) & set(rows[0]):
+        raise Refusal(f"no column is one of the model's; it takes {', '.join(known[:20])}")
+    found = {}
+    for port in manifest["inputs"]:
+        text_cells = port["dtype"] == "BYTES"
+        cells = [[cell(row.get(column), column, text_cells) for column in port["columns"]] for row in rows]
+        found[port["name"]] = np.asarray(cells, str if text_cells else np.float32)
+    return found
+
+
+def cell(value: Any, column: str, is_text: bool) -> Any:
+    if is_text:
+        return "" if value is None else str(value)
+    if value is None or value == "":
+        return float("nan")
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        raise Refusal(f"column {column!r} must hold numbers, got {value!r}") from None
+
+
+def checked(path: Path, port: dict[str, Any], found: dict[str, Any], manifest: dict[str, Any]) -> Any:
+    """One input in its type and with a batch axis."""
+    import numpy as np
+
+    name, shape = port["name"], tuple(port["shape"])
+    if name not in found:
+        raise Refusal(
+            f"{path.name} has no {name!r}; the model takes {', '.join(p['name'] for p in manifest['inputs'])}"
+        )
+    values = np.asarray(found[name])
+    if (
+        manifest["kind"] == "image" and shape[-1] == 1 and values.shape[-1:] != (1,)
+    ):  # grey pixels without an axis for it
+        values = values[..., None]
+    if values.ndim == len(shape) - 1:
+        values = values[None]
+    if values.ndim != len(shape) or any(want not in (-1, got) for want, got in zip(shape, values.shape)):  # noqa: B905
+        sizes = ", ".join(axis if size < 0 else str(size) for axis, size in zip(port["axes"], shape))  # noqa: B905
+        raise Refusal(f"{path.name}: {name!r} must be ({sizes}), got {np.asarray(found[name]).shape}")
+    if not len(values):
+        raise Refusal(f"{path.name} holds no rows")
+    if port["dtype"] == "BYTES":
+        return values.astype(str)
+    target = np.dtype(TYPES[port["dtype"]])
+    if values.dtype.kind not in "buif":
+        raise Refusal(f"{path.name}: {name!r} must hold numbers, got {values.dtype}")
+    low, high = port["range"] or (-np.inf, np.inf)
+    if target.kind in "iu" and ((values != np.rint(values)).any() or (values < low).any() or (values > high).any()):
+        raise Refusal(f"{path.name}: {name!r} must hold whole numbers in {low:g} ... {high:g}")
+    return values.astype(target)
+
+
+def answers(
+    session: Any, inputs: dict[str, Any], manifest: dict[str, Any], given: argparse.Namespace
+) -> list[dict[str, Any]]:
+    """What the model answers, as people read it, one entry per row."""
+    import numpy as np
+
+    output = in_batches(session, inputs, given.batch)[manifest["outputs"][0]["name"]]
+    found: list[dict[str, Any]] = []
+    for row in output:
+        if manifest["task"] == "regression":
+            found.append({"target": manifest["labels"][0], "value": float(row[0])})
+        else:
+            best = np.argsort(-row, kind="stable")[: given.top]
+            ranked = [{"label": manifest["labels"][i], "probability": round(float(row[i]), 6)} for i in best]
+            found.append({**ranked[0], "top": ranked})
+    return found
+
+
+def text(report: dict[str, Any]) -> str:
+    """The report as a person reads it."""
+    same = report["replay"]
+    score = "" if report["score"] is None else f", {report['metric']} {report['score']:.4f} where it was made"
+    peak = "not known on this system" if report["peak_mb"] is None else f"{report['peak_mb']:.0f} MB at most"
+    lines = [
+        f"{report['name']} {report['version']} ({report['architecture']}, {report['task']})",
+        f"hashes   {report['files_verified']} files agree with SHA256SUMS",
+        f"file     {report['file']}, {report['precision']}, {report['bytes']:,} bytes{score}",
+        f"engine   {report['engine']}, threads: {report['threads']}",
+        f"replay   {same['rows']} golden rows agree: largest difference {same['difference']:.2g}, allowed {same['allowed']:.2g}",
+        f"start    import {report['import_s']:.2f} s, load {report['load_ms']:.1f} ms, first answer {report['first_ms']:.2f} ms",
+    ]
+    for timed in report.get("latency", ()):
+        lines.append(
+            f"latency  {timed['batch']:>4} rows: median {timed['median_ms']:.3f} ms, 95 % within {timed['p95_ms']:.3f} ms "
+            f"({timed['runs']} runs)"
+        )
+    lines.append(f"memory   {peak}")
+    for answer in report.get("answers", ()):
+        if "value" in answer:
+            lines.append(f"{answer['source']}: {answer['target']} {answer['value']:.6g}")
+        else:
+            ranked = ", ".join(f"{best['label']} {best['probability']:.4f}" for best in answer["top"])
+            lines.append(f"{answer['source']}: {ranked}")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
