@@ -309,7 +309,7 @@ def _measured(
     """Size, parity, score, latency and changes of each form that was kept."""
     task = tasks.get(splits.signature.task)
     files = {key: draft / file for key, file in FILES.items() if (draft / file).exists()}
-    times = milliseconds(list(files.values()), golden, rounds=3, seconds=0.05)
+    times = milliseconds(list(files.values()), golden, repeats=3, seconds=0.05)
     found: dict[str, Precision] = {}
     first = np.zeros(0)
     for (key, path), ms in zip(files.items(), times, strict=True):
@@ -429,7 +429,7 @@ def _edges(
             agreement=agreement_of(answers, truth[task.output]),
             inputs=tuple(port.name for port in live.get_inputs()),
             score=_finite(task.score(splits.test.y, answers)),
-            ms=round(milliseconds([path], golden, rounds=3, seconds=0.05)[0], 4),
+            ms=round(milliseconds([path], golden, repeats=3, seconds=0.05)[0], 4),
         )
     written = [draft / name for name, edge in found.items() if edge.format == "ort"]
     if written:

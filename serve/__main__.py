@@ -4,6 +4,7 @@ import argparse
 import sys
 
 from serve.host import run
+from serve.session import ENGINES
 
 
 def main() -> int:
@@ -13,10 +14,23 @@ def main() -> int:
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
     parser.add_argument("--port", type=int, default=8000, help="TCP port, 0 for a free one (default: %(default)s)")
     parser.add_argument("--precision", help="stored form to serve, such as int8 (default: each bundle's own)")
-    parser.add_argument("--threads", type=int, help="threads per request in ONNX Runtime (default: every core)")
+    parser.add_argument("--threads", type=int, help="threads per request (default: every core)")
+    parser.add_argument(
+        "--engine",
+        choices=ENGINES,
+        default=ENGINES[0],
+        help="what computes: auto takes the faster one on this machine (default: %(default)s)",
+    )
     given = parser.parse_args()
     try:
-        run(given.store, host=given.host, port=given.port, precision=given.precision, threads=given.threads)
+        run(
+            given.store,
+            host=given.host,
+            port=given.port,
+            precision=given.precision,
+            threads=given.threads,
+            engine=given.engine,
+        )
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

@@ -38,6 +38,7 @@ def create_app(
     *,
     precision: str | None = None,
     threads: int | None = None,
+    engine: str = "onnxruntime",
     max_body: int = 16 * 2**20,
     max_pixels: int = 25_000_000,
     max_batch: int = 1024,
@@ -47,9 +48,10 @@ def create_app(
     """Build the server's app; it runs under any WSGI host.
 
     Args:
-        store: folder of bundles, or a `Store`, which then keeps its own precision, threads and max_batch.
+        store: folder of bundles, or a `Store`, which then keeps its own precision, threads, engine and max_batch.
         precision: stored form to serve, such as "int8"; each bundle's default if None.
-        threads: threads one request may use in ONNX Runtime; every core if None.
+        threads: threads one request may use; every core if None.
+        engine: "onnxruntime", "openvino" where it is installed, or "auto" for the faster one on this machine.
         max_body: largest request body in bytes.
         max_pixels: most pixels an image file may declare.
         max_batch: most rows of one request.
@@ -62,9 +64,10 @@ def create_app(
     Raises:
         FileNotFoundError: no such folder.
         BundleError: the folder is itself a bundle.
+        ValueError: no such engine.
     """
     if not isinstance(store, Store):
-        store = Store(store, precision=precision, threads=threads, max_batch=max_batch)
+        store = Store(store, precision=precision, threads=threads, max_batch=max_batch, engine=engine)
     app = Flask(__name__, static_folder="page", static_url_path="/page")
     app.config["MAX_CONTENT_LENGTH"] = max_body
     explainer = Explainer(target=explain_target, timeout=explain_timeout)

@@ -63,7 +63,7 @@ def run(
         connections: open connections; more wait in the system's queue.
         drain: seconds given to requests under way when stopping.
         access_log: one JSON line per request on standard error.
-        options: further arguments of `create_app`, such as precision, threads or explain_timeout.
+        options: further arguments of `create_app`, such as precision, threads, engine or explain_timeout.
 
     Raises:
         FileNotFoundError: no such folder.
@@ -133,7 +133,9 @@ def _log_lines(logger: logging.Logger) -> None:
 def _announce(store: Store, servers: list[BaseWSGIServer]) -> None:
     for name, versions in store.models.items():
         model = store.get(name)
-        print(f"  {name}: {model.manifest.architecture}, {model.precision}, version {' '.join(versions)}")
+        print(
+            f"  {name}: {model.manifest.architecture}, {model.precision} on {model.engine}, version {' '.join(versions)}"
+        )
     plural = "" if len(store.models) == 1 else "s"
     for server in servers:
         host = server.effective_host

@@ -1,4 +1,4 @@
-"""Bundles as callable models: one ONNX Runtime session each, and the store that finds them on disk. No HTTP."""
+"""Bundles as callable models: one session each, and the store that finds them on disk. No HTTP."""
 
 import logging
 import os
@@ -7,31 +7,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnxruntime
 
 from serve import manifest as bundles
+from serve import session as sessions
 from serve.errors import RequestError, did_you_mean
 from serve.manifest import Bundle, BundleError, Port
 from serve.protocol import DTYPES
+from serve.session import Session
 
 log = logging.getLogger("serve")
 
 EXAMPLES = 16  # golden rows kept in memory, for the page
-ONNX_TYPES = {
-    "tensor(bool)": "BOOL",
-    "tensor(uint8)": "UINT8",
-    "tensor(uint16)": "UINT16",
-    "tensor(uint32)": "UINT32",
-    "tensor(uint64)": "UINT64",
-    "tensor(int8)": "INT8",
-    "tensor(int16)": "INT16",
-    "tensor(int32)": "INT32",
-    "tensor(int64)": "INT64",
-    "tensor(float16)": "FP16",
-    "tensor(float)": "FP32",
-    "tensor(double)": "FP64",
-    "tensor(string)": "BYTES",
-}
 
 
 def cores() -> int:
@@ -45,11 +31,18 @@ class Model:
     Attributes:
         manifest: what the bundle says of itself.
         precision: name of the stored form that is loaded.
+        engine: "onnxruntime" or "openvino", which computes the answers.
         examples: up to 16 golden rows by input name; empty without `golden.npz`.
     """
 
     def __init__(
-        self, bundle: Bundle, *, precision: str | None = None, threads: int | None = None, max_batch: int = 1024
+        self,
+        bundle: Bundle,
+        *,
+        precision: str | None = None,
+        threads: int | None = None,
+        max_batch: int = 1024,
+        engine: str = "onnxruntime",
     ) -> None:
         """Load the session and ask it the golden requests.
 
@@ -58,18 +51,32 @@ class Model:
             precision: "fp32", "int8" …; the manifest's default if None.
             threads: threads one request may use; every core if None.
             max_batch: most rows of one request.
+            engine: "onnxruntime", "openvino", or "auto" for the faster of them on this machine, which is measured on a
+                golden row and remembered.
 
         Raises:
             BundleError: the ONNX file does not load, has other tensors than the manifest, or answers differently from
-                the golden answers.
+                the golden answers; or the engine is not installed.
+            ValueError: no such engine.
         """
         self.bundle = bundle
         self.manifest = bundle.manifest
         self.precision = precision or self.manifest.default
         self.max_batch = max_batch
-        self._session = _session(bundle, self.precision, threads or cores())
-        self._check_ports()
-        self.examples = self._check_golden()
+        if self.precision not in self.manifest.precisions and self.precision in self.manifest.refused:
+            raise BundleError(f"precision {self.precision!r} was not stored: {self.manifest.refused[self.precision]}")
+        if engine not in sessions.ENGINES:
+            raise ValueError(f"engine must be one of {', '.join(sessions.ENGINES)}, got {engine!r}")
+        path, threads = bundle.model(self.precision), threads or cores()
+        golden = self._golden()
+        self._open(path, "onnxruntime" if engine == "auto" else engine, threads, golden)
+        if engine == "auto" and golden and sessions.installed("openvino"):
+            self._choose(path, threads, golden)
+        self.examples = self._inputs(golden, EXAMPLES)
+
+    @property
+    def engine(self) -> str:
+        return self._session.engine
 
     @property
     def name(self) -> str:
@@ -101,8 +108,10 @@ class Model:
         wanted = outputs or known
         try:
             return dict(zip(wanted, self._session.run(wanted, feed), strict=True))
-        except Exception as error:  # ONNX Runtime raises its own types, which share no public base
-            log.error("model %s version %s failed in ONNX Runtime: %s", self.name, self.version, type(error).__name__)
+        except Exception as error:  # the engines raise types of their own, which share no public base
+            log.error(
+                "model %s version %s failed in %s: %s", self.name, self.version, self.engine, type(error).__name__
+            )
             message = (
                 f"model {self.name!r} failed on inputs that passed its checks; the server's log has the request id"
             )
@@ -112,7 +121,7 @@ class Model:
         """Compare raw inputs with the manifest.
 
         Returns:
-            The same arrays in the form ONNX Runtime takes (text as object arrays).
+            The same arrays in the form the engines take (text as object arrays).
 
         Raises:
             RequestError: a missing or unknown input, another datatype or shape, values out of range, unequal batches, an
@@ -140,54 +149,64 @@ class Model:
             raise RequestError("bad_batch", message, 413 if batch else 422)
         return feed
 
-    def _check_ports(self) -> None:
-        for kind, ports, nodes in (
-            ("inputs", self.manifest.inputs, self._session.get_inputs()),
-            ("outputs", self.manifest.outputs, self._session.get_outputs()),
-        ):
-            declared = {port.name: port.dtype for port in ports}
-            found = {node.name: ONNX_TYPES.get(node.type, node.type) for node in nodes}
-            if declared != found:
-                raise BundleError(
-                    f"{bundles.MANIFEST} declares {kind} {declared}, the ONNX file has {found}; export again"
-                )
-
-    def _check_golden(self) -> dict[str, np.ndarray]:
-        """Answer the golden rows, which also warms the session up; returns the first of them."""
+    def _golden(self) -> dict[str, np.ndarray]:
+        """Golden rows as `input/<name>` and `output/<name>`; empty if the bundle has none."""
         path = self.bundle.folder / "golden.npz"
         if not path.is_file():
             return {}
         with np.load(path, allow_pickle=False) as stored:
-            golden = {name: stored[name] for name in stored.files}
-        inputs = {port.name: golden[f"input/{port.name}"] for port in self.manifest.inputs}
+            return {name: stored[name] for name in stored.files}
+
+    def _inputs(self, golden: dict[str, np.ndarray], rows: int | None = None) -> dict[str, np.ndarray]:
+        return {port.name: golden[f"input/{port.name}"][:rows] for port in self.manifest.inputs} if golden else {}
+
+    def _open(self, path: Path, engine: str, threads: int, golden: dict[str, np.ndarray]) -> None:
+        """Load the file on an engine and compare it with the manifest and the golden answers."""
+        self._session: Session = sessions.open_session(path, engine, threads)
+        for kind, ports, found in (
+            ("inputs", self.manifest.inputs, self._session.inputs),
+            ("outputs", self.manifest.outputs, self._session.outputs),
+        ):
+            declared = {port.name: port.dtype for port in ports}
+            if declared != found:
+                raise BundleError(
+                    f"{bundles.MANIFEST} declares {kind} {declared}, the ONNX file has {found}; export again"
+                )
+        if golden:
+            self._check_golden(golden)
+
+    def _check_golden(self, golden: dict[str, np.ndarray]) -> None:
+        """Answer the golden rows, which also warms the session up."""
         parity = self.manifest.precisions[self.precision].parity
-        for name, found in self.predict(inputs).items():
-            expected = golden[f"output/{name}"]
-            allowed = 2 * parity + 1e-3 * max(1.0, float(np.abs(expected).max(initial=0.0)))
-            gap = float(np.abs(found - expected).max(initial=0.0)) if found.shape == expected.shape else float("inf")
+        for name, found in self.predict(self._inputs(golden)).items():
+            truth = golden[f"output/{name}"]
+            allowed = 2 * parity + 1e-3 * max(1.0, float(np.abs(truth).max(initial=0.0)))
+            gap = float(np.abs(found - truth).max(initial=0.0)) if found.shape == truth.shape else float("inf")
             if not gap <= allowed:
                 raise BundleError(
                     f"{self.precision} answers differ from golden.npz by {gap:.3g} in {name!r}, at most {allowed:.3g} is "
-                    "expected; this processor or ONNX Runtime computes otherwise: serve another precision or export here"
+                    f"expected; this processor or {self.engine} computes otherwise: serve another precision or export here"
                 )
-        return {name: array[:EXAMPLES] for name, array in inputs.items()}
 
-
-def _session(bundle: Bundle, precision: str, threads: int) -> onnxruntime.InferenceSession:
-    if precision not in bundle.manifest.precisions and precision in bundle.manifest.refused:
-        raise BundleError(f"precision {precision!r} was not stored: {bundle.manifest.refused[precision]}")
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.inter_op_num_threads = 1
-    # At 100 requests a second to a small model, spinning kept 0.4 to 0.7 cores busy against 0.01 to 0.03 without, for at
-    # most 0.1 ms less per request (benchmarks/results/serve_start.csv).
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    options.log_severity_level = 3
-    path = bundle.model(precision)
-    try:
-        return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # ONNX Runtime raises its own types, which share no public base
-        raise BundleError(f"{path.name} does not load in ONNX Runtime: {error}") from error
+    def _choose(self, path: Path, threads: int, golden: dict[str, np.ndarray]) -> None:
+        """Go over to OpenVINO if it answers alike, and faster; the choice is remembered for this machine."""
+        key = sessions.key(bundles.digest(path), threads)
+        known, usual = sessions.remembered(key), self._session
+        if known == "onnxruntime":
+            return
+        try:
+            self._open(path, "openvino", threads, golden)
+        except (BundleError, RequestError) as error:
+            log.warning("%s version %s stays on ONNX Runtime: %s", self.name, self.version, error)
+            self._session = usual
+        else:
+            if known is None:
+                one = self.check(self._inputs(golden, 1))
+                base, other = sessions.milliseconds([usual, self._session], one)
+                if other > sessions.GAIN * base:
+                    self._session = usual
+        if known != self.engine:
+            sessions.remember(key, self.engine)
 
 
 def _checked(array: np.ndarray, port: Port) -> np.ndarray:
@@ -240,6 +259,7 @@ class Store:
         precision: str | None = None,
         threads: int | None = None,
         max_batch: int = 1024,
+        engine: str = "onnxruntime",
     ) -> None:
         """Scan the folder and load what can be trusted; a bad bundle is refused and logged, and the others are served.
 
@@ -248,11 +268,15 @@ class Store:
             precision: stored form to serve; each bundle's own default if None.
             threads: threads one request may use; every core if None.
             max_batch: most rows of one request.
+            engine: what computes, as for `Model`.
 
         Raises:
             FileNotFoundError: no such folder.
             BundleError: the folder is itself a bundle.
+            ValueError: no such engine.
         """
+        if engine not in sessions.ENGINES:
+            raise ValueError(f"engine must be one of {', '.join(sessions.ENGINES)}, got {engine!r}")
         self.folder = Path(folder)
         self.models: dict[str, dict[str, Model]] = {}
         self.refused: dict[tuple[str, str], str] = {}
@@ -271,7 +295,8 @@ class Store:
                 continue
             for version in versions:
                 try:
-                    model = Model(_read(version), precision=precision, threads=threads, max_batch=max_batch)
+                    bundle = _read(version)
+                    model = Model(bundle, precision=precision, threads=threads, max_batch=max_batch, engine=engine)
                 except Exception as error:  # whatever is wrong with one bundle, the others are served
                     reason = str(error).replace(f"{version}", f"{name.name}/{version.name}")
                     if not isinstance(error, ValueError):

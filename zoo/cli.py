@@ -1,5 +1,6 @@
 """The command line: one thin command per verb. Everything heavy is imported inside the command that needs it."""
 
+import re
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -46,7 +47,6 @@ def _quiet_backend() -> None:
     comes out of it is passed on unless it is an information, warning or error line of the log.
     """
     import os
-    import re
     import threading
 
     if os.environ.get("ZOO_DEBUG"):
@@ -116,18 +116,29 @@ def names(
 def show(
     name: str,
     layers: Annotated[bool, typer.Option("--layers", help="Also each layer's size and multiplications.")] = False,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="With --layers, an argument of the model; repeatable."),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="With --layers, print the layers as JSON alone.")] = False,
 ) -> None:
     """Show what is known of a model: paper, parameters, weights, and all that --set takes when it is trained.
 
-    Example: zoo show resnet18 --layers
+    Example: zoo show resnet18 --layers --set input_shape=32,32,3
     """
     import shutil
     import textwrap
 
     from zoo import recipes, registry
 
-    typer.echo(registry.show(name))
     entry = registry.entry(name)
+    if (settings or as_json) and not layers:
+        raise ValueError("--set and --json are about the layers; add --layers")
+    arguments = _settings(settings)
+    if as_json:
+        _show_layers(entry, arguments, True)
+        return
+    typer.echo(registry.show(name))
     recipe = recipes.find(entry.name, entry.data, entry.recipe)
     typer.echo(f"\ntrained on {entry.data} with these settings, which --set changes:" if entry.data else "\nsettings:")
     given = {**recipe.arguments, **{key: getattr(recipe, key) for key in recipes.SETTINGS}}
@@ -139,17 +150,42 @@ def show(
             line = f"{text:<24}{among}" if among else text
             typer.echo(textwrap.fill(line, width, initial_indent="  ", subsequent_indent=" " * 28))
     if layers:
-        _quiet_backend()
-        from zoo.compress import cost
+        _show_layers(entry, arguments, False)
 
-        rows = cost(registry.get(name))
-        width = max(len(row.layer) for row in rows)
-        typer.echo(f"\n{'layer':<{width}}  {'kind':<22} {'output':<20} {'parameters':>12} {'multiplications':>16}")
-        for row in rows:
-            macs = "?" if row.macs is None else f"{row.macs:,}"
-            typer.echo(f"{row.layer:<{width}}  {row.kind:<22} {row.output_shape!s:<20} {row.params:>12,} {macs:>16}")
-        total = sum(row.macs or 0 for row in rows)
-        typer.echo(f"{'all':<{width}}  {'':<22} {'':<20} {sum(row.params for row in rows):>12,} {total:>16,}")
+
+def _show_layers(entry: Any, arguments: dict[str, object], as_json: bool) -> None:
+    """Print what each layer of a model costs."""
+    _quiet_backend()
+    from zoo.compress import cost
+
+    rows = cost(entry.build(**arguments))
+    total = sum(row.macs or 0 for row in rows)
+    if as_json:
+        import json
+
+        described = {
+            "params": sum(row.params for row in rows),
+            "macs": total,
+            "layers": [row._asdict() for row in rows],
+        }
+        typer.echo(json.dumps({"name": entry.name, **described}, indent=2))
+        return
+    width = max(len(row.layer) for row in rows)
+    typer.echo(
+        f"\n{'layer':<{width}}  {'kind':<22} {'output':<20} {'parameters':>12} {'multiplications':>16} {'share':>6}"
+    )
+    for row in rows:
+        macs = "?" if row.macs is None else f"{row.macs:,}"
+        share = f"{row.macs / total:.1%}" if row.macs else ""
+        typer.echo(
+            f"{row.layer:<{width}}  {row.kind:<22} {row.output_shape!s:<20} {row.params:>12,} {macs:>16} {share:>6}"
+        )
+    typer.echo(f"{'all':<{width}}  {'':<22} {'':<20} {sum(row.params for row in rows):>12,} {total:>16,}")
+    unknown = sum(row.macs is None for row in rows)
+    if unknown:
+        typer.echo(
+            f"{unknown} layers are not counted, because a size is not known; set it, as in --set input_shape=32,32,3"
+        )
 
 
 @app.command()
@@ -233,7 +269,7 @@ def evaluate(
     data: Annotated[str | None, typer.Option(help="Data; a run knows its own.")] = None,
     target: Annotated[str | None, typer.Option(help="Target column of a table, if another one.")] = None,
     split: Annotated[str, typer.Option(help="test, validation or train.")] = "test",
-    precision: Annotated[str | None, typer.Option(help="fp32 or int8, for a bundle.")] = None,
+    precision: Annotated[str | None, typer.Option(help="A bundle's: fp32, fp16, int8, w8 or w4.")] = None,
     picture: Annotated[Path | None, typer.Option(help="Write the confusion picture here.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
@@ -279,17 +315,59 @@ def compress(
     out: Annotated[Path, typer.Option(help="Folder of the smaller run.")],
     channels: Annotated[float | None, typer.Option(help="Share of the channels to remove, in (0, 1).")] = None,
     zeros: Annotated[float | None, typer.Option(help="Share of the weights to set to zero, in (0, 1).")] = None,
+    macs: Annotated[
+        float | None, typer.Option(help="Share of the multiplications to keep by removing channels, or their number.")
+    ] = None,
+    importance: Annotated[str, typer.Option(help="Of channels: magnitude, batch_norm or taylor.")] = "magnitude",
+    scope: Annotated[
+        str, typer.Option(help="Remove channels from each layer alike, or by one global ranking.")
+    ] = "layer",
+    steps: Annotated[int, typer.Option(help="Remove channels in so many parts, fine-tuning after each.")] = 1,
+    max_drop: Annotated[
+        float | None, typer.Option(help="Search for a form that loses at most so much of the validation score.")
+    ] = None,
+    max_size: Annotated[
+        str | None, typer.Option(metavar="SIZE", help="The same, with an ONNX file of at most 500KB or 2MB.")
+    ] = None,
+    max_ms: Annotated[float | None, typer.Option(help="The same, with at most so many milliseconds a request.")] = None,
+    trials: Annotated[int, typer.Option(help="Models that a search may train.")] = 4,
     epochs: Annotated[int, typer.Option(help="Epochs of fine-tuning.")] = 10,
     data: Moved = None,
     settings: Set = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the run that is in the folder.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print the result only.")] = False,
 ) -> None:
-    """Shrink a run's model and fine-tune it: remove channels (smaller and faster) or set weights to zero (smaller file).
+    """Make a run's model smaller: within a budget, or by removing channels (faster, too) or setting weights to zero.
 
-    Example: zoo compress runs/resnet18-digits --channels 0.5 --out runs/small
+    Examples: zoo compress runs/resnet18-digits --max-drop 0.01 --max-size 1MB --max-ms 2 --out runs/fit;
+    zoo compress runs/resnet18-digits --channels 0.5 --out runs/small
     """
+    budget = {"max_drop": max_drop, "max_size": _bytes(max_size), "max_ms": max_ms}
+    given = {name: value for name, value in budget.items() if value is not None}
+    if given and (channels, zeros, macs) != (None, None, None):
+        raise ValueError(
+            "--max-drop, --max-size and --max-ms search by themselves; leave out --channels, --zeros and --macs"
+        )
+    if given and (scope, steps, settings) != ("layer", 1, None):
+        raise ValueError("a search has no use for --scope, --steps and --set; leave them out")
     _quiet_backend()
+    if given:
+        from zoo.compress import fit
+
+        found = fit(
+            _with_data(run, data),
+            out=out,
+            trials=trials,
+            epochs=epochs,
+            importance=importance,
+            overwrite=overwrite,
+            quiet=quiet,
+            **given,
+        )
+        if quiet:
+            typer.echo(str(found))
+        typer.echo(f"export it with: zoo export {found.run.folder} store/NAME/1 --precision {found.precision}")
+        return
     from zoo.compress import shrink
 
     small = shrink(
@@ -297,6 +375,10 @@ def compress(
         out,
         channels=channels,
         zeros=zeros,
+        macs=macs,
+        importance=importance,
+        scope=scope,
+        steps=steps,
         epochs=epochs,
         overwrite=overwrite,
         quiet=quiet,
@@ -305,31 +387,89 @@ def compress(
     typer.echo(f"{small.metrics['test']:.4f} on test rows, {small.model.count_params():,} parameters, in {out}")
 
 
+def _bytes(text: str | None) -> float | None:
+    """Bytes of a size such as 500KB or 2MB, in powers of 1024."""
+    if text is None:
+        return None
+    found = re.fullmatch(r"([0-9.]+)\s*([KMG]?)I?B?", text.strip().upper())
+    try:
+        return float(found[1]) * 1024 ** " KMG".index(found[2] or " ") if found else float(text)
+    except ValueError:
+        raise ValueError(f"--max-size takes bytes, or a size such as 500KB or 2MB, got {text!r}") from None
+
+
 @app.command()
 def export(
     run: Annotated[Path, typer.Argument(help="Run folder.")],
-    bundle: Annotated[Path, typer.Argument(help="New version folder, such as store/digits/1.")],
-    int8: Annotated[bool, typer.Option("--int8/--no-int8", help="Also an INT8 file, if it keeps the accuracy.")] = True,
-    litert: Annotated[bool, typer.Option("--litert/--no-litert", help="Also LiteRT files for devices.")] = True,
+    bundle: Annotated[Path | None, typer.Argument(help="New version folder, such as store/digits/1.")] = None,
+    onnx: Annotated[Path | None, typer.Option(metavar="FILE", help="Only an ONNX file, and no bundle.")] = None,
+    int8: Annotated[
+        bool, typer.Option("--int8/--no-int8", help="Also all in 8 bits: a quarter of the size, faster.")
+    ] = True,
+    float16: Annotated[bool, typer.Option("--float16", help="Also weights in 16 bits: half the size.")] = False,
+    weight_bits: Annotated[
+        list[int] | None,
+        typer.Option(metavar="8|4", help="Also large matrices in so many bits, for transformers; repeatable."),
+    ] = None,
+    litert: Annotated[bool, typer.Option("--litert/--no-litert", help="Also LiteRT files, for phones.")] = True,
+    ort: Annotated[bool, typer.Option("--ort/--no-ort", help="Also .ort files, for minimal ONNX Runtimes.")] = False,
+    runner: Annotated[
+        bool, typer.Option("--runner/--no-runner", help="Also run.py: checks and times itself on a device.")
+    ] = True,
+    edge: Annotated[bool, typer.Option("--edge", help="All that devices can use: --litert --ort --runner.")] = False,
+    precision: Annotated[
+        str | None, typer.Option(help="What the server uses unless asked: fp32, fp16, int8, w8 or w4.")
+    ] = None,
+    max_drop: Annotated[
+        float | None, typer.Option(help="Most that a smaller form may lose of the validation score (0.003).")
+    ] = None,
     data: Moved = None,
 ) -> None:
     """Write a bundle: ONNX in FP32 and INT8 with preprocessing inside, manifest, golden rows, hashes, model card.
 
-    Example: zoo export runs/resnet18-digits store/digits/1
+    Each smaller form is measured on real rows and kept only if it holds the score; what is refused is told, with figures.
+
+    Example: zoo export runs/resnet18-digits store/digits/1 --float16 --edge
     """
+    if (bundle is None) == (onnx is None):
+        raise ValueError("give a version folder such as store/digits/1, or --onnx model.onnx, and not both")
     _quiet_backend()
     import export as exporter
 
     source = _with_data(run, data)
-    made = exporter.to_bundle(source.model, bundle, data=source.data, run=source, int8=int8, litert=litert)
-    for form in made.manifest.precisions.values():
-        score = "" if form.score is None else f"{made.manifest.metric} {form.score:.4f}  "
-        typer.echo(f"{form.file:<20} {form.bytes / 1024:>10,.0f} KB  {score}parity {form.parity:.1e}")
-    for file, figures in made.manifest.edge.items():
-        typer.echo(f"{file:<20} {figures['bytes'] / 1024:>10,.0f} KB  agreement with Keras {figures['agreement']:.4f}")
-    for name, reason in made.manifest.refused.items():
+    if onnx is not None:
+        exporter.to_onnx(source.model, onnx, signature=source.signature)
+        typer.echo(f"{onnx}  {onnx.stat().st_size / 1024:,.0f} KB, preprocessing inside; answers as Keras does")
+        return
+    assert bundle is not None
+    made = exporter.to_bundle(
+        source,
+        bundle,
+        int8=int8,
+        float16=float16,
+        weight_bits=weight_bits,
+        litert=litert or edge,
+        ort=ort or edge,
+        runner=runner or edge,
+        precision=precision,
+        max_drop=max_drop,
+    )
+    manifest = made.manifest
+    for form in manifest.precisions.values():
+        score = "" if form.score is None else f"{manifest.metric} {form.score:.4f}  "
+        speed = "" if form.ms is None else f"{form.ms:.3f} ms  "
+        typer.echo(f"{form.file:<20} {form.bytes / 1024:>10,.0f} KB  {score}{speed}parity {form.parity:.1e}")
+    for file, figures in manifest.edge.items():
+        score = "" if figures.score is None else f"{manifest.metric} {figures.score:.4f}  "
+        speed = "" if figures.ms is None else f"{figures.ms:.3f} ms  "
+        typer.echo(
+            f"{file:<20} {figures.bytes / 1024:>10,.0f} KB  {score}{speed}agreement with Keras {figures.agreement:.4f}"
+        )
+    for name, reason in manifest.refused.items():
         typer.echo(f"{name} was refused: {reason}")
     typer.echo(f"bundle in {bundle}; serve it with: zoo serve {bundle.parent.parent}")
+    if runner or edge:
+        typer.echo(f"check it on a device with numpy and onnxruntime: python {bundle / 'run.py'}")
 
 
 @app.command()
@@ -345,7 +485,9 @@ def explain(
     rows: Annotated[int, typer.Option(help="How many example rows.")] = 4,
     label: Annotated[str | None, typer.Option(help="Class to explain; each row's most probable if not given.")] = None,
     method: Annotated[str, typer.Option(help="auto, exact, permutation or partition.")] = "auto",
-    precision: Annotated[str | None, typer.Option(help="fp32 or int8; the bundle's default if not given.")] = None,
+    precision: Annotated[
+        str | None, typer.Option(help="fp32, fp16, int8, w8 or w4; the bundle's default if not given.")
+    ] = None,
     out: Annotated[Path, typer.Option(help="Picture to write.")] = Path("explanation.png"),
 ) -> None:
     """Explain a bundle's answers with SHAP, without TensorFlow.
@@ -378,11 +520,14 @@ def serve(
     host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 for all.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port; 0 takes a free one.")] = 8000,
     precision: Annotated[str | None, typer.Option(help="fp32 or int8; each bundle's default if not given.")] = None,
+    engine: Annotated[
+        str, typer.Option(help="onnxruntime, openvino where it is installed, or auto for the faster one here.")
+    ] = "onnxruntime",
 ) -> None:
     """Serve every bundle of a store: the Open Inference Protocol, simple routes, metrics and a page to try it."""
     from serve.host import run
 
-    run(store, host=host, port=port, precision=precision)
+    run(store, host=host, port=port, precision=precision, engine=engine)
 
 
 @app.command()

@@ -77,10 +77,23 @@ def resumed_equals_whole(folder):
     }
 
 
+def pruned_share():
+    """Share of the arithmetic that is left after pruning by gradients to a half, through recurrent and dense layers."""
+    splits = data.load("digits")
+    rows = keras.Input(splits.signature.preprocess.shape)
+    x = keras.layers.Reshape((-1, 8))(rows)
+    x = keras.layers.GRU(12)(keras.layers.Bidirectional(keras.layers.LSTM(8, return_sequences=True))(x))
+    model = keras.Model(rows, keras.layers.Dense(10, name="logits")(x))
+    small = zoo.compress.prune_channels(model, macs=0.5, importance="taylor", scope="global", data=splits)
+    small(splits.signature.inputs({name: values[:2] for name, values in splits.train.x.items()}))
+    return zoo.compress.macs(small) / zoo.compress.macs(model)
+
+
 if __name__ == "__main__":
     report = {
         "backend": keras.backend.backend(),
         "losses": every_builder(),
+        "pruned": pruned_share(),
         "resume": resumed_equals_whole(Path(sys.argv[1])),
     }
     (Path(sys.argv[1]) / "report.json").write_text(json.dumps(report))

@@ -37,3 +37,7 @@ def test_a_killed_run_goes_on_exactly(report):
     for figure in ("losses", "accuracies"):  # also of the epoch that was cut in two
         whole, again = report["resume"][figure]
         assert whole == again
+
+
+def test_gradients_prune_to_a_target(report):
+    assert 0.35 < report["pruned"] <= 0.5

@@ -46,6 +46,29 @@ def test_road_on_a_table(trained):
     assert done.returncode == 1 and "the model was trained for the labels" in done.stderr
 
 
+def test_export_writes_the_forms_asked_for(trained):
+    asked = ("--float16", "--weight-bits", "8", "--edge", "--precision", "fp16", "--max-drop", "0.1")
+    done = zoo("export", "run", "store/forms/1", *asked, folder=trained)
+    assert done.returncode == 0, done.stderr
+    for file in ("model.onnx", "model.fp16.onnx", "model.int8.ort", "model.tflite"):
+        assert f"\n{file} " in f"\n{done.stdout}" and (trained / "store/forms/1" / file).is_file()
+    replay = subprocess.run(
+        [sys.executable, "store/forms/1/run.py"], cwd=trained, capture_output=True, text=True, check=False
+    )
+    assert replay.returncode == 0 and "model.fp16.onnx, fp16" in replay.stdout
+    done = zoo("export", "run", "--onnx", "alone.onnx", folder=trained)
+    assert done.returncode == 0 and "alone.onnx" in done.stdout and (trained / "alone.onnx").is_file()
+    for arguments, message in (
+        (("run",), "give a version folder such as store/digits/1, or --onnx model.onnx"),
+        (("run", "store/forms/1"), "the next free one is"),
+        (("run", "store/forms/2", "--weight-bits", "3"), "weight_bits must be 8 or 4, got 3"),
+        (("run", "store/forms/2", "--precision", "fp8"), "no precision is called 'fp8'"),
+    ):
+        done = zoo("export", *arguments, folder=trained)
+        assert done.returncode == 1 and message in done.stderr and "Traceback" not in done.stderr
+    assert [path.name for path in (trained / "store/forms").iterdir()] == ["1"]
+
+
 def test_show_lists_what_set_takes():
     told = zoo("show", "mlp").stdout
     for part in ("dropout=0.3", "learning_rate=0.002", "cosine", "mixed_bfloat16"):

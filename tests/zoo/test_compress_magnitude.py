@@ -200,7 +200,7 @@ def test_nested_models_are_pruned_and_reported():
     [
         ({"target": 1.0}, r"target must be a share in \(0, 1\), got target=1.0"),
         ({"target": 0}, "got target=0"),
-        ({"schedule": "cubic"}, "polynomial, linear, one-shot, got 'cubic'"),
+        ({"schedule": "cubic"}, "polynomial, linear, constant, one-shot, got 'cubic'"),
         ({"scope": "model"}, "'global' or 'layer', got 'model'"),
         ({"begin_epoch": -1}, "got begin_epoch=-1"),
         ({"begin_epoch": 5, "end_epoch": 2}, "begin_epoch=5, end_epoch=2"),

@@ -1,24 +1,26 @@
 """A model for a budget: pruned, quantized and measured until it fits, or a refusal that says what came closest.
 
-Each candidate is a share of the model's multiply-accumulates, reached by removing channels and training again, in each
-stored form (32 and 16 bit floats, 8-bit integers, 8- and 4-bit weights). Scores are on the validation split, sizes those
+Each candidate is a share of the model's multiply-accumulates, reached by removing channels and training again with the
+original as teacher, in each stored form (32 and 16 bit floats, 8-bit integers, 8- and 4-bit weights). Where the
+integers lose too much, the candidate is trained under quantization. Scores are on the validation split, sizes those
 of the ONNX files, latencies those in ONNX Runtime on this machine.
 """
 
 import json
 import math
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from zoo import data as datasets
-from zoo import recipes, registry, tasks
+from zoo import tasks
+from zoo.compress.awareness import RANGES, tune_quantized
 from zoo.compress.channels import prune_channels
 from zoo.compress.costs import macs
-from zoo.training import Run, load, load_data, tune
+from zoo.compress.distillation import distill
+from zoo.training import Run, as_run
 
 PRECISIONS = ("fp32", "fp16", "int8", "w8", "w4")
 _CALIBRATION = 256  # rows that set the INT8 ranges
@@ -72,8 +74,17 @@ class Limits:
         """The largest of size and latency in units of its limit; above 1 is too much."""
         return max([point.size / self.size if self.size else 0.0, point.ms / self.ms if self.ms else 0.0])
 
+    def broken(self, point: Point) -> list[str]:
+        """What speaks against a point, in words."""
+        checks = {
+            "loses too much": point.drop > self.drop,
+            "too large": self.size is not None and point.size > self.size,
+            "too slow": self.ms is not None and point.ms > self.ms,
+        }
+        return [word for word, holds in checks.items() if holds]
+
     def holds(self, point: Point) -> bool:
-        return point.drop <= self.drop and self.excess(point) <= 1
+        return not self.broken(point)
 
     def distance(self, point: Point) -> float:
         """How far a point is from the limits: the worst excess, one percent of score counting as ten of size."""
@@ -189,26 +200,30 @@ def fit(
         raise ValueError(
             f"trials must be at least 0, epochs, rows and threads at least 1, got {trials}, {epochs}, {rows}, {threads}"
         )
-    run = _run(model, data)
+    run = as_run(model, data)
     folder = Path(out) if out else Path("runs") / f"{run.recipe.model}-{Path(run.recipe.data).stem}-fit"
     _check_folder(folder, overwrite)
-    bench = _Bench(run, folder, tuple(precisions), rows, threads, (lambda *_: None) if quiet else print)
+    bench = _Bench(run, folder, limits, tuple(precisions), epochs, rows, threads, (lambda *_: None) if quiet else print)
     bench.check_trained()
-    bench.measure(1.0, run)
+    folder.mkdir(parents=True, exist_ok=True)
+    bench.add(1.0, run)
     for _ in range(trials):
         share = next_share(bench.points, limits)
         if share is None:
             break
         bench.say(f"training a model with {share:.0%} of the arithmetic, {epochs} epochs")
+        rows_for = run.data if importance == "taylor" else None
         try:
-            small = prune_channels(run.model, macs=share, importance=importance, data=bench.sample(importance))
+            small = prune_channels(run.model, macs=share, importance=importance, data=rows_for)
         except ValueError as error:
             bench.say(f"no such model: {error}")
             break
         place = folder / f"share-{share:.3f}"
-        tuned = tune(run, small, out=place, epochs=epochs, overwrite=overwrite, quiet=True)
-        bench.measure(macs(small) / bench.macs, tuned)
-    return bench.conclude(limits)
+        pruned = replace(run, model=small)
+        bench.add(
+            macs(small) / bench.macs, distill(run, pruned, out=place, epochs=epochs, overwrite=overwrite, quiet=True)
+        )
+    return bench.conclude()
 
 
 def next_share(points: list[Point], limits: Limits) -> float | None:
@@ -226,6 +241,8 @@ def next_share(points: list[Point], limits: Limits) -> float | None:
     fits = [s for s in lossless if any(p.share == s and limits.holds(p) for p in points)]
     if 1.0 in fits or any(p.drop <= 0 and limits.holds(p) for p in points):
         return None
+    if any(all(limits.excess(p) > 1 for p in points if p.share == s) for s in lossy):
+        return None  # what loses too much is still too large, so nothing above it fits
     large = min(s for s in lossless if s not in fits)  # 1.0 at least
     if fits or [s for s in lossy if s < large]:  # as large as size and latency allow
         return _between(max([*fits, *(s for s in lossy if s < large)]), large)
@@ -262,7 +279,8 @@ def table(points: tuple[Point, ...] | list[Point], limits: Limits, chosen: Point
     lines = [f"   {'MACs':>6}  {'form':<5} {'score':>7} {'drop':>8} {'size':>12} {'ms':>8}"]
     for point in sorted(points, key=lambda p: p.ms):
         mark = ("*" if point in best else " ") + (">" if point is chosen else " ")
-        held = "" if limits.holds(point) else "  outside the limits"
+        broken = limits.broken(point)
+        held = f"  {' and '.join(broken)}" if broken else ""
         lines.append(
             f"{mark} {point.share:>6.0%}  {point.precision:<5} {point.score:>7.4f} {point.drop:>+8.4f} "
             f"{point.size / 1024:>9,.0f} KB {point.ms:>8.3f}{held}"
@@ -311,26 +329,24 @@ class _Bench:
         self,
         run: Run,
         folder: Path,
+        limits: Limits,
         precisions: tuple[str, ...],
+        epochs: int,
         rows: int,
         threads: int,
         say: Callable[..., None],
     ) -> None:
-        self.run, self.folder, self.precisions, self.rows, self.threads, self.say = (
-            run, folder, precisions, rows, threads, say,
-        )  # fmt: skip
+        self.run, self.folder, self.limits, self.precisions = run, folder, limits, precisions
+        self.epochs, self.rows, self.threads, self.say = epochs, rows, threads, say
         self.splits = run.data
         self.task = tasks.get(run.signature.task)
         self.macs = macs(run.model)
         self.points: list[Point] = []
-        self.runs: dict[float, Run] = {}
+        self.runs: dict[Point, Run] = {}
+        self.reference: float | None = None
 
     def score(self, answers: dict[str, np.ndarray]) -> float:
         return self.task.score(self.splits.validation.y, answers[self.task.output])
-
-    def sample(self, importance: str) -> Any:
-        """Rows for an importance that needs them."""
-        return self.splits if importance == "taylor" else None
 
     def check_trained(self) -> None:
         """Refuse a model that is no better than an answer that never changes."""
@@ -349,23 +365,45 @@ class _Bench:
                 "train it first"
             )
 
-    def measure(self, share: float, run: Run) -> None:
-        """Export a run's model in each form, and take score, size and latency."""
+    def add(self, share: float, run: Run) -> None:
+        """Measure a run's model in each form; where 8-bit integers alone lose too much, train it under quantization."""
+        place = self.folder / f"share-{share:.3f}-onnx"
+        self.measure(share, run, place, self.precisions)
+        held = {p.precision for p in self.points if p.share == share and p.drop <= self.limits.drop}
+        if "int8" in self.precisions and "fp32" in held and "int8" not in held:
+            self.say(f"training the model with {share:.0%} of the arithmetic under quantization")
+            folder = self.folder / f"share-{share:.3f}-int8"
+            try:
+                aware = tune_quantized(run, folder, epochs=max(1, self.epochs // 2), overwrite=True, quiet=True)
+            except ValueError as error:
+                self.say(f"  int8: {error}")
+                return
+            ranges = json.loads((folder / RANGES).read_text(encoding="utf-8"))
+            self.measure(share, aware, folder / "onnx", ("int8",), ranges)
+
+    def measure(
+        self, share: float, run: Run, place: Path, precisions: tuple[str, ...], ranges: dict[str, Any] | None = None
+    ) -> None:
+        """Export a run's model in some forms, and take score, size and latency."""
         from export import ExportError, int8, lowbit, parity, to_onnx
         from export.timing import milliseconds
 
-        self.runs[share] = run
-        place = self.folder / f"share-{share:.3f}-onnx"
         place.mkdir(parents=True, exist_ok=True)
+        validation = self.splits.validation.x
         golden = {name: values[:16] for name, values in self.splits.test.x.items()}
         source = to_onnx(run.model, place / "model.onnx", signature=run.signature, golden=golden)
-        full = self.score(parity.run(parity.session(source), self.splits.validation.x))
-        calibration = {name: values[:_CALIBRATION] for name, values in self.splits.train.x.items()}
         files, kept = {"fp32": source}, {}
 
         def quantized(path: Path) -> None:
+            rows = {name: values[:_CALIBRATION] for name, values in self.splits.train.x.items()}
             made = int8.quantize(
-                source, path, calibration=calibration, validation=self.splits.validation.x, score=self.score
+                source,
+                path,
+                calibration=rows,
+                validation=validation,
+                score=self.score,
+                max_drop=self.limits.drop,
+                ranges=ranges,
             )
             kept["int8"] = made.kept_float
 
@@ -375,7 +413,7 @@ class _Bench:
             "w8": lambda path: lowbit.to_low_bit(source, path, bits=8),
             "w4": lambda path: lowbit.to_low_bit(source, path, bits=4),
         }
-        for precision in self.precisions:
+        for precision in precisions:
             path = place / f"model.{precision}.onnx"
             try:
                 if precision in writers:
@@ -385,22 +423,19 @@ class _Bench:
                 self.say(f"  {precision}: {error}")
         times = milliseconds(list(files.values()), golden, rows=self.rows, threads=self.threads)
         for (precision, path), ms in zip(files.items(), times, strict=True):
-            if precision not in self.precisions:
-                continue
-            score = (
-                full if precision == "fp32" else self.score(parity.run(parity.session(path), self.splits.validation.x))
-            )
-            reference = self.reference if self.points else full
-            self.reference = reference
-            point = Point(
-                share, precision, score, reference - score, path.stat().st_size, ms, path, kept.get(precision, ())
-            )
-            self.points.append(point)
-            self.say(f"  {point}: score {score:.4f}, {point.size / 1024:,.0f} KB, {ms:.3f} ms")
+            score = self.score(parity.run(parity.session(path), validation))
+            if self.reference is None:  # the original in 32 bits comes first
+                self.reference = score
+            if precision in precisions:
+                drop = self.reference - score
+                point = Point(share, precision, score, drop, path.stat().st_size, ms, path, kept.get(precision, ()))
+                self.points.append(point)
+                self.runs[point] = run
+                self.say(f"  {point}: score {score:.4f}, {point.size / 1024:,.0f} KB, {ms:.3f} ms")
 
-    def conclude(self, limits: Limits) -> Fitted:
+    def conclude(self) -> Fitted:
         """The chosen point, with table and picture written; or the refusal."""
-        points = tuple(self.points)
+        points, limits = tuple(self.points), self.limits
         fitting = [point for point in points if limits.holds(point)]
         chosen = choose(fitting, limits) if fitting else None
         rows = [{**asdict(p), "file": str(p.file.relative_to(self.folder)), "fits": limits.holds(p)} for p in points]
@@ -416,7 +451,7 @@ class _Bench:
                 closest,
             )
         self.say(f"chosen: {chosen}, within {limits}")
-        return Fitted(self.runs[chosen.share], chosen, points, limits, self.folder)
+        return Fitted(self.runs[chosen], chosen, points, limits, self.folder)
 
 
 def _limits(drop: float, size: float | None, ms: float | None) -> Limits:
@@ -430,27 +465,6 @@ def _limits(drop: float, size: float | None, ms: float | None) -> Limits:
     return Limits(drop, size, ms)
 
 
-def _run(model: Any, data: Any) -> Run:
-    """The model with data and recipe, whatever form it was given in."""
-    if isinstance(model, str | Path):
-        model = load(model)
-    if hasattr(model, "recipe"):
-        splits = model.data if data is None else datasets.load(data) if isinstance(data, str | Path) else data
-        splits = load_data(model) if splits is None else splits
-        return Run(model.model, model.signature, model.recipe, model.folder, model.history, model.metrics, splits)
-    if not hasattr(model, "predict_on_batch"):
-        raise TypeError(f"fit takes a run, a run folder or a Keras model, got a {type(model).__name__}")
-    if data is None:
-        raise ValueError("a Keras model needs its data: give data=, such as 'digits', or the run it comes from")
-    shape = tuple(model.input_shape[1:])
-    splits = (
-        datasets.load(data, input_shape=shape if len(shape) == 3 else None) if isinstance(data, str | Path) else data
-    )
-    defaults = registry.entry(model.name).recipe if model.name in registry.names() else {}
-    recipe = recipes.find(model.name, splits.name, defaults)
-    return Run(model, splits.signature, recipe, None, [], {}, splits)
-
-
 def _check_folder(folder: Path, overwrite: bool) -> None:
     if folder.exists() and not folder.is_dir():
         raise NotADirectoryError(f"{folder} is a file; choose another folder")
@@ -459,4 +473,3 @@ def _check_folder(folder: Path, overwrite: bool) -> None:
             f"{folder} is not empty; choose another folder"
             + (", or overwrite the search that is there" if (folder / "points.json").exists() else "")
         )
-    folder.mkdir(parents=True, exist_ok=True)

@@ -13,6 +13,8 @@ from zoo.training.gradients import gradients
 
 log = logging.getLogger("zoo.training")
 
+COUNTERS = ("wait", "best", "cooldown_counter", "reached", "chosen_at")  # attributes of callbacks that continue
+
 
 class Keeper(keras.callbacks.Callback):
     """Keeps the best weights, stops when patience runs out, and can continue a killed run exactly.
@@ -59,8 +61,7 @@ class Keeper(keras.callbacks.Callback):
             "history": self.history,
         }
         position["callbacks"] = {
-            type(c).__name__: {k: float(v) for k, v in vars(c).items() if k in ("wait", "best", "cooldown_counter")}
-            for c in self.siblings
+            type(c).__name__: {k: float(v) for k, v in vars(c).items() if k in COUNTERS} for c in self.siblings
         }
         arrays = {key: np.asarray(v) for key, v in self._variables().items()}
         _write(self.folder / "state.npz", arrays | {"position": np.asarray(json.dumps(position))})

@@ -9,6 +9,52 @@ from zoo.training.callbacks import GradientHealth, Keeper, NaNGuard, Progress
 from zoo.training.optimisers import optimiser
 
 
+class Method:
+    """How a network learns; this one plainly, by its task's loss on the true targets.
+
+    `zoo.compress` has others: from a teacher, or under quantization. A method trains a model of its own that shares
+    the network's weights, or hands them back in `finish`.
+    """
+
+    def check(self, network, data, recipe):
+        """Refuse what cannot work, before anything is written.
+
+        Args:
+            network: Keras model for the data's task.
+            data: `zoo.data.Data`.
+            recipe: `zoo.recipes.Recipe`.
+
+        Raises:
+            ValueError: this network cannot learn this way from this data.
+        """
+
+    def begin(self, network, data, recipe):
+        """The model to train in place of the network, with one output, `(batch, values)`."""
+        return network
+
+    def targets(self, split, rows, x, y):
+        """What the loss compares with.
+
+        Args:
+            split: "train" or "validation".
+            rows: indices of the rows in the split.
+            x: model input, augmented in training.
+            y: the task's encoded targets, `(batch, outputs)`.
+        """
+        return y
+
+    def loss(self, loss):
+        """The loss on `targets`, given the task's own."""
+        return loss
+
+    def metrics(self, metrics):
+        """Metrics on `targets`, given the task's own."""
+        return metrics
+
+    def finish(self):
+        """Give the network what its stand-in has learnt."""
+
+
 class Batches(keras.utils.PyDataset):
     """Training batches whose order and augmentation are a function of (seed, epoch, batch) alone.
 
@@ -17,11 +63,13 @@ class Batches(keras.utils.PyDataset):
         recipe: `zoo.recipes.Recipe`.
         epoch: epoch of the first pass.
         skip: batches of that pass that were done before.
+        method: who completes the targets.
     """
 
-    def __init__(self, data, recipe, epoch=0, skip=0):
+    def __init__(self, data, recipe, epoch=0, skip=0, method=None):
         super().__init__()
         self.data, self.recipe, self.epoch, self.skip = data, recipe, epoch, skip
+        self.method = method or Method()
         self.task = tasks.get(data.signature.task)
         self.rows = len(data.train.y)
         self._order = (None, None)  # epoch and its permutation
@@ -54,6 +102,7 @@ class Batches(keras.utils.PyDataset):
         if self.recipe.augment:
             generator = np.random.default_rng([self.recipe.seed, self.epoch, index])
             x, y = augment.apply(self.recipe.augment, x, y, generator)
+        y = self.method.targets("train", rows, x, y)
         return (x, y) if self.class_weight is None else (x, y, self.class_weight[targets])
 
     def at(self, epoch):
@@ -61,8 +110,9 @@ class Batches(keras.utils.PyDataset):
         self.epoch = epoch
 
 
-def compile_for(model, recipe, task, steps):
+def compile_for(model, recipe, task, steps, method=None):
     """Compile with a recipe's loss, optimiser and penalties."""
+    method = method or Method()
     if recipe.l1 or recipe.l2:
         penalty = keras.regularizers.L1L2(recipe.l1, recipe.l2)
         for variable in model.trainable_variables:
@@ -72,8 +122,8 @@ def compile_for(model, recipe, task, steps):
     on_tensorflow_cpu = keras.backend.backend() == "tensorflow" and not _has_gpu()
     model.compile(
         optimizer=optimiser(recipe, steps),
-        loss=task.loss(recipe.loss, recipe.label_smoothing),
-        metrics=task.metrics(),
+        loss=method.loss(task.loss(recipe.loss, recipe.label_smoothing)),
+        metrics=method.metrics(task.metrics()),
         jit_compile=False if on_tensorflow_cpu else "auto",
     )
     model.optimizer.build(model.trainable_variables)
@@ -97,6 +147,7 @@ def fit(
     save_every=0,
     diagnose=None,
     keep="best",
+    method=None,
 ):
     """Train a model that is at hand; it ends with the weights of its best epoch.
 
@@ -111,6 +162,7 @@ def fit(
         save_every: batches between two saves inside an epoch, 0 for epoch ends only.
         diagnose: list that receives a `GradientHealth` measured after each epoch, None to measure nothing.
         keep: whose weights the model ends with, the "best" epoch's or the "last" one's.
+        method: `Method` by which it learns, plainly from the true targets if None.
 
     Returns:
         Rows of the history, one dictionary per epoch.
@@ -126,11 +178,15 @@ def fit(
             f"the model maps {tuple(model.input_shape[1:])} to {model.output_shape[-1]} outputs, data {data.name!r} has "
             f"{signature.preprocess.shape} and {signature.outputs}; build it with these"
         )
+    method = method or Method()
+    model = method.begin(model, data, recipe)
     steps = Batches(data, recipe).steps
-    compile_for(model, recipe, task, steps)
+    compile_for(model, recipe, task, steps, method)
 
+    x = signature.inputs(data.validation.x)
     targets = task.encode(signature.targets(data.validation.y), signature.outputs)
-    validation = (signature.inputs(data.validation.x), targets)
+    targets = method.targets("validation", np.arange(len(x)), x, targets)
+    validation = (x, targets)
     if recipe.averaging:
         save_every = 0  # Keras replaces the weights by their average when a pass ends, so an epoch cannot be split
     keeper = Keeper(folder, task.monitor, task.mode, recipe.patience, save_every)
@@ -146,7 +202,7 @@ def fit(
     epoch, skip = 0, 0
     if resume:
         # Keras creates the metrics' variables with the first batch; they must be there to take their saved sums
-        model.compute_metrics(None, targets[:1], np.zeros_like(targets[:1]))
+        model.compute_metrics(None, targets[:1], np.zeros((1, *model.output_shape[1:]), np.float32))
         model.reset_metrics()
         epoch, skip = keeper.resume()
     shown = [] if quiet else [Progress(recipe.epochs, steps, epoch * steps + skip)]
@@ -157,7 +213,10 @@ def fit(
     try:
         for first, last, skipped in passes:
             if first < last and not (first > epoch and model.stop_training):
-                batches = Batches(data, recipe, first, skipped)
+                batches = Batches(data, recipe, first, skipped, method)
+                for callback in extra:
+                    if hasattr(callback, "place"):  # a pass may be the rest of an epoch, or all but a resumed one
+                        callback.place(recipe.epochs, steps, first, skipped)
                 turn = keras.callbacks.LambdaCallback(
                     on_epoch_begin=lambda epoch, _, batches=batches: batches.at(epoch)
                 )
@@ -176,4 +235,5 @@ def fit(
             bar.close()
     if keep == "best" and not recipe.averaging:  # averaged weights are set at the end of the run and are the result
         keeper.restore_best()
+    method.finish()
     return keeper.history

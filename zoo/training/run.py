@@ -1,5 +1,6 @@
 """From a name to a run folder: build, train, judge, compare with the baseline, write everything down."""
 
+import contextlib
 import csv
 import dataclasses
 import json
@@ -22,7 +23,7 @@ from zoo.evaluate import pictures
 from zoo.evaluate.report import Report, answers, judge
 from zoo.machine import cores, processor, versions
 from zoo.recipes import Recipe
-from zoo.training.fit import fit
+from zoo.training.fit import Method, fit
 
 
 @dataclass(frozen=True)
@@ -61,6 +62,7 @@ def train(
     tensorboard: bool = False,
     diagnose: bool = False,
     save_every: int = 0,
+    method: Method | None = None,
     **overrides: Any,
 ) -> Run:
     """Train a model by name and write a run folder.
@@ -77,6 +79,7 @@ def train(
         tensorboard: also write TensorBoard logs to `out/tensorboard`.
         diagnose: measure gradient norms and dead units after each epoch, with a picture.
         save_every: batches between two saves inside an epoch; each epoch's end is always saved.
+        method: how it learns, such as `zoo.compress.distill` asks for; plainly from the true targets if None.
         overrides: settings of `zoo.recipes.Recipe`, or arguments of the model's builder.
 
     Returns:
@@ -114,7 +117,18 @@ def train(
     finally:
         keras.config.set_dtype_policy(previous)
     return _carry_out(
-        network, splits, recipe, folder, resume, overwrite, quiet, callbacks, tensorboard, diagnose, save_every
+        network,
+        splits,
+        recipe,
+        folder,
+        resume,
+        overwrite,
+        quiet,
+        callbacks,
+        tensorboard,
+        diagnose,
+        save_every,
+        method=method,
     )
 
 
@@ -123,10 +137,13 @@ def tune(
     network: Any = None,
     *,
     out: str | Path,
+    resume: bool = False,
     overwrite: bool = False,
     quiet: bool = False,
     callbacks: tuple = (),
+    save_every: int = 0,
     keep: str = "best",
+    method: Method | None = None,
     **overrides: Any,
 ) -> Run:
     """Train a run's model further, or a smaller version of it, on the same splits.
@@ -135,10 +152,13 @@ def tune(
         run: where data and recipe come from.
         network: model to train in place, a copy of the run's own if None.
         out: folder of the new run.
+        resume: go on with the killed run in `out`; the model must be as it was when that began.
         overwrite: replace a run folder that is there.
         quiet: no progress bar and no lines.
         callbacks: Keras callbacks, such as `zoo.compress.MagnitudePruning`.
+        save_every: batches between two saves inside an epoch; each epoch's end is always saved.
         keep: whose weights the model ends with, the "best" epoch's or the "last" one's.
+        method: how it learns, plainly from the true targets if None.
         overrides: settings of `zoo.recipes.Recipe`.
 
     Returns:
@@ -152,9 +172,21 @@ def tune(
         raise ValueError(
             f"a finished model is tuned in float32, got precision={overrides['precision']!r}; leave it out"
         )
-    recipe = run.recipe.override(**{**overrides, "precision": "float32"})
+    recipe = (_resumed(Path(out)) if resume else run.recipe).override(**{**overrides, "precision": "float32"})
     keras.utils.set_random_seed(recipe.seed)
-    return _carry_out(network, splits, recipe, Path(out), False, overwrite, quiet, callbacks, keep=keep)
+    return _carry_out(
+        network,
+        splits,
+        recipe,
+        Path(out),
+        resume,
+        overwrite,
+        quiet,
+        callbacks,
+        save_every=save_every,
+        keep=keep,
+        method=method,
+    )
 
 
 def load_data(run: Run, source: str | Path | None = None) -> Data:
@@ -181,6 +213,39 @@ def load_data(run: Run, source: str | Path | None = None) -> Data:
     return splits
 
 
+def as_run(model: Any, data: Any = None) -> Run:
+    """A model as a run with its splits, whatever form it is given in.
+
+    Args:
+        model: run, run folder or Keras model.
+        data: its data: a name, a path or `zoo.data.Data`; a run knows its own.
+
+    Returns:
+        A run with data; that of a Keras model has no folder, history or scores.
+
+    Raises:
+        TypeError: `model` is none of these.
+        ValueError: a Keras model without data, or data that is not there.
+    """
+    if isinstance(model, str | Path):
+        model = load(model)
+    if hasattr(model, "recipe"):
+        if data is None:
+            splits = model.data or load_data(model)
+        else:
+            splits = data if isinstance(data, Data) else load_data(model, data)
+        return dataclasses.replace(model, data=splits)
+    if not hasattr(model, "predict_on_batch"):
+        raise TypeError(f"a run, a run folder or a Keras model is needed, got a {type(model).__name__}")
+    if data is None:
+        raise ValueError("a Keras model needs its data: give data=, such as 'digits', or the run it comes from")
+    shape = tuple(model.input_shape[1:])
+    splits = datasets.load(data, input_shape=shape if len(shape) == 3 else None)
+    known = model.name in registry.names()
+    recipe = recipes.find(model.name, _name(data), registry.entry(model.name).recipe if known else {})
+    return Run(model, splits.signature, recipe, None, [], {}, splits)
+
+
 def _name(source: Any) -> str:
     return source.name if isinstance(source, Data) else str(source)
 
@@ -201,14 +266,19 @@ def _recipe(entry: registry.Entry, data: str, resumed: Path | None, overrides: d
     if resumed is None:
         recipe = recipes.find(entry.name, data, entry.recipe).override(**settings)
         return dataclasses.replace(recipe, arguments={**recipe.arguments, **arguments})
-    if (resumed / "metrics.json").exists():
-        raise ValueError(f"the run in {resumed} is finished, there is nothing to resume; train again with overwrite")
-    if not (resumed / "state.npz").exists():
-        raise ValueError(f"there is no run to resume in {resumed}: it has no state.npz; start without resume")
-    recipe = Recipe.load(resumed / "recipe.json")
+    recipe = _resumed(resumed)
     if recipe.model != entry.name or arguments:
         raise ValueError(f"{resumed} holds a run of {recipe.model!r}; resume it by that name and without arguments")
     return recipe.override(**settings)
+
+
+def _resumed(folder: Path) -> Recipe:
+    """The recipe of a killed run."""
+    if (folder / "metrics.json").exists():
+        raise ValueError(f"the run in {folder} is finished, there is nothing to resume; train again with overwrite")
+    if not (folder / "state.npz").exists():
+        raise ValueError(f"there is no run to resume in {folder}: it has no state.npz; start without resume")
+    return Recipe.load(folder / "recipe.json")
 
 
 def _carry_out(
@@ -224,8 +294,11 @@ def _carry_out(
     diagnose: bool = False,
     save_every: int = 0,
     keep: str = "best",
+    method: Method | None = None,
 ) -> Run:
     """Train a built network and write its run folder."""
+    if method:
+        method.check(network, splits, recipe)
     _prepare(folder, resume, overwrite)
     recipe.save(folder / "recipe.json")
     splits.signature.save(folder / "signature.json")
@@ -247,6 +320,7 @@ def _carry_out(
         save_every=save_every,
         diagnose=health if diagnose else None,
         keep=keep,
+        method=method,
     )
     seconds = time.perf_counter() - started
     if recipe.precision != "float32":
@@ -298,7 +372,8 @@ def load(folder: str | Path) -> Run:
     with (folder / "history.csv").open(newline="", encoding="utf-8") as file:
         history = [{key: float(value) for key, value in row.items()} for row in csv.DictReader(file)]
     recipe = Recipe.load(folder / "recipe.json")
-    registry.import_architecture(recipe.model)
+    with contextlib.suppress(registry.UnknownModelError):  # a model of the user's own has no entry
+        registry.import_architecture(recipe.model)
     network = keras.saving.load_model(folder / "model.keras", compile=False, safe_mode=True)
     metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
     return Run(network, Signature.load(folder / "signature.json"), recipe, folder, history, metrics)
