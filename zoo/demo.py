@@ -44,7 +44,7 @@ def run(model: str, out: Path, epochs: int | None = None) -> None:
     _say("1", f"train {model} on {NAME}: 1,797 real handwritten digits of 8x8 pixels")
     whole = zoo.train(model, data=NAME, out=out / "run", **settings)
     with console.status("exporting …"):
-        bundle = export.to_bundle(whole.model, out / "store" / NAME / "1", data=whole.data, run=whole, int8=False)
+        bundle = export.to_bundle(whole, out / "store" / NAME / "1", int8=False)
     stages.append(_stage("trained, FP32", bundle, "fp32"))
 
     half = max(1, whole.recipe.epochs // 2)
@@ -52,7 +52,7 @@ def run(model: str, out: Path, epochs: int | None = None) -> None:
     with console.status(f"fine-tuning {half} epochs …"):
         zeros = shrink(whole, out / "run-zeros", zeros=0.5, epochs=half, quiet=True)
     with console.status("exporting …"):
-        bundle = export.to_bundle(zeros.model, out / "zeros" / NAME / "1", data=zeros.data, run=zeros, int8=False)
+        bundle = export.to_bundle(zeros, out / "zeros" / NAME / "1", int8=False)
     stages.append(_stage("half the weights zero, FP32", bundle, "fp32"))
     ratio = compressed_bytes(whole.model) / compressed_bytes(zeros.model)
     console.print(f"  accuracy {zeros.metrics['test']:.4f}; the weights compress {ratio:.2f} times better")
@@ -66,20 +66,25 @@ def run(model: str, out: Path, epochs: int | None = None) -> None:
 
     _say("4", "export the smaller model as FP32 and INT8, with preprocessing and softmax inside the files")
     with console.status("exporting, calibrating and checking …"):
-        bundle = export.to_bundle(small.model, out / "store" / NAME / "2", data=small.data, run=small, int8=True)
+        bundle = export.to_bundle(small, out / "store" / NAME / "2")
     for precision in bundle.manifest.precisions:
         stages.append(_stage(f"half the channels, {precision.upper()}", bundle, precision))
     for precision, reason in bundle.manifest.refused.items():
         console.print(f"  {precision} was refused: {reason}")
 
-    _say("5", "explain four answers of the bundle with SHAP, without TensorFlow")
+    _say("5", "check, replay and time it as a device does: run.py with numpy and onnxruntime alone")
+    command = [sys.executable, str(out / "store" / NAME / "2" / "run.py")]
+    report = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    console.print("\n".join(f"  {line}" for line in report.splitlines()), markup=False)
+
+    _say("6", "explain four answers of the bundle with SHAP, without TensorFlow")
     rows = {name: values[:4] for name, values in whole.data.test.x.items()}
     with console.status("explaining …"):
         why = zoo.explain(bundle, rows)
     why.plot(out / "explanation.png")
     console.print(f"  {why.method}, additivity error {why.additivity_error:.1e}, {why.seconds:.1f} s")
 
-    _say("6", "serve the store and ask for one digit over HTTP")
+    _say("7", "serve the store and ask for one digit over HTTP")
     picture = out / "digit.png"
     Image.fromarray(whole.data.test.x["image"][0].squeeze()).save(picture)
     with _server(out / "store") as (url, ready):
