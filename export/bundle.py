@@ -7,25 +7,25 @@ import math
 import platform
 import re
 import shutil
-import tempfile
+import warnings
 from collections.abc import Iterator, Sequence
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+import keras
 import numpy as np
 
-from export import ExportError, baseline, card, lowbit, parity
+from export import ExportError, baseline, card, files, lowbit, parity
 from export import int8 as quantization
-from export.convert import OPSET, check, to_onnx
-from export.edges import BEFORE
-from export.files import EXTERNAL_ABOVE
+from export.convert import OPSET, check, in_float32, to_onnx
+from export.edges import INPUT
 from export.litert import PRECISIONS, agreement_of, compare, inputs_of, to_litert
 from export.ort import to_ort, write_operators
 from export.timing import milliseconds
 from serve.manifest import MANIFEST, Bundle, Edge, Manifest, Port, Precision, read, seal
-from zoo import tasks
+from zoo import registry, tasks
 from zoo.data.signature import ImagePreprocess, Signature
+from zoo.machine import versions
 
 GOLDEN = 16  # rows of the test split that every later reader can replay
 BACKGROUND = 100  # rows of the training split that stand for "unknown" in explanations
@@ -40,7 +40,7 @@ FILES = {
     "w4": "model.w4.onnx",
 }
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
-_PACKAGES = ("zooroad", "keras", "tensorflow", "tf2onnx", "onnx", "onnxruntime", "ai-edge-litert", "numpy")
+_PACKAGES = ("zooroad", "keras", "onnx", "onnxruntime", "numpy")
 
 
 def to_bundle(
@@ -60,8 +60,9 @@ def to_bundle(
     training: dict[str, Any] | None = None,
     licence: str = "",
     max_drop: float | None = None,
+    tolerance: float | None = None,
     opset: int = OPSET,
-    external_above: int = EXTERNAL_ABOVE,
+    external_above: int = files.EXTERNAL_ABOVE,
 ) -> Bundle:
     """Write everything a server, a device or an explainer needs, and read it back verified.
 
@@ -87,17 +88,20 @@ def to_bundle(
         architecture: public name of the model; taken from `run`, or the Keras model's own name.
         training: further facts on how the model was trained, which must be JSON.
         licence: terms of the model's weights, as text.
+        tolerance: largest difference of the float file from Keras, see `export.to_onnx`; what the architecture's entry
+            declares if None.
         max_drop: largest loss of the score (accuracy, or R2) that another form may have; 0.003 if None, or what
             `zoo.compress.fit` was allowed.
         opset: version of the ONNX operator set.
         external_above: bytes of weights from which the float file has them in a file of their own beside it.
 
     Returns:
-        The bundle as `serve.read` gives it.
+        The bundle as `serve.read` gives it. A model that scores no better than an answer that never changes is stored
+        with a warning, which the card repeats.
 
     Raises:
         ExportError: the folder is taken or misnamed, the data is not the run's, the precision asked for did not pass,
-            or the export failed a gate; nothing is left behind.
+            nothing can be written there, or the export failed a gate; nothing is left behind.
     """
     if hasattr(model, "precision") and hasattr(model, "run"):  # what zoo.compress.fit found
         limits = getattr(model, "limits", None)
@@ -109,15 +113,27 @@ def to_bundle(
     name, number = _name(Path(folder))
     check(model, None)
     max_drop = quantization.MAX_DROP if max_drop is None else max_drop
+    parity.check_numbers(max_drop=max_drop)
     wanted = _wanted(int8, float16, weight_bits, precision)
     splits = _splits(model, data, run)
     signature: Signature = splits.signature
+    architecture = architecture or (run.recipe.model if run else model.name)
+    model = in_float32(model)
     with _draft(Path(folder)) as draft:
         golden = _rows(splits.test, GOLDEN)
         source = to_onnx(
-            model, draft / FILES["fp32"], signature=signature, opset=opset, golden=golden, external_above=external_above
+            model,
+            draft / FILES["fp32"],
+            signature=signature,
+            opset=opset,
+            golden=golden,
+            tolerance=registry.tolerance(architecture) if tolerance is None else tolerance,
+            external_above=external_above,
         )
         validated = parity.run(parity.session(source), splits.validation.x)
+        idle = _idle(validated, splits)
+        if idle:
+            warnings.warn(idle, stacklevel=2)
         refused: dict[str, str] = {}
         kept_float = _other_forms(source, wanted, splits, validated, max_drop, _learnt_ranges(run), refused)
         if precision in refused:
@@ -130,7 +146,7 @@ def to_bundle(
         manifest = Manifest(
             name=name,
             version=number,
-            architecture=architecture or (run.recipe.model if run else model.name),
+            architecture=architecture,
             task=signature.task,
             kind=signature.preprocess.kind,
             inputs=_inputs(signature),
@@ -153,11 +169,23 @@ def to_bundle(
         if runner:
             shutil.copyfile(Path(__file__).with_name("edge_runner.py"), draft / RUNNER)
         (draft / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
-        (draft / "README.md").write_text(card.write(manifest, splits, runner), encoding="utf-8")
+        (draft / "README.md").write_text(card.write(manifest, splits, runner, idle), encoding="utf-8")
         (draft / "LICENSES").write_text(card.licences(manifest, splits, licence), encoding="utf-8")
         seal(draft)
         manifest = read(draft).manifest
     return Bundle(Path(folder), manifest)
+
+
+def _idle(validated: parity.Arrays, splits: Any) -> str:
+    """A sentence on a model that has learnt nothing; "" if it has."""
+    task, part = tasks.get(splits.signature.task), splits.validation
+    found, least = task.score(part.y, validated[task.output]), tasks.idle(splits.signature, splits.train.y, part.y)
+    if found > least:
+        return ""
+    return (
+        f"the model scores {found:.4f} on the validation rows, no better than always the same answer ({least:.4f}); "
+        "train it before anybody relies on it"
+    )
 
 
 def _wanted(
@@ -183,7 +211,11 @@ def _splits(model: Any, data: Any, run: Any) -> Any:
         raise ExportError(
             "a bundle needs data for its calibration, golden and background rows; give data=, such as 'digits'"
         )
-    splits = load(data, input_shape=_image_shape(model)) if isinstance(data, str | Path) else data
+    try:
+        splits = load(data, input_shape=_image_shape(model)) if isinstance(data, str | Path) else data
+    except ValueError as error:
+        shape = tuple(model.inputs[0].shape)
+        raise ExportError(f"data {str(data)!r} is not for {model.name!r}, which takes {shape}: {error}") from error
     if run is not None and run.signature != splits.signature:
         raise ExportError(
             f"data {splits.name!r} is not what the run was trained on: its scaling or labels differ; give the run's"
@@ -240,7 +272,7 @@ def _other_forms(
                 lowbit.to_low_bit(source, path, bits=int(key[1:]), golden=part.x, score=score, max_drop=max_drop)
         except ValueError as error:
             refused[key] = str(error)
-            for left in (path, _weights_of(path)):
+            for left in (path, files.weights_of(path)):
                 left.unlink(missing_ok=True)
     return kept
 
@@ -252,12 +284,7 @@ def _learnt_ranges(run: Any) -> dict[str, tuple[float, float]]:
         return {}
     stored = json.loads((folder / RANGES).read_text(encoding="utf-8"))
     inputs = {tensor.name for tensor in run.model.inputs}
-    return {f"{BEFORE}/output" if layer in inputs else layer: (low, high) for layer, (low, high) in stored.items()}
-
-
-def _weights_of(path: Path) -> Path:
-    """File beside an ONNX file that holds its weights, where they are too large for it."""
-    return path.with_name(f"{path.name}.data")
+    return {INPUT if layer in inputs else layer: (low, high) for layer, (low, high) in stored.items()}
 
 
 def _image_shape(model: Any) -> tuple[int, ...] | None:
@@ -284,19 +311,10 @@ def _name(folder: Path) -> tuple[str, str]:
 @contextlib.contextmanager
 def _draft(folder: Path) -> Iterator[Path]:
     """A folder beside the version's that becomes it when all went well, and is removed otherwise."""
-    created = not folder.parent.exists()
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    draft = Path(tempfile.mkdtemp(prefix=".draft-", dir=folder.parent))
-    try:
+    with files.beside(folder) as draft:
         yield draft
         draft.chmod(0o755)  # a server may run as another user
         draft.rename(folder)
-    except BaseException:
-        shutil.rmtree(draft, ignore_errors=True)
-        if created:
-            with contextlib.suppress(OSError):  # somebody else has written there meanwhile
-                folder.parent.rmdir()
-        raise
 
 
 def _rows(split: Any, count: int) -> parity.Arrays:
@@ -308,15 +326,15 @@ def _measured(
 ) -> dict[str, Precision]:
     """Size, parity, score, latency and changes of each form that was kept."""
     task = tasks.get(splits.signature.task)
-    files = {key: draft / file for key, file in FILES.items() if (draft / file).exists()}
-    times = milliseconds(list(files.values()), golden, repeats=3, seconds=0.05)
+    paths = {key: draft / file for key, file in FILES.items() if (draft / file).exists()}
+    times = milliseconds(list(paths.values()), golden, repeats=3, seconds=0.05)
     found: dict[str, Precision] = {}
     first = np.zeros(0)
-    for (key, path), ms in zip(files.items(), times, strict=True):
+    for (key, path), ms in zip(paths.items(), times, strict=True):
         live = parity.session(path)
         answers = parity.run(live, splits.test.x)[task.output]
         first = answers if key == "fp32" else first
-        weights = _weights_of(path)
+        weights = files.weights_of(path)
         found[key] = Precision(
             file=path.name,
             bytes=path.stat().st_size + (weights.stat().st_size if weights.exists() else 0),
@@ -475,7 +493,8 @@ def _provenance(splits: Any, run: Any, training: dict[str, Any] | None) -> dict[
             "generated": splits.generated,
             "rows": {key: len(getattr(splits, key)) for key in ("train", "validation", "test")},
         },
-        "versions": {"python": platform.python_version(), **_versions()},
+        "backend": keras.config.backend(),
+        "versions": {"python": platform.python_version(), **versions(*_PACKAGES, keras.config.backend())},
     }
     if run is not None:
         recipe = dataclasses.asdict(run.recipe)
@@ -485,14 +504,6 @@ def _provenance(splits: Any, run: Any, training: dict[str, Any] | None) -> dict[
         return json.loads(json.dumps(facts, allow_nan=False))
     except (TypeError, ValueError) as error:
         raise ExportError(f"training must hold JSON values only: {error}") from error
-
-
-def _versions() -> dict[str, str]:
-    found = {}
-    for package in _PACKAGES:
-        with contextlib.suppress(PackageNotFoundError):
-            found[package] = version(package)
-    return found
 
 
 def _save_arrays(path: Path, **groups: parity.Arrays) -> None:

@@ -96,7 +96,7 @@ def _reduced(model: onnx.ModelProto, tensors: Mapping[str, View | None]) -> onnx
     graph = proto.graph
     del graph.output[:]
     for name, view in tensors.items():
-        for op in ("ReduceMin", "ReduceMax"):
+        for op in ("ReduceMin", "ReduceMax", "ReduceMean"):
             graph.node.append(helper.make_node(op, [name], [f"{name}/{op}"], keepdims=0))
             graph.output.append(helper.make_empty_tensor_value_info(f"{name}/{op}"))
         if view is None:
@@ -153,8 +153,10 @@ def _extremes(
         count = len(next(iter(batch.values())))
         rows += count
         for name in tensors:
-            lows[name] = float(np.minimum(lows[name], found[f"{name}/ReduceMin"]))  # NaN goes through
+            lows[name] = float(np.minimum(lows[name], found[f"{name}/ReduceMin"]))
             highs[name] = float(np.maximum(highs[name], found[f"{name}/ReduceMax"]))
+            if np.isnan(found[f"{name}/ReduceMean"]):  # which the extremes may have passed over
+                lows[name] = float("nan")
             if tensors[name] is not None:
                 sums[name] = sums.get(name, 0.0) + count * found[f"{name}/mean"].astype(np.float64)
     return {name: Seen(lows[name], highs[name], sums[name] / rows if name in sums else None) for name in tensors}

@@ -18,13 +18,14 @@ _PRECISIONS = {
 }
 
 
-def write(manifest: Manifest, splits: Any, runner: bool = False) -> str:
+def write(manifest: Manifest, splits: Any, runner: bool = False, idle: str = "") -> str:
     """The model card: what it is, what it was trained on, how good it is, what it cannot do, how to ask it.
 
     Args:
         manifest: the bundle's.
         splits: `zoo.data.Data`.
         runner: whether the bundle holds `run.py`.
+        idle: sentence on a model that has learnt nothing.
     """
     parts = [
         f"# {manifest.name} {manifest.version}",
@@ -33,6 +34,7 @@ def write(manifest: Manifest, splits: Any, runner: bool = False) -> str:
         *_data(manifest, splits),
         "## Scores",
         _scores(manifest),
+        *([f"**{idle[0].upper()}{idle[1:]}.**"] if idle else []),
         *_notes(manifest, splits),
         "## Limits",
         _limits(manifest, splits),

@@ -5,7 +5,6 @@ Nodes are named after the Keras layer they come from (`stage0_conv/Conv`), so th
 
 import importlib
 import json
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +44,7 @@ def to_onnx(
         model: functional Keras model on any backend, giving logits.
         path: file to write; it appears only when everything agreed, and an older file stays otherwise.
         signature: preprocessing, labels and task to put inside the file.
-        opset: version of the ONNX operator set, at least 13.
+        opset: version of the ONNX operator set, 13 or newer.
         golden: inputs to compare with Keras on, by name, each (batch, ...) with the same batch; drawn at random if None.
         tolerance: largest difference allowed, relative to the largest answer where that is above 1.
         external_above: bytes of weights from which they are written to `<path>.data` beside the file.
@@ -58,37 +57,62 @@ def to_onnx(
             the first Keras layer that differs.
     """
     path = Path(path)
-    if opset < 13:
-        raise ExportError(f"opset must be at least 13, got opset={opset}")
     check(model, signature)
+    _check_options(opset, tolerance, external_above)
     model = in_float32(model)
-    golden = golden or parity.sample(model, signature)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".export-") as folder:
-        draft = Path(folder) / path.name
+    golden = parity.sample(model, signature) if golden is None else parity.checked(model, signature, golden, "golden")
+    with files.draft(path) as draft:
         options = {"opset": opset, "external_above": external_above}
         try:
             write(model, signature, draft, **options)
         except NotLoweredError:  # on another backend than TensorFlow
             through_tensorflow("export.convert", model, signature, draft, **options)
         parity.gate(model, signature, draft, golden, tolerance)
-        for part in sorted(Path(folder).glob(f"{path.name}*"), reverse=True):  # the file itself after its weights
-            part.replace(path.with_name(part.name))
     return path
+
+
+def _check_options(opset: int, tolerance: float, external_above: int) -> None:
+    newest = onnx.defs.onnx_opset_version()
+    if not _is_whole(opset) or not 13 <= opset <= newest:
+        raise ExportError(f"opset must be a whole number from 13 to {newest}, got opset={opset!r}")
+    parity.check_numbers(tolerance=tolerance)
+    if tolerance < 0:
+        raise ExportError(f"tolerance must be at least 0, got tolerance={tolerance!r}")
+    if not _is_whole(external_above) or external_above < 0:
+        raise ExportError(
+            f"external_above must be a whole number of bytes, at least 0, got external_above={external_above!r}"
+        )
+
+
+def _is_whole(number: Any) -> bool:
+    return isinstance(number, int) and not isinstance(number, bool)
 
 
 def check(model: Any, signature: Signature | None) -> None:
     """Refuse what cannot become a file that is right.
 
     Raises:
-        ExportError: the model has no graph of its own, ends in a softmax, or does not fit the signature.
+        ExportError: the model has no graph of its own, a fixed batch or an input called as an output, ends in a
+            softmax, or does not fit the signature.
     """
     name = getattr(model, "name", type(model).__name__)
     if not getattr(model, "inputs", None):
         raise ExportError(
             f"cannot export {name!r}: it has no inputs of its own ({type(model).__name__}); build it as a functional keras.Model"
         )
+    for tensor in model.inputs:
+        if tensor.shape[0] is not None:
+            raise ExportError(
+                f"cannot export {name!r}: input {tensor.name!r} has a fixed batch of {tensor.shape[0]}, and that of a "
+                "file is free; build the model with shape= in place of batch_shape="
+            )
     if signature is None:
+        taken = {tensor.name for tensor in model.inputs} & set(parity.output_names(model))
+        if taken:
+            raise ExportError(
+                f"cannot export {name!r}: {sorted(taken)[0]!r} is the name of an input and of an output of the file; "
+                "call the input otherwise, or put a keras.layers.Identity behind it"
+            )
         return
     last = model.outputs[0]._keras_history.operation
     if getattr(getattr(last, "activation", None), "__name__", "") == "softmax" or isinstance(
@@ -121,10 +145,19 @@ def in_float32(model: Any) -> Any:
         return model
 
     def exact(layer: Any) -> Any:
-        return type(layer).from_config(_without_half(layer.get_config()))
+        try:
+            return type(layer).from_config(_without_half(layer.get_config()))
+        except Exception as error:  # a function in the configuration, or one that its class does not take back
+            raise ExportError(
+                f"cannot export {model.name!r}: layer {layer.name!r} computes in half precision and has no copy in "
+                "float32; build the model with dtype policy 'float32' and load these weights"
+            ) from error
 
     twin = keras.models.clone_model(model, clone_function=exact, recursive=True)
     twin.set_weights([array.astype("float32") if array.dtype.kind == "V" else array for array in model.get_weights()])
+    for _, layer in layer_paths(twin):
+        if hasattr(layer, "finalize_state"):  # statistics that are kept beside the weights
+            layer.finalize_state()
     return twin
 
 
@@ -174,28 +207,24 @@ def _convert(graph: Graph, model: Any) -> onnx.ModelProto:
         value.shape, value.dtype = tuple(tensor.shape), keras.backend.standardize_dtype(tensor.dtype)
         inputs.append(value)
         described.append(_describe(tensor.name, value.dtype, value.shape))
-    names, answers = output_names(model), []
-    for name, value in zip(names, lower_model(graph, model, inputs), strict=True):
-        _name_output(graph, value, name, names)
+    names, answers = parity.output_names(model), []
+    values = lower_model(graph, model, inputs)
+    for name, value in zip(names, values, strict=True):
+        _name_output(graph, value, name, names, values)
         answers.append(_describe(name, "float32", value.shape))
     imports = [helper.make_opsetid("", graph.opset), *(helper.make_opsetid(*entry) for entry in graph.domains.items())]
     body = helper.make_graph(_needed(graph.nodes, names), model.name, described, answers)
     return helper.make_model(body, opset_imports=imports, ir_version=helper.find_min_ir_version_for(imports))
 
 
-def output_names(model: Any) -> list[str]:
-    """Names of the outputs in an exported file: `logits` for one, the model's own for several."""
-    return ["logits"] if len(model.outputs) == 1 else list(model.output_names)
-
-
-def _name_output(graph: Graph, value: Value, name: str, public: list[str]) -> None:
+def _name_output(graph: Graph, value: Value, name: str, public: list[str], values: list[Value]) -> None:
     """Give a tensor its public name and float32; an input, or a tensor with a public name already, is copied."""
     last = value.name if value.dtype in ("float32", "float16", "bfloat16") else graph.cast(value, "float32")
     if last not in graph.producer or last in public:
         graph.append(helper.make_node("Identity", [last], [name], name=graph.unique(f"{name}/Identity")))
         return
     _rename(graph.nodes, last, name)
-    for known in graph.values.values():
+    for known in [*graph.values.values(), *values]:
         known.rename(last, name)
 
 
@@ -242,6 +271,6 @@ def _needed(nodes: list[onnx.NodeProto], outputs: list[str]) -> list[onnx.NodePr
     return kept[::-1]
 
 
-def layer_of(node: onnx.NodeProto, initializers: object = None) -> str:
+def layer_of(node: onnx.NodeProto) -> str:
     """Name of the Keras layer that a node was written for; "" if none is known."""
     return node.name.partition("/")[0] if "/" in node.name else ""

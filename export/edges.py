@@ -11,7 +11,7 @@ from zoo import tasks
 from zoo.data.signature import ImagePreprocess, Signature, TablePreprocess
 
 BEFORE, AFTER = "preprocess", "postprocess"  # name scopes of the nodes added here
-_INPUT = f"{BEFORE}/output"
+INPUT = f"{BEFORE}/output"  # what the model itself takes
 
 
 def add_edges(proto: onnx.ModelProto, signature: Signature) -> None:
@@ -21,7 +21,7 @@ def add_edges(proto: onnx.ModelProto, signature: Signature) -> None:
     for node in graph.node:
         for position, name in enumerate(node.input):
             if name == own:
-                node.input[position] = _INPUT
+                node.input[position] = INPUT
     del graph.input[:]
     step = signature.preprocess
     before = _image(graph, step) if isinstance(step, ImagePreprocess) else _table(graph, step)
@@ -57,7 +57,7 @@ def _image(graph: onnx.GraphProto, step: ImagePreprocess) -> list[onnx.NodeProto
     graph.input.append(helper.make_tensor_value_info("image", TensorProto.UINT8, ["batch", *step.shape]))
     pixels = f"{BEFORE}/pixels"
     nodes, scaled = _standardise(graph, pixels, step.mean, step.std, BEFORE)
-    return [_node("Cast", ["image"], pixels, to=TensorProto.FLOAT), *nodes, _node("Identity", [scaled], _INPUT)]
+    return [_node("Cast", ["image"], pixels, to=TensorProto.FLOAT), *nodes, _node("Identity", [scaled], INPUT)]
 
 
 def _table(graph: onnx.GraphProto, step: TablePreprocess) -> list[onnx.NodeProto]:
@@ -97,7 +97,7 @@ def _table(graph: onnx.GraphProto, step: TablePreprocess) -> list[onnx.NodeProto
             _node("Cast", [f"{scope}/equal"], f"{scope}/one_hot", to=TensorProto.FLOAT),
         ]
         parts.append(f"{scope}/one_hot")
-    return [*nodes, _node("Concat", parts, _INPUT, axis=1)]
+    return [*nodes, _node("Concat", parts, INPUT, axis=1)]
 
 
 def _answer(graph: onnx.GraphProto, signature: Signature) -> list[onnx.NodeProto]:

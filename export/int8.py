@@ -7,7 +7,6 @@ holds the score is left in float.
 
 import difflib
 import json
-import tempfile
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -114,7 +113,6 @@ def quantize(
         ExportError: no calibration rows, rows of another shape or that are all alike, or NaN inside the model.
         ValueError: unknown method, or `ranges` or `keep_float` name no layer of the model.
     """
-    path = Path(path)
     if method not in ("auto", *METHODS):
         raise ValueError(f"method must be one of auto, {', '.join(METHODS)}, got {method!r}")
     model = onnx.load(str(source))
@@ -128,8 +126,7 @@ def quantize(
             _check_rows(live, rows, name)
     before = score(parity.run(live, validation))
     given = _given(model, network, ranges or {})
-    with tempfile.TemporaryDirectory(dir=_parent(path), prefix=".int8-") as folder:
-        draft = Path(folder) / path.name
+    with files.draft(path) as draft:
         trials = []
         for name, seen in _ranges(model, network, calibration, method, given, quiet):
             trials.append(_Trial(name, network, seen, validation, score, draft))
@@ -140,7 +137,6 @@ def quantize(
         trial = trials[-1]
         kept, harms = _search(trial, forced, before, max_drop, quiet)
         after = trial.score(kept)
-        draft.replace(path)
     return Quantized(kept, before, after, trial.method, len(network.layers), _table(harms, kept))
 
 
@@ -261,11 +257,6 @@ def _table(harms: Mapping[str, float], kept: Collection[str]) -> tuple[LayerHarm
     return tuple(LayerHarm(layer, harms[layer], layer in kept) for layer in ranked)
 
 
-def _parent(path: Path) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    return path.parent
-
-
 def _check_rows(live: onnxruntime.InferenceSession, rows: parity.Arrays, what: str) -> None:
     """Refuse rows that the file cannot read, and calibration rows from which no range can be learned."""
     expected = {port.name: tuple(port.shape[1:]) for port in live.get_inputs()}
@@ -283,18 +274,11 @@ def _check_rows(live: onnxruntime.InferenceSession, rows: parity.Arrays, what: s
             raise ExportError(
                 f"the {what} rows of input {name!r} must be (rows, {str(shape)[1:-1]}), got {rows[name].shape}"
             )
-    if what == "calibration" and max(counts.values()) > 1 and all(_alike(values) for values in rows.values()):
+    if what == "calibration" and parity.alike(rows):
         raise ExportError(
             f"the {max(counts.values())} calibration rows are all alike, which says nothing about ranges; "
             "give rows of the training data"
         )
-
-
-def _alike(values: np.ndarray) -> bool:
-    same = values[1:] == values[:1]
-    if values.dtype.kind == "f":
-        same |= np.isnan(values[1:]) & np.isnan(values[:1])
-    return bool(same.all())
 
 
 def _ranges(
@@ -320,13 +304,8 @@ def _ranges(
     for methods in ((first,), others):
         if methods:
             for name, seen in observe(model, tensors, calibration, methods=methods, quiet=quiet).items():
-                yield (
-                    name,
-                    {
-                        tensor: Seen(given[tensor].low, given[tensor].high, each.mean) if tensor in given else each
-                        for tensor, each in seen.items()
-                    },
-                )
+                # where training has shown the rounding to the model, its biases have learnt what would be corrected
+                yield name, {**seen, **{tensor: given[tensor] for tensor in seen if tensor in given}}
 
 
 def _given(model: onnx.ModelProto, network: Network, ranges: Mapping[str, Range]) -> dict[str, Seen]:
@@ -339,15 +318,16 @@ def _given(model: onnx.ModelProto, network: Network, ranges: Mapping[str, Range]
         if not (np.isfinite([lowest, highest]).all() and lowest <= highest):
             raise ValueError(f"ranges[{name!r}] must be finite with low <= high, got ({lowest!r}, {highest!r})")
         tensor = layers.get(name, name)
-        if tensor not in network.maker and tensor not in tensors:
+        if not {tensor} & {*network.maker, *network.readers, *tensors}:
             _known((name,), [*layers, *tensors], "ranges")
         low, high = min(lowest, 0.0), max(highest, 0.0)
-        if tensor in tensors:
-            found[tensor] = Seen(low, high)
-        elif tensor in network.maker:
-            behind = network.behind_clip(network.maker[tensor])
-            if behind in tensors:
-                found.setdefault(behind, Seen(0.0, high))
+        for same in network.moved(tensor):
+            if same in tensors:
+                found[same] = Seen(low, high)
+            elif same in network.maker:
+                behind = network.behind_clip(network.maker[same])
+                if behind in tensors:
+                    found.setdefault(behind, Seen(0.0, high))
     return found
 
 

@@ -4,7 +4,6 @@ import contextlib
 import importlib
 import os
 import re
-import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -15,9 +14,10 @@ from typing import Any
 import keras
 import numpy as np
 
-from export import ExportError, parity
+from export import ExportError, files, parity
 from export.convert import check, in_float32
-from export.process import through_tensorflow
+from export.lowering.walk import nodes_of
+from export.process import layer_paths, through_tensorflow
 from zoo import tasks
 from zoo.data.signature import ImagePreprocess, Signature, TablePreprocess
 
@@ -101,18 +101,24 @@ def to_litert(
         The path written; `compare` gives the figures.
 
     Raises:
-        ExportError: an unknown precision, no calibration rows for INT8, rows of another shape, an open axis without
-            `length`, an operation without LiteRT form, or answers that differ too much.
+        ExportError: an unknown precision, no calibration rows for INT8, rows of another shape or that are all alike, an
+            open axis without `length`, an operation without LiteRT form, or answers that differ too much.
     """
     path = Path(path)
     if precision not in PRECISIONS:
         raise ExportError(f"no LiteRT precision is called {precision!r}; it is one of {', '.join(PRECISIONS)}")
     check(model, signature)
+    parity.check_numbers(max_drop=max_drop, tolerance=tolerance, agreement=agreement)
     model = in_float32(model)
     _check_length(model, length)
-    for what, rows in {"calibration": calibration, "validation": validation}.items():
-        if rows is not None:
-            _check_rows(model, signature, rows, what, length)
+    if calibration is not None:
+        calibration = parity.checked(model, signature, calibration, "calibration", length)
+        if precision == "int8" and parity.alike(calibration):
+            raise ExportError(
+                "the calibration rows are all alike, which says nothing about ranges; give rows of the training data"
+            )
+    if validation is not None:
+        validation = parity.checked(model, signature, validation, "validation", length)
     if precision == "int8" and calibration is None:
         raise ExportError(
             "an INT8 file needs calibration rows, got none; give calibration=data.train.x or a part of it"
@@ -120,16 +126,16 @@ def to_litert(
     if score is not None and validation is None:
         raise ExportError("a score needs the rows it is for; give validation=data.validation.x")
     rows = validation or calibration or parity.sample(model, signature, free=length or 8)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".export-") as folder:
-        draft = Path(folder) / "model.tflite"
+    with files.draft(path) as draft:
         own = None
         if precision == "int8" and calibration is not None:
-            own = Path(folder) / "calibration.npz"
+            own = draft.with_name("calibration.npz")
             first = {name: values[:_CALIBRATION] for name, values in calibration.items()}
             np.savez(own, allow_pickle=False, **_own(signature, first, ("features",)))
         options = {"precision": precision, "length": length, "calibration": str(own) if own else None}
         through_tensorflow("export.litert", model, signature, draft, **options)
+        if precision == "w8" and not _has_integers(draft):
+            raise ExportError(f"nothing to shorten in {model.name!r}: no layer has enough weights; choose 'fp16'")
         truth = parity.keras_answers(model, signature, rows)
         found = compare(model, signature, draft, rows, truth=truth, score=score, timed=0)
         if precision == "fp32":
@@ -142,7 +148,6 @@ def to_litert(
                 )
         else:
             _gate(model, precision, found, max_drop, agreement)
-        draft.replace(path)
     return path
 
 
@@ -230,6 +235,11 @@ def inputs_of(path: str | Path) -> tuple[str, ...]:
     return tuple(_Live(path).inputs)
 
 
+def _has_integers(path: Path) -> bool:
+    """Whether a LiteRT file holds anything in 8 bits."""
+    return any(detail["dtype"] is np.int8 for detail in _Live(path).interpreter.get_tensor_details())
+
+
 class _Live:
     """A loaded LiteRT file."""
 
@@ -292,31 +302,6 @@ def _check_length(model: Any, length: int | None) -> None:
         raise ExportError(f"{model.name!r} leaves no axis open, so it has no use for length={length}; leave it out")
 
 
-def _check_rows(model: Any, signature: Signature | None, rows: parity.Arrays, what: str, length: int | None) -> None:
-    """Refuse rows that the file cannot take."""
-    if not rows or not all(len(values) for values in rows.values()):
-        raise ExportError(f"the {what} rows are empty; give some, such as {what}=data.train.x")
-    if signature is None:
-        shapes = {
-            tensor.name: tuple(length if size is None else size for size in tensor.shape[1:]) for tensor in model.inputs
-        }
-    elif isinstance(signature.preprocess, ImagePreprocess):
-        shapes = {"image": signature.preprocess.shape}
-    else:
-        step = signature.preprocess
-        columns = {"numbers": len(step.numbers), "categories": len(step.categories)}
-        shapes = {name: (count,) for name, count in columns.items() if count}
-    if rows.keys() != shapes.keys():
-        raise ExportError(f"the {what} rows are for {', '.join(rows)}, the model takes {', '.join(shapes)}")
-    for name, shape in shapes.items():
-        if rows[name].shape[1:] != shape:
-            raise ExportError(
-                f"the {what} rows of {name!r} must be (rows, {str(shape)[1:].rstrip(',)')}), got {rows[name].shape}"
-            )
-    if len({len(values) for values in rows.values()}) > 1:
-        raise ExportError(f"the {what} rows differ in number: { {name: len(values) for name, values in rows.items()} }")
-
-
 def _own(signature: Signature | None, inputs: parity.Arrays, names: Any) -> parity.Arrays:
     """What a file with inputs of these names takes, from raw inputs; images as they are."""
     if signature is None or isinstance(signature.preprocess, ImagePreprocess):
@@ -349,7 +334,7 @@ def write(
             given = (_standardised(given[0], step, specs[0].name),)
         answers = keras.tree.flatten(model(list(given) if len(given) > 1 else given[0], training=False))
         if signature is None:
-            return dict(zip(["logits"] if len(answers) == 1 else model.output_names, answers, strict=True))
+            return dict(zip(parity.output_names(model), answers, strict=True))
         if signature.task == "regression":
             return {"value": answers[0] * signature.target_std + signature.target_mean}
         return {tasks.get(signature.task).output: tf.nn.softmax(answers[0])}
@@ -357,7 +342,11 @@ def write(
     holder = tf.Module()
     holder.values = [variable.value for variable in model.variables]
     with _unrolled(model), _near_masks() if precision == "int8" else contextlib.nullcontext():
-        function = tf.function(call, input_signature=specs, autograph=False).get_concrete_function()
+        try:
+            function = tf.function(call, input_signature=specs, autograph=False).get_concrete_function()
+        except Exception as error:  # of a layer of the user's own
+            reason = " ".join(str(error).split())[:300]
+            raise ExportError(f"cannot export {model.name!r} to LiteRT: TensorFlow cannot run it: {reason}") from error
     converter = tf.lite.TFLiteConverter.from_concrete_functions([function], holder)
     if precision != "fp32":
         converter.optimizations = [tf.lite.Optimize.DEFAULT]
@@ -378,7 +367,7 @@ def write(
             warnings.simplefilter("ignore")  # TensorFlow calibrates with an interpreter that it deprecates
             content = converter.convert()
     except Exception as error:
-        raise ExportError(f"cannot export {model.name!r} to LiteRT: {_reason(error)}") from error
+        raise ExportError(f"cannot export {model.name!r} to LiteRT: {_reason(error, model, function.graph)}") from error
     path.write_bytes(content)
 
 
@@ -427,12 +416,28 @@ def _near_masks() -> Iterator[None]:
             setattr(home, name, function)
 
 
-def _reason(error: Exception) -> str:
-    """What the converter could not do, out of its pages of text."""
+def _reason(error: Exception, model: Any, graph: Any) -> str:
+    """What the converter could not do and in which layers, out of its pages of text."""
     message = str(error) or type(error).__name__
-    missing = re.findall(r"(?:Flex|Custom) ops: ([\w, ]+)", message) or re.findall(r"'(?:tf|tfl)\.(\w+)' op", message)
+    missing = re.findall(r"(?:Flex|Custom|Select) ops: ([\w, ]+)", message)
+    missing = ", ".join(missing).split(", ") if missing else re.findall(r"'(?:tf|tfl)\.(\w+)' op", message)
     if not missing:
         return f"the converter failed: {' '.join(message.split())[:300]}"
-    layers = dict.fromkeys(re.findall(r"callsite\(.*?\"[^\"]*?/([\w.]+)/\w+@", message))
-    where = f" (in {', '.join(layers)})" if layers else ""
-    return f"LiteRT has no {', '.join(dict.fromkeys(missing))}{where}; leave that layer out, or export to ONNX"
+    named = []
+    for kind in dict.fromkeys(missing):
+        places = ", ".join(map(repr, _places(kind, model, graph)))
+        named.append(f"{kind} (in {places})" if places else kind)
+    return f"LiteRT has no {', '.join(named)}; leave that out, or export to ONNX"
+
+
+def _places(kind: str, model: Any, graph: Any) -> list[str]:
+    """Layers, or operations between them, that a kind of TensorFlow operation belongs to."""
+    layers = {layer.name for _, layer in layer_paths(model)}
+    known = layers | {node.operation.name for node in nodes_of(model)}
+    found = []
+    for made in graph.get_operations():
+        if made.type == kind:
+            parts = [(part, re.sub(r"_\d+$", "", part)) for part in made.name.split("/")[:-1]]  # Keras numbers calls
+            names = [plain if plain in layers else part for part, plain in parts]
+            found.append("/".join(name for name in names if name in known))
+    return [path for path in dict.fromkeys(found) if path]

@@ -4,7 +4,7 @@ For transformers above all, whose file and time are mostly constant matrices. In
 each file is compared with its source before it is kept.
 """
 
-import tempfile
+import contextlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -24,6 +24,10 @@ _CONTRIB = "com.microsoft"
 _SHARES = (1.0, 0.95, 0.9, 0.85, 0.8, 0.75)  # of a block's range that are tried for its 4-bit scale
 # largest change of an answer that is taken for rounding, as a share of the largest answer, where no score is given
 TOLERANCES = {16: 0.01, 8: 0.05, 4: 0.5}
+
+
+class _ChangedError(ExportError):
+    """The answers change more than is allowed."""
 
 
 def to_float16(
@@ -121,15 +125,15 @@ def to_low_bit(
         raise ValueError("a score needs the rows it is taken on; give golden=")
     rows = golden or _drawn(Path(source))
     allowed = TOLERANCES[bits] if tolerance is None else tolerance
-    forms = [block] if block else [None, _BLOCK] if bits == 8 else [_BLOCK]
-    for form in forms:
+
+    def write(form: int | None) -> Path:
         proto, stored = _shortened(source, bits, form)
-        try:
-            return _keep(proto, stored, Path(source), Path(path), rows, allowed, score, max_drop)
-        except ExportError:
-            if form == forms[-1]:
-                raise
-    raise AssertionError("unreachable")
+        return _keep(proto, stored, Path(source), Path(path), rows, allowed, score, max_drop)
+
+    if block is None and bits == 8:
+        with contextlib.suppress(_ChangedError):
+            return write(None)
+    return write(block or _BLOCK)
 
 
 def _shortened(source: str | Path, bits: int, block: int | None) -> tuple[onnx.ModelProto, dict[str, np.ndarray]]:
@@ -288,19 +292,15 @@ def _keep(
 ) -> Path:
     """Write a file beside its place, and move it there if its answers are good enough."""
     truth = parity.run(parity.session(source), rows)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".lowbit-") as folder:
-        draft = Path(folder) / path.name
+    with files.draft(path) as draft:
         files.write(proto, weights, draft)
         found = parity.run(parity.session(draft), rows)
         if score is not None:
             before, after = score(truth), score(found)
             if not before - after <= max_drop:
-                raise ExportError(f"the score falls from {before:.4f} to {after:.4f}, allowed is {max_drop}")
+                raise _ChangedError(f"the score falls from {before:.4f} to {after:.4f}, allowed is {max_drop}")
         else:
             _compare(found, truth, tolerance)
-        for part in sorted(Path(folder).glob(f"{path.name}*"), reverse=True):  # the file itself after its weights
-            part.replace(path.with_name(part.name))
     return path
 
 
@@ -311,7 +311,7 @@ def _compare(found: parity.Arrays, truth: parity.Arrays, tolerance: float) -> No
         gap = float(np.abs(found[name].astype(np.float64) - expected).max(initial=0))
         allowed = tolerance * max(float(np.abs(expected).max(initial=0)), 1e-6)
         if not gap <= allowed:
-            raise ExportError(
+            raise _ChangedError(
                 f"answers {name!r} change by {gap:.3g}, allowed is {allowed:.3g}; give a score to decide by, more bits, "
                 "or smaller blocks"
             )

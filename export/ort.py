@@ -8,7 +8,7 @@ from pathlib import Path
 
 import onnxruntime
 
-from export import ExportError, parity
+from export import ExportError, files, parity
 
 
 def to_ort(
@@ -51,9 +51,7 @@ def to_ort(
         expected = parity.run(parity.session(source), golden)
     except Exception as error:  # ONNX Runtime raises many types of its own
         raise ExportError(f"{source.name} does not run on the golden rows: {error}") from error
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".export-") as folder:
-        draft, config = Path(folder) / path.name, Path(folder) / "operators.config"
+    with files.draft(path) as draft:
         _convert(source, draft)
         gap = parity.difference(parity.session(draft), golden, expected)
         largest = max(1.0, *(float(abs(values).max()) for values in expected.values()))
@@ -61,9 +59,7 @@ def to_ort(
         if not gap <= allowed:
             raise ExportError(f"{path.name} differs from {source.name} by {gap:.3g}, allowed is {allowed:.3g}")
         if operators is not None:
-            write_operators([draft], config)
-            config.replace(operators)
-        draft.replace(path)
+            write_operators([draft], Path(operators))
     return path
 
 

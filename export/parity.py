@@ -2,6 +2,9 @@
 
 import contextlib
 import json
+import math
+import tempfile
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +12,11 @@ import keras
 import numpy as np
 import onnx
 import onnxruntime
+from keras.src.models import Functional
 
 from export import ExportError
-from export.edges import BEFORE
+from export.edges import INPUT
+from export.lowering.walk import nodes_of
 from zoo import tasks
 from zoo.data.signature import ImagePreprocess, Signature
 
@@ -62,45 +67,178 @@ def _own(random: np.random.Generator, shape: tuple[int, ...], tensor: Any, model
     return random.integers(0, min(sizes, default=2), shape).astype(dtype)
 
 
-def keras_answers(model: Any, signature: Signature | None, inputs: Arrays) -> Arrays:
-    """What Keras answers to these inputs, decoded as the file does: output name -> float32 (batch, ...)."""
-    own = {model.inputs[0].name: signature.inputs(inputs)} if signature else inputs
-    outputs = _call(model, own)
+def checked(model: Any, signature: Signature | None, rows: Any, what: str, length: int | None = None) -> Arrays:
+    """Rows by input name in the types that a file takes.
+
+    Args:
+        model: functional Keras model.
+        signature: what it is exported with.
+        rows: raw inputs with a signature, else the model's own; (rows, ...) by name.
+        what: they are, for the message.
+        length: size that every axis must have which the model leaves open, any if None.
+
+    Raises:
+        ExportError: no rows, other inputs or shapes than the model's, or values it cannot take.
+    """
+    ports = _ports(model, signature, length)
+    if not isinstance(rows, Mapping) or rows.keys() != ports.keys():
+        given = ", ".join(map(str, rows)) if isinstance(rows, Mapping) else f"a {type(rows).__name__}"
+        raise ExportError(
+            f"the {what} rows must be arrays by input name; the model takes {', '.join(ports)}, got {given}"
+        )
+    found = {name: np.asarray(values) for name, values in rows.items()}
+    counts = {name: len(values) if values.ndim else 0 for name, values in found.items()}
+    if min(counts.values()) == 0:
+        raise ExportError(f"the {what} rows are empty; give some, such as {what}=data.train.x")
+    if len(set(counts.values())) > 1:
+        raise ExportError(f"the {what} rows differ in number: {counts}; give as many for each input")
+    for name, (shape, dtype) in ports.items():
+        values = found[name]
+        sizes = values.shape[1:]
+        if len(sizes) != len(shape) or any(want not in (None, got) for want, got in zip(shape, sizes, strict=True)):
+            raise ExportError(
+                f"the {what} rows of {name!r} must be (rows, {', '.join(str(size or 'any') for size in shape)}), "
+                f"got {values.shape}"
+            )
+        if dtype == "str":
+            if values.dtype.kind not in "UO":
+                raise ExportError(f"the {what} rows of {name!r} must hold text, got {values.dtype}")
+            found[name] = values.astype(str)
+            continue
+        if values.dtype.kind not in "biufV":  # V is bfloat16
+            raise ExportError(f"the {what} rows of {name!r} must hold numbers, got {values.dtype}")
+        if "float" in dtype:
+            missing = np.isnan(values) if signature else False  # a missing number in a table
+            if not (np.isfinite(values) | missing).all():
+                raise ExportError(f"the {what} rows of {name!r} hold NaN or infinity; leave those rows out")
+        elif not np.array_equal(values.astype(dtype), values):
+            raise ExportError(f"the {what} rows of {name!r} must hold {dtype} numbers, got others in {values.dtype}")
+        found[name] = values.astype(dtype)
+    return found
+
+
+def alike(rows: Arrays) -> bool:
+    """Whether there are several rows and all of them are the same."""
+    first = {name: np.broadcast_to(values[:1], values.shape) for name, values in rows.items()}
+    return all(
+        len(values) > 1 and np.array_equal(values, first[name], equal_nan=values.dtype.kind == "f")
+        for name, values in rows.items()
+    )
+
+
+def check_numbers(**given: Any) -> None:
+    """Refuse what is no number, such as a text or NaN.
+
+    Raises:
+        ExportError: one is not.
+    """
+    for name, value in given.items():
+        if not isinstance(value, int | float) or math.isnan(value):
+            raise ExportError(f"{name} must be a number, got {name}={value!r}")
+
+
+def _ports(
+    model: Any, signature: Signature | None, length: int | None
+) -> dict[str, tuple[tuple[int | None, ...], str]]:
+    """Shape without the batch, None where any size fits, and type of each input of a file."""
     if signature is None:
-        return dict(zip(["logits"] if len(outputs) == 1 else model.output_names, outputs, strict=True))
+        sizes = {t.name: tuple(length if size is None else size for size in t.shape[1:]) for t in model.inputs}
+        return {t.name: (sizes[t.name], _stored(t)) for t in model.inputs}
+    step = signature.preprocess
+    if isinstance(step, ImagePreprocess):
+        return {"image": (step.shape, "uint8")}
+    columns = {"numbers": (len(step.numbers), "float32"), "categories": (len(step.categories), "str")}
+    return {name: ((count,), dtype) for name, (count, dtype) in columns.items() if count}
+
+
+def _stored(tensor: Any) -> str:
+    """Type of one of the model's own inputs in numpy, which has no bfloat16."""
+    dtype = keras.backend.standardize_dtype(tensor.dtype)
+    return "float32" if dtype == "bfloat16" else dtype
+
+
+def keras_answers(model: Any, signature: Signature | None, inputs: Arrays) -> Arrays:
+    """What Keras answers to these inputs, decoded as the file does: output name -> float32 (batch, ...).
+
+    Raises:
+        ExportError: Keras fails on them.
+    """
+    rows = len(next(iter(inputs.values())))
+    chunks = []
+    for start in range(0, rows, CHUNK):
+        own = _own_inputs(model, signature, {name: values[start : start + CHUNK] for name, values in inputs.items()})
+        try:
+            answers = _through(model, own)
+        except Exception as error:  # of a layer of the user's own, or because of the size
+            raise ExportError(
+                f"Keras cannot run {model.name!r} on the rows: {' '.join(str(error).split())[:300]}"
+            ) from error
+        chunks.append([keras.ops.convert_to_numpy(keras.ops.cast(answer, "float32")) for answer in answers])
+    outputs = [np.concatenate(parts) for parts in zip(*chunks, strict=True)]
+    if signature is None:
+        return dict(zip(output_names(model), outputs, strict=True))
     task = tasks.get(signature.task)
     return {task.output: task.answer(outputs[0], signature)}
 
 
-def _call(model: Any, inputs: Arrays) -> list[np.ndarray]:
-    """Outputs of a functional model in their order, float32, in chunks of rows."""
-    rows = len(next(iter(inputs.values())))
-    chunks = []
-    for start in range(0, rows, CHUNK):
-        part = [inputs[tensor.name][start : start + CHUNK] for tensor in model.inputs]
-        answers = _through(model, [keras.ops.convert_to_tensor(values) for values in part])
-        chunks.append([keras.ops.convert_to_numpy(keras.ops.cast(a, "float32")) for a in answers])
-    return [np.concatenate(parts) for parts in zip(*chunks, strict=True)]
+def output_names(model: Any) -> list[str]:
+    """Names of the outputs in an exported file: `logits` for one, the model's own for several, numbered if alike."""
+    if len(model.outputs) == 1:
+        return ["logits"]
+    names: list[str] = []
+    for name in model.output_names:  # outputs of one layer share its name
+        fresh, number = name, 0
+        while fresh in names:
+            number += 1
+            fresh = f"{name}_{number}"
+        names.append(fresh)
+    return names
 
 
-def _through(model: Any, inputs: list[Any]) -> list[Any]:
-    """Outputs of a functional model; unlike a call of the model, it drops each tensor after its last use."""
-    nodes = [n for depth in sorted(model._nodes_by_depth, reverse=True) for n in model._nodes_by_depth[depth]]
+def _own_inputs(model: Any, signature: Signature | None, inputs: Arrays) -> list[Any]:
+    """The model's own inputs as tensors, in its order."""
+    given = {model.inputs[0].name: signature.inputs(inputs)} if signature else inputs
+    return [keras.ops.convert_to_tensor(given[tensor.name]) for tensor in model.inputs]
+
+
+def _through(
+    model: Any, inputs: list[Any], note: Callable[[str, Any, Any], None] | None = None, scope: str = ""
+) -> list[Any]:
+    """Outputs of a functional model; unlike a call of the model, it drops each tensor after its last use.
+
+    Args:
+        model: functional or sequential Keras model.
+        inputs: tensors in its order.
+        note: called with the path, the node and the first result of each operation, also of those in models inside.
+        scope: what the paths begin with.
+    """
+    nodes = nodes_of(model)
     last = {id(tensor): place for place, node in enumerate(nodes) for tensor in node.input_tensors}
     last |= {id(tensor): len(nodes) for tensor in model.outputs}
     live = {id(tensor): value for tensor, value in zip(model.inputs, inputs, strict=True)}
     for place, node in enumerate(nodes):
-        if node.is_input:
-            continue
         args, kwargs = node.arguments.fill_in(live)
-        kwargs.pop("training", None)
-        options = {"training": False} if getattr(node.operation, "_call_has_training_arg", False) else {}
-        found = keras.tree.flatten(node.operation(*args, **kwargs, **options))
+        kwargs = {name: value for name, value in kwargs.items() if name != "training" and value is not None}
+        path = scope + node.operation.name
+        if note and len(args) == 1 and not kwargs and _is_chain(node.operation, args[0]):
+            found = _through(node.operation, [args[0]], note, f"{path}/")
+        else:
+            options = {"training": False} if getattr(node.operation, "_call_has_training_arg", False) else {}
+            found = keras.tree.flatten(node.operation(*args, **kwargs, **options))
+        if note:
+            note(path, node, found[0])
         live.update((id(tensor), value) for tensor, value in zip(node.outputs, found, strict=True))
         for tensor in node.input_tensors:
             if last[id(tensor)] == place:
                 live.pop(id(tensor), None)
     return [live[id(tensor)] for tensor in model.outputs]
+
+
+def _is_chain(operation: Any, given: Any) -> bool:
+    """Whether an operation is a model with a graph of its own that takes this one tensor."""
+    return (
+        isinstance(operation, Functional | keras.Sequential) and len(operation.inputs) == 1 and hasattr(given, "dtype")
+    )
 
 
 def session(model: str | Path | bytes) -> onnxruntime.InferenceSession:
@@ -131,6 +269,8 @@ def run(live: onnxruntime.InferenceSession, inputs: Arrays) -> Arrays:
     for start in range(0, rows, CHUNK):
         part = {name: wire(values[start : start + CHUNK]) for name, values in inputs.items()}
         chunks.append(live.run(names, part))
+    if len(chunks) == 1:  # also what has no batch axis
+        return dict(zip(names, chunks[0], strict=True))
     return {name: np.concatenate(parts) for name, parts in zip(names, zip(*chunks, strict=True), strict=True)}
 
 
@@ -150,15 +290,21 @@ def difference(live: onnxruntime.InferenceSession, inputs: Arrays, expected: Arr
 
 
 def _gap(found: np.ndarray, truth: np.ndarray) -> float:
-    if found.shape != truth.shape or not np.isfinite(found).all():
+    """Largest absolute difference; infinite where only one of the two is not finite, or the shapes differ."""
+    if found.shape != truth.shape:
         return float("inf")
-    return float(np.abs(found.astype(np.float64) - truth).max(initial=0))
+    found, truth = found.astype(np.float64), truth.astype(np.float64)
+    with np.errstate(invalid="ignore"):
+        gaps = np.where((found == truth) | (np.isnan(found) & np.isnan(truth)), 0, np.abs(found - truth))
+    return float(gaps.max(initial=0)) if np.isfinite(gaps).all() else float("inf")
 
 
 def gate(
     model: Any, signature: Signature | None, path: str | Path, inputs: Arrays, tolerance: float = TOLERANCE
 ) -> float:
     """Largest absolute difference between a file and Keras.
+
+    A model with open axes is tried at another, odd size, too.
 
     Args:
         model: functional Keras model.
@@ -170,59 +316,89 @@ def gate(
     Raises:
         ExportError: the difference is above the tolerance; the message names the first layer that differs.
     """
-    expected = keras_answers(model, signature, inputs)
-    if not all(np.isfinite(values).all() for values in expected.values()):
+    live = session(path)
+    trials = [(inputs, keras_answers(model, signature, inputs))]
+    if not _finite(trials[0][1]):
         raise ExportError(
             f"cannot export {model.name!r}: Keras itself answers NaN or infinity; train it again before exporting"
         )
-    live = session(path)
-    gap = difference(live, inputs, expected)
-    allowed = tolerance * max(1.0, *(float(np.abs(values).max()) for values in expected.values()))
-    if gap <= allowed and signature is None and any(None in tensor.shape[1:] for tensor in model.inputs):
+    if signature is None and any(None in tensor.shape[1:] for tensor in model.inputs):
         other = sample(model, None, rows=3, free=ODD)
-        truth = None
-        with contextlib.suppress(Exception):  # not every size fits every model; Keras refuses those in many ways
-            truth = keras_answers(model, None, other)
-        if truth is not None:
-            inputs, gap = other, difference(live, other, truth)
-    if gap > allowed:
-        place = first_difference(model, signature, path, inputs, tolerance)
-        raise ExportError(
-            f"the exported {model.name!r} differs from Keras by {gap:.3g}, allowed is {allowed:.3g}; {place}; nothing was written"
-        )
-    return gap
+        with contextlib.suppress(ExportError):  # not every size fits every model
+            trials.append((other, keras_answers(model, None, other)))
+    largest = 0.0
+    for rows, truth in trials:
+        gap = difference(live, rows, truth)
+        allowed = tolerance * max(1.0, *(float(np.abs(values).max(initial=0)) for values in truth.values()))
+        if not gap <= allowed:
+            place = first_difference(model, signature, path, rows, tolerance)
+            raise ExportError(
+                f"the exported {model.name!r} differs from Keras by {gap:.3g}, allowed is {allowed:.3g}; {place}; "
+                "nothing was written"
+            )
+        largest = max(largest, gap)
+    return largest
+
+
+def _finite(answers: Arrays) -> bool:
+    return all(np.isfinite(values).all() for values in answers.values())
 
 
 def first_difference(
     model: Any, signature: Signature | None, path: str | Path, inputs: Arrays, tolerance: float
 ) -> str:
-    """A sentence naming the first Keras layer whose value in the file differs."""
-    proto = onnx.load(str(path))
+    """A sentence naming the first Keras layer, or operation between layers, whose value in the file differs.
+
+    Args:
+        model: functional Keras model.
+        signature: what the file was exported with.
+        path: ONNX file, in a folder that may be written to.
+        inputs: rows to compare on, by input name.
+        tolerance: largest difference that does not count, relative to the largest value where that is above 1.
+    """
+    path = Path(path)
+    proto = onnx.load(path, load_external_data=False)
     facts = {fact.key: fact.value for fact in proto.metadata_props}
     values: dict[str, str] = json.loads(facts.get("layers", "{}"))
-    layers = [layer for layer in model.layers if layer.name in values and len(layer._inbound_nodes) == 1]
-    for value in [*(values[layer.name] for layer in layers), f"{BEFORE}/output"]:
-        if value not in {output.name for output in proto.graph.output} and _produced(proto, value):
-            proto.graph.output.append(onnx.helper.make_empty_tensor_value_info(value))
-    found = run(session(proto.SerializeToString()), inputs)
-    own = {model.inputs[0].name: signature.inputs(inputs)} if signature else inputs
-    if signature and _gap(found[f"{BEFORE}/output"], own[model.inputs[0].name]) > tolerance:
-        return "the preprocessing before the first layer differs"
-    given = model.inputs[0] if len(model.inputs) == 1 else {tensor.name: tensor for tensor in model.inputs}
-    truths = _call(keras.Model(given, [layer.output for layer in layers]), own) if layers else []
-    for layer, truth in zip(layers, truths, strict=True):
-        gap = _gap_in_any_layout(found[values[layer.name]], truth)
-        if gap > tolerance * max(1.0, float(np.abs(truth).max())):
-            return f"the first layer that differs is {layer.name!r} ({type(layer).__name__}), by {gap:.3g}"
-    return (
-        f"every layer agrees, what follows them to {tasks.get(signature.task).output!r} differs"
-        if signature
-        else "no layer was found to differ"
-    )
+    made = {name for node in proto.graph.node for name in node.output}
+    for name in sorted({*values.values(), INPUT} & made - {output.name for output in proto.graph.output}):
+        proto.graph.output.append(onnx.helper.make_empty_tensor_value_info(name))
+    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=".open-", suffix=".onnx") as file:
+        file.write(proto.SerializeToString())
+        file.flush()
+        live = session(file.name)
+    rows = len(next(iter(inputs.values())))
+    for part in (*(slice(start, start + CHUNK) for start in range(0, rows, CHUNK)), slice(0, 1)):
+        some = {name: given[part] for name, given in inputs.items()}
+        found = run(live, some)
+        own = _own_inputs(model, signature, some)
+        if signature and _gap(found[INPUT], keras.ops.convert_to_numpy(own[0])) > tolerance:
+            return "the preprocessing before the first layer differs"
+        place = _first_of(model, own, found, values, tolerance)
+        if place:
+            return place
+    if signature:
+        return f"every layer agrees, what follows them to {tasks.get(signature.task).output!r} differs"
+    return "no layer was found to differ"
 
 
-def _produced(proto: onnx.ModelProto, value: str) -> bool:
-    return any(value in node.output for node in proto.graph.node)
+def _first_of(model: Any, own: list[Any], found: Arrays, values: dict[str, str], tolerance: float) -> str:
+    """The same for one batch; "" if all agree. Of a layer used several times it is the last use that counts."""
+    truths: dict[str, tuple[Any, np.ndarray]] = {}
+
+    def note(path: str, node: Any, result: Any) -> None:
+        truths.pop(path, None)
+        if values.get(path) in found and hasattr(result, "dtype"):
+            truths[path] = node, keras.ops.convert_to_numpy(keras.ops.cast(result, "float32"))
+
+    _through(model, own, note)
+    for path, (node, truth) in truths.items():
+        gap = _gap_in_any_layout(found[values[path]], truth)
+        finite = np.abs(truth[np.isfinite(truth)])
+        if gap > tolerance * max(1.0, float(finite.max(initial=0))):
+            kind = "layer" if isinstance(node.operation, keras.layers.Layer) else "operation"
+            return f"the first {kind} that differs is {path!r} ({type(node.operation).__name__}), by {gap:.3g}"
+    return ""
 
 
 def _gap_in_any_layout(found: np.ndarray, truth: np.ndarray) -> float:

@@ -22,6 +22,7 @@ from export.edges import AFTER, BEFORE
 
 _JOINING = ("Add", "Mul", "Concat", "GlobalAveragePool", "AveragePool", "Sigmoid", "LeakyRelu")
 _MOVING = ("MaxPool", "Reshape", "Flatten", "Transpose", "Squeeze", "Unsqueeze", "Slice", "DepthToSpace")
+_LOSSLESS = ("Reshape", "Flatten", "Transpose", "Squeeze", "Unsqueeze", "DepthToSpace", "Identity")
 _CLIPPING = ("Relu", "Clip")
 
 
@@ -192,6 +193,19 @@ class Network:
             if low is None or low != 0:
                 return result
         return result if after.output[0] in self.outputs else after.output[0]
+
+    def moved(self, name: str) -> set[str]:
+        """A tensor and all others that hold the same values in another order or shape."""
+        found: set[str] = set()
+        ahead = [name]
+        while ahead:
+            name = ahead.pop()
+            if name not in found:
+                found.add(name)
+                ahead += [node.output[0] for node in self.readers.get(name, []) if node.op_type in _LOSSLESS]
+                if name in self.maker and self.maker[name].op_type in _LOSSLESS:
+                    ahead.append(self.maker[name].input[0])
+        return found
 
     def tensors(self) -> dict[str, View | None]:
         """Tensors to calibrate for any choice of layers, with the view for their means where a bias is corrected."""

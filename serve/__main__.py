@@ -13,13 +13,15 @@ def main() -> int:
     parser.add_argument("store", help="folder with <name>/<version> bundles")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
     parser.add_argument("--port", type=int, default=8000, help="TCP port, 0 for a free one (default: %(default)s)")
-    parser.add_argument("--precision", help="stored form to serve, such as int8 (default: each bundle's own)")
+    parser.add_argument(
+        "--precision", help="stored form to serve: fp32, fp16, int8, w8 or w4 (default: each bundle's own)"
+    )
     parser.add_argument("--threads", type=int, help="threads per request (default: every core)")
     parser.add_argument(
         "--engine",
         choices=ENGINES,
         default=ENGINES[0],
-        help="what computes: auto takes the faster one on this machine (default: %(default)s)",
+        help="what computes: openvino where it is installed, auto for the faster one here (default: %(default)s)",
     )
     given = parser.parse_args()
     try:

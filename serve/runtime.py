@@ -48,7 +48,7 @@ class Model:
 
         Args:
             bundle: a verified bundle.
-            precision: "fp32", "int8" …; the manifest's default if None.
+            precision: "fp32", "fp16", "int8", "w8" or "w4"; the manifest's default if None.
             threads: threads one request may use; every core if None.
             max_batch: most rows of one request.
             engine: "onnxruntime", "openvino", or "auto" for the faster of them on this machine, which is measured on a

@@ -156,15 +156,20 @@ def show(
 def _show_layers(entry: Any, arguments: dict[str, object], as_json: bool) -> None:
     """Print what each layer of a model costs."""
     _quiet_backend()
+    import math
+
     from zoo.compress import cost
 
-    rows = cost(entry.build(**arguments))
+    model = entry.build(**arguments)
+    rows = cost(model)
+    trained = sum(math.prod(weight.shape) for weight in model.trainable_weights)
     total = sum(row.macs or 0 for row in rows)
     if as_json:
         import json
 
         described = {
             "params": sum(row.params for row in rows),
+            "trainable": trained,
             "macs": total,
             "layers": [row._asdict() for row in rows],
         }
@@ -181,6 +186,7 @@ def _show_layers(entry: Any, arguments: dict[str, object], as_json: bool) -> Non
             f"{row.layer:<{width}}  {row.kind:<22} {row.output_shape!s:<20} {row.params:>12,} {macs:>16} {share:>6}"
         )
     typer.echo(f"{'all':<{width}}  {'':<22} {'':<20} {sum(row.params for row in rows):>12,} {total:>16,}")
+    typer.echo(f"{trained:,} of the parameters are trained")
     unknown = sum(row.macs is None for row in rows)
     if unknown:
         typer.echo(
@@ -323,6 +329,12 @@ def compress(
         str, typer.Option(help="Remove channels from each layer alike, or by one global ranking.")
     ] = "layer",
     steps: Annotated[int, typer.Option(help="Remove channels in so many parts, fine-tuning after each.")] = 1,
+    bits: Annotated[
+        int | None, typer.Option(help="Train on while weights are rounded to 2 to 8 bits; 8 prepares an INT8 export.")
+    ] = None,
+    student: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Train this smaller model from the run's answers.")
+    ] = None,
     max_drop: Annotated[
         float | None, typer.Option(help="Search for a form that loses at most so much of the validation score.")
     ] = None,
@@ -331,25 +343,37 @@ def compress(
     ] = None,
     max_ms: Annotated[float | None, typer.Option(help="The same, with at most so many milliseconds a request.")] = None,
     trials: Annotated[int, typer.Option(help="Models that a search may train.")] = 4,
-    epochs: Annotated[int, typer.Option(help="Epochs of fine-tuning.")] = 10,
+    epochs: Annotated[
+        int | None, typer.Option(help="Epochs of fine-tuning, 10 if not given; a student's are its recipe's.")
+    ] = None,
     data: Moved = None,
     settings: Set = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with a killed run, given the same options.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the run that is in the folder.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print the result only.")] = False,
 ) -> None:
-    """Make a run's model smaller: within a budget, or by removing channels (faster, too) or setting weights to zero.
+    """Make a run's model smaller: within a budget, or in one way of your choice.
+
+    --channels or --macs removes channels: a smaller file and a lower latency. --zeros sets weights to zero: a smaller
+    compressed file, the same latency. --bits teaches the model to be rounded, for an INT8 file that holds its score.
+    --student trains a smaller model from this one; --set then also takes temperature, alpha and features=True.
 
     Examples: zoo compress runs/resnet18-digits --max-drop 0.01 --max-size 1MB --max-ms 2 --out runs/fit;
-    zoo compress runs/resnet18-digits --channels 0.5 --out runs/small
+    zoo compress runs/resnet18-digits --channels 0.5 --out runs/small;
+    zoo compress runs/resnet18-digits --student lenet --out runs/student
     """
+    ways = {"--channels": channels, "--zeros": zeros, "--macs": macs, "--bits": bits, "--student": student}
+    chosen = [name for name, value in ways.items() if value is not None]
     budget = {"max_drop": max_drop, "max_size": _bytes(max_size), "max_ms": max_ms}
     given = {name: value for name, value in budget.items() if value is not None}
-    if given and (channels, zeros, macs) != (None, None, None):
+    if given and chosen:
+        raise ValueError(f"--max-drop, --max-size and --max-ms search by themselves; leave out {', '.join(chosen)}")
+    if not given and len(chosen) != 1:
         raise ValueError(
-            "--max-drop, --max-size and --max-ms search by themselves; leave out --channels, --zeros and --macs"
+            f"give one of {', '.join(ways)}, or a budget (--max-drop, --max-size, --max-ms); got {', '.join(chosen) or 'none'}"
         )
-    if given and (scope, steps, settings) != ("layer", 1, None):
-        raise ValueError("a search has no use for --scope, --steps and --set; leave them out")
+    if given and (scope, steps, settings, resume) != ("layer", 1, None, False):
+        raise ValueError("a search has no use for --scope, --steps, --set and --resume; leave them out")
     _quiet_backend()
     if given:
         from zoo.compress import fit
@@ -358,7 +382,7 @@ def compress(
             _with_data(run, data),
             out=out,
             trials=trials,
-            epochs=epochs,
+            epochs=epochs or 10,
             importance=importance,
             overwrite=overwrite,
             quiet=quiet,
@@ -368,23 +392,73 @@ def compress(
             typer.echo(str(found))
         typer.echo(f"export it with: zoo export {found.run.folder} store/NAME/1 --precision {found.precision}")
         return
-    from zoo.compress import shrink
+    from zoo.compress import distill, shrink, tune_quantized, zeros_report
 
-    small = shrink(
-        _with_data(run, data),
-        out,
-        channels=channels,
-        zeros=zeros,
-        macs=macs,
-        importance=importance,
-        scope=scope,
-        steps=steps,
-        epochs=epochs,
-        overwrite=overwrite,
-        quiet=quiet,
-        **_settings(settings),
+    source = _with_data(run, data)
+    common: dict[str, Any] = {"resume": resume, "overwrite": overwrite, "quiet": quiet, **_settings(settings)}
+    if student is not None:
+        small = distill(source, student, source.data, out=out, **common, **({"epochs": epochs} if epochs else {}))
+    elif bits is not None:
+        small = tune_quantized(source, out, weight_bits=bits, epochs=epochs or 10, **common)
+        typer.echo(f"{small.metrics['quantized']:.4f} on test rows with weights of {bits} bits")
+    else:
+        small = shrink(
+            source,
+            out,
+            channels=channels,
+            zeros=zeros,
+            macs=macs,
+            importance=importance,
+            scope=scope,
+            steps=steps,
+            epochs=epochs or 10,
+            **common,
+        )
+        if zeros is not None and quiet:
+            typer.echo("\n".join(zeros_report(small.model, source.model).splitlines()[-2:]))
+    typer.echo(
+        f"{small.metrics['test']:.4f} on test rows ({source.metrics['test']:.4f} before), "
+        f"{small.model.count_params():,} parameters, in {out}"
     )
-    typer.echo(f"{small.metrics['test']:.4f} on test rows, {small.model.count_params():,} parameters, in {out}")
+
+
+@app.command()
+def changes(
+    before: Annotated[Path, typer.Argument(help="Run folder, bundle or ONNX file.")],
+    after: Annotated[Path, typer.Argument(help="The compressed one: run folder, bundle or ONNX file.")],
+    data: Annotated[str | None, typer.Option(help="Data; a run and a bundle know their own.")] = None,
+    split: Annotated[str, typer.Option(help="test, validation or train.")] = "test",
+    precisions: Annotated[
+        str,
+        typer.Option(metavar="BEFORE,AFTER", help="Files of bundles, such as fp32,int8; their defaults if not given."),
+    ] = ",",
+    rows: Annotated[int, typer.Option(help="How many rows to explain by both models, 0 for none.")] = 16,
+    out: Annotated[Path | None, typer.Option(help="Folder for changes.png and changes.json.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress.")] = False,
+) -> None:
+    """Tell what compression changed beyond the score: classes that pay, flipped rows, calibration, reasons.
+
+    Examples: zoo changes runs/lenet-digits runs/small --out changes;
+    zoo changes store/digits/1 store/digits/1 --precisions fp32,int8
+    """
+    of = precisions.split(",")
+    if len(of) != 2:
+        raise ValueError(f"--precisions takes two names with a comma between, such as fp32,int8, got {precisions!r}")
+    if out is not None and out.exists() and not out.is_dir():
+        raise NotADirectoryError(f"{out} is a file; give a folder for changes.png and changes.json")
+    _quiet_backend()
+    from zoo.compress import changes as compare
+
+    chosen = (of[0] or None, of[1] or None)
+    found = compare(before, after, data, split=split, precisions=chosen, explained=rows, quiet=quiet)
+    typer.echo(found.to_json().rstrip() if as_json else str(found))
+    if out is not None:
+        out.mkdir(parents=True, exist_ok=True)
+        (out / "changes.json").write_text(found.to_json(), encoding="utf-8")
+        picture = found.plot(out / "changes.png")
+        if not as_json:
+            typer.echo(f"\npicture: {picture}")
 
 
 def _bytes(text: str | None) -> float | None:
@@ -435,10 +509,13 @@ def export(
         raise ValueError("give a version folder such as store/digits/1, or --onnx model.onnx, and not both")
     _quiet_backend()
     import export as exporter
+    from zoo import registry
 
     source = _with_data(run, data)
     if onnx is not None:
-        exporter.to_onnx(source.model, onnx, signature=source.signature)
+        exporter.to_onnx(
+            source.model, onnx, signature=source.signature, tolerance=registry.tolerance(source.recipe.model)
+        )
         typer.echo(f"{onnx}  {onnx.stat().st_size / 1024:,.0f} KB, preprocessing inside; answers as Keras does")
         return
     assert bundle is not None
@@ -519,7 +596,9 @@ def serve(
     store: Annotated[Path, typer.Argument(help="Folder that holds <name>/<version>/ bundles.")] = Path("store"),
     host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 for all.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port; 0 takes a free one.")] = 8000,
-    precision: Annotated[str | None, typer.Option(help="fp32 or int8; each bundle's default if not given.")] = None,
+    precision: Annotated[
+        str | None, typer.Option(help="fp32, fp16, int8, w8 or w4; each bundle's default if not given.")
+    ] = None,
     engine: Annotated[
         str, typer.Option(help="onnxruntime, openvino where it is installed, or auto for the faster one here.")
     ] = "onnxruntime",

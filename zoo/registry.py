@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 ENTRY_POINTS = "zoo.models"
+_TOLERANCE = (1e-4, "")
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,7 @@ class Entry:
         recipe: training settings that differ from the defaults of `zoo.recipes.Recipe`.
         weights: pretrained files by name, `zoo.weights.Source` keyword arguments.
         skip: stage -> reason why the stage does not apply.
+        tolerance: largest difference of its ONNX file from Keras, see `export.to_onnx`; and the reason, if above 1e-4.
         summary: first line of the builder's docstring.
         signature: the builder's parameters and defaults, as source text.
     """
@@ -76,6 +78,7 @@ class Entry:
     recipe: dict[str, Any] = field(default_factory=dict)
     weights: dict[str, dict[str, Any]] = field(default_factory=dict)
     skip: dict[str, str] = field(default_factory=dict)
+    tolerance: tuple[float, str] = _TOLERANCE
     aliases: tuple[str, ...] = ()
     summary: str = ""
     signature: dict[str, str] = field(default_factory=dict)
@@ -113,6 +116,7 @@ class _Declaration:
     recipe: dict[str, Any] = field(default_factory=dict)
     weights: dict[str, dict[str, Any]] = field(default_factory=dict)
     skip: dict[str, str] = field(default_factory=dict)
+    tolerance: tuple[float, str] = _TOLERANCE
 
 
 def register(name: str, **declaration: Any) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
@@ -123,7 +127,8 @@ def register(name: str, **declaration: Any) -> Callable[[Callable[..., Any]], Ca
         declaration: `task` (one name, or several with the usual one first), `inputs` (name -> `Tensor`), `paper`,
             `params` (trainable count at the defaults) with `params_source`, `tiny` (arguments for tests), and
             optionally `variants` (public name -> `dict(params=..., weights=..., **arguments)`), `aliases` (other
-            names of `name`, or alias -> variant), `data`, `recipe`, `weights`, `skip` (stage -> reason).
+            names of `name`, or alias -> variant), `data`, `recipe`, `weights`, `skip` (stage -> reason),
+            `tolerance` (of the ONNX file, with the reason why 1e-4 cannot be held).
 
     Raises:
         TypeError: a required part is missing or a part is unknown.
@@ -139,6 +144,8 @@ def _entries(declaration: _Declaration, module: str, function: ast.FunctionDef) 
         raise TypeError(
             f"builder {function.name!r} in {module}: give every argument a default, and no *args or **kwargs"
         )
+    if declaration.tolerance[0] > _TOLERANCE[0] and not declaration.tolerance[1]:
+        raise TypeError(f"{declaration.name!r} in {module}: a tolerance above {_TOLERANCE[0]:g} needs its reason")
     aliases = declaration.aliases
     if not isinstance(aliases, dict):
         aliases = dict.fromkeys(aliases, declaration.name)
@@ -153,6 +160,7 @@ def _entries(declaration: _Declaration, module: str, function: ast.FunctionDef) 
         data=declaration.data,
         recipe=declaration.recipe,
         skip=declaration.skip,
+        tolerance=declaration.tolerance,
         summary=(ast.get_docstring(function) or "").partition("\n")[0],
         signature={p.arg: ast.unparse(d) for p, d in zip(parameters, defaults, strict=True)},
     )
@@ -238,6 +246,14 @@ def entry(name: str) -> Entry:
     )
 
 
+def tolerance(name: str) -> float:
+    """Largest difference from Keras that the ONNX file of an architecture may have; the usual one if it has no entry."""
+    try:
+        return entry(name).tolerance[0]
+    except UnknownModelError:
+        return _TOLERANCE[0]
+
+
 class UnknownModelError(KeyError):
     """No model has the name asked for."""
 
@@ -285,6 +301,7 @@ def show(name: str) -> str:
         "data": e.data,
         "weights": "; ".join(f"{key} ({value['licence']})" for key, value in e.weights.items()),
         "not for": "; ".join(f"{stage}: {reason}" for stage, reason in e.skip.items()),
+        "tolerance": f"{e.tolerance[0]:g} in ONNX: {e.tolerance[1]}" if e.tolerance[1] else "",
         "file": e.module,
     }
     width = max(map(len, rows))

@@ -1,4 +1,4 @@
-"""Products of tensors, linear systems, Fourier transforms, and the operations behind convolution and pooling layers."""
+"""Products of tensors, linear systems and Fourier transforms."""
 
 import math
 import string
@@ -8,26 +8,16 @@ from typing import Any
 
 import keras
 import numpy as np
-from keras.src.ops import linalg, nn
+from keras.src.ops import linalg
 from keras.src.ops import math as ops_math
 from keras.src.ops import numpy as ops
 
-from export.lowering import NotLoweredError, convolution, lowers
-from export.lowering.arguments import (
-    array_in,
-    axes_of,
-    floats,
-    like,
-    need,
-    scalar,
-    together,
-    typed,
-    value,
-    value_of,
-)
+from export.lowering import lowers
+from export.lowering.activations import activate
+from export.lowering.arguments import calculable, floats, in_floats, like, need, together, value, value_of
 from export.lowering.arrays import static, transposed
 from export.lowering.graph import Graph, Value
-from export.lowering.operations import add, multiply, reduced, subtract
+from export.lowering.operations import multiply, subtract
 
 # Products
 
@@ -40,8 +30,7 @@ def _matmul(graph: Graph, call: Any, x1: Any, x2: Any) -> str:
 
 def _factors(graph: Graph, *given: Any) -> list[Value]:
     """Values of one type that products exist for."""
-    values = together(graph, *given)
-    return [typed(graph, one, "int32") if one.dtype in ("bool", "int8", "uint8", "int16") else one for one in values]
+    return [calculable(graph, one) for one in together(graph, *given)]
 
 
 def einsum(graph: Graph, equation: str, *values: Value) -> str:
@@ -125,6 +114,7 @@ def _einsum(graph: Graph, call: Any, *operands: Any, **options: Any) -> str:
 
 
 @lowers(keras.layers.EinsumDense)
+@in_floats
 def _einsum_dense(graph: Graph, layer: Any, inputs: Value) -> Value:
     need(layer.quantization_mode is None and not layer.lora_enabled, "weights of another kind")
     equation = layer.equation.replace(" ", "")
@@ -136,8 +126,6 @@ def _einsum_dense(graph: Graph, layer: Any, inputs: Value) -> Value:
     if layer.bias is not None:
         made = graph.add("Add", made, graph.variable(layer.bias, "bias"))
     found = value(graph, made, layer.compute_output_shape(inputs.shape), inputs.dtype)
-    from export.lowering.activations import activate
-
     return activate(graph, layer.activation, found)
 
 
@@ -205,7 +193,7 @@ def _inner(graph: Graph, call: Any, x1: Any, x2: Any) -> str:
 
 @lowers(ops.Outer)
 def _outer(graph: Graph, call: Any, x1: Any, x2: Any) -> Value:
-    x, y = together(graph, x1, x2)
+    x, y = _factors(graph, x1, x2)
     tall = value(graph, graph.reshape(x, [None, 1]), (None, 1), x.dtype)
     return multiply(graph, tall, value(graph, graph.reshape(y, [1, None]), (1, None), y.dtype))
 
@@ -219,7 +207,7 @@ def _vdot(graph: Graph, call: Any, x1: Any, x2: Any) -> str:
 @lowers(ops.Cross)
 def _cross(graph: Graph, call: Any, x1: Any, x2: Any) -> Value:
     x, y = together(graph, x1, x2)
-    plain = call.axis in (None, -1) and (call.axisa, call.axisb, call.axisc) == (-1, -1, -1)
+    plain = {call.axisa % x.rank, call.axisb % y.rank, call.axisc % x.rank} == {x.rank - 1} and x.rank == y.rank
     need(plain and x.shape[-1] == y.shape[-1] == 3, "a cross product over another axis than the last")
 
     def turned(given: Value, order: list[int]) -> Value:
@@ -316,12 +304,12 @@ def _determinant(graph: Graph, call: Any, x: Any) -> str:
 # Fourier transforms
 
 
-def _transformed(graph: Graph, x: str, axis: int, inverse: int = 0, onesided: int = 0, length: Any = None) -> str:
-    """DFT of (..., 1) or (..., 2) along an axis."""
+def _transformed(graph: Graph, x: str, onesided: bool = False) -> str:
+    """DFT of (batch, steps, 1) or (batch, steps, 2) over the steps: (batch, frequencies, 2)."""
     need(graph.opset >= 17, "a Fourier transform needs opset 17")
     if graph.opset >= 20:
-        return graph.add("DFT", x, length, np.array(axis, np.int64), inverse=inverse, onesided=onesided)
-    return graph.add("DFT", x, length, axis=axis, inverse=inverse, onesided=onesided)
+        return graph.add("DFT", x, None, np.array(1, np.int64), onesided=int(onesided))
+    return graph.add("DFT", x, axis=1, onesided=int(onesided))
 
 
 def _parts(graph: Graph, pairs: str) -> tuple[str, str]:
@@ -342,8 +330,8 @@ def _fft(graph: Graph, call: Any, x: Any) -> list[str]:
     name, rank = _paired(graph, x)
     real = value_of(graph, x[0])
     if rank == 2:
-        return list(_parts(graph, _transformed(graph, name, 1)))
-    flat = _transformed(graph, graph.reshape(name, [None, static(real.shape[-1:])[0], 2]), 1)
+        return list(_parts(graph, _transformed(graph, name)))
+    flat = _transformed(graph, graph.reshape(name, [None, static(real.shape[-1:])[0], 2]))
     sizes = graph.sizes(real)
     return [graph.reshape(part, [*sizes]) for part in _parts(graph, flat)]
 
@@ -353,7 +341,7 @@ def _rfft(graph: Graph, call: Any, x: Any) -> tuple[str, str]:
     given = floats(graph, x)
     need(given.rank == 2 and call.fft_length is None, "a transform of more than (batch, steps), or of another length")
     wide = graph.add("Unsqueeze", given, np.array([2]))
-    return _parts(graph, _transformed(graph, wide, 1, onesided=1))
+    return _parts(graph, _transformed(graph, wide, onesided=True))
 
 
 @lowers(ops_math.STFT)
@@ -393,235 +381,3 @@ def _sequences(graph: Graph, call: Any, x: Any) -> str:
     steps = static(given.shape[-1:])[0]
     starts = np.arange(0, steps - call.sequence_length + 1, call.sequence_stride)
     return graph.add("Gather", given, starts[:, None] + np.arange(call.sequence_length), axis=given.rank - 1)
-
-
-# What layers are made of
-
-
-def _settings(call: Any, rank: int, **more: Any) -> SimpleNamespace:
-    """What the emitters of the layers read from a layer."""
-
-    def each(given: Any) -> tuple[int, ...]:
-        return (given,) * rank if isinstance(given, int) else tuple(given)
-
-    facts = {"rank": rank, "padding": call.padding, "data_format": call.data_format or keras.config.image_data_format()}
-    for name in ("strides", "dilation_rate", "pool_size"):
-        if hasattr(call, name):
-            found = getattr(call, name)
-            facts[name] = each(more["window"] if found is None else found)
-    return SimpleNamespace(**{**facts, **more})
-
-
-def _kernel(graph: Graph, kernel: Any, order: Sequence[int]) -> tuple[str, tuple[int, ...]]:
-    """Name of a kernel in the axis order of ONNX, and its shape in that of Keras."""
-    if isinstance(kernel, Value):
-        return transposed(graph, kernel, order), tuple(static(kernel.shape))
-    array = array_in(kernel)
-    return graph.weight(array.astype(np.float32).transpose(order), "kernel"), array.shape
-
-
-@lowers(nn.Conv)
-def _convolution(graph: Graph, call: Any, inputs: Any, kernel: Any) -> Value:
-    x = floats(graph, inputs)
-    rank = x.rank - 2
-    name, shape = _kernel(graph, kernel, [rank + 1, rank, *range(rank)])
-    settings = _settings(call, rank)
-    channels = x.shape[-1] if settings.data_format == "channels_last" else x.shape[1]
-    need(channels is not None, "a convolution of a free number of channels")
-    groups = (channels or 1) // shape[-2]
-    made = convolution._convolve(graph, settings, x, name, None, groups, shape[:rank])
-    return convolution._give(graph, settings, made)
-
-
-@lowers(nn.DepthwiseConv)
-def _depthwise(graph: Graph, call: Any, inputs: Any, kernel: Any) -> Value:
-    x = floats(graph, inputs)
-    rank = x.rank - 2
-    if isinstance(kernel, Value):
-        raise NotLoweredError("a depthwise kernel that is not constant")
-    array = array_in(kernel)
-    name = graph.weight(convolution._depthwise_kernel(array.astype(np.float32)), "kernel")
-    settings = _settings(call, rank)
-    made = convolution._convolve(graph, settings, x, name, None, array.shape[-2], array.shape[:rank])
-    return convolution._give(graph, settings, made)
-
-
-def _pooling(operation: str) -> Any:
-    def emit(graph: Graph, call: Any, inputs: Any) -> Value:
-        x = floats(graph, inputs)
-        return convolution._pool(graph, operation, _settings(call, x.rank - 2, window=call.pool_size), x)
-
-    return emit
-
-
-lowers(nn.MaxPool)(_pooling("MaxPool"))
-lowers(nn.AveragePool)(_pooling("AveragePool"))
-
-
-def _bins(size: int, count: int) -> list[tuple[int, int]]:
-    """Borders of windows that cover an axis evenly, overlapping where they must."""
-    return [(place * size // count, -(-(place + 1) * size // count)) for place in range(count)]
-
-
-def _adaptive(graph: Graph, x: Value, sizes: Any, data_format: str, largest: bool) -> Value:
-    first = 1 if data_format == "channels_last" else 2
-    rank = x.rank - 2
-    wanted = (sizes,) * rank if isinstance(sizes, int) else tuple(sizes)
-    made = x
-    for place, count in enumerate(wanted):
-        axis = first + place
-        size = static(made.shape)[axis] if made.shape[0] is not None else static(made.shape[1:])[axis - 1]
-        borders = _bins(size, count)
-        if largest:
-            parts = [
-                graph.reduce(
-                    "ReduceMax", graph.add("Slice", made, np.array([a]), np.array([b]), np.array([axis])), [axis], True
-                )
-                for a, b in borders
-            ]
-            shape = (*made.shape[:axis], count, *made.shape[axis + 1 :])
-            made = value(graph, graph.add("Concat", *parts, axis=axis), shape, made.dtype)
-        else:
-            matrix = np.zeros((count, size), np.float32)
-            for row, (a, b) in enumerate(borders):
-                matrix[row, a:b] = 1 / (b - a)
-            made = along(graph, made, axis, matrix)
-    return made
-
-
-@lowers(nn.AdaptiveAveragePool, nn.AdaptiveMaxPool)
-def _adaptive_operation(graph: Graph, call: Any, inputs: Any) -> Value:
-    data_format = call.data_format or keras.config.image_data_format()
-    largest = isinstance(call, nn.AdaptiveMaxPool)
-    return _adaptive(graph, floats(graph, inputs), call.output_size, data_format, largest)
-
-
-@lowers(nn.BatchNorm)
-def _batch_norm(
-    graph: Graph, call: Any, x: Any, mean: Any, variance: Any, offset: Any = None, scale: Any = None
-) -> Value:
-    given = floats(graph, x)
-    shape = [1] * given.rank
-    axes = axes_of(call.axis, given.rank)
-    for axis in axes:
-        shape[axis] = given.shape[axis] or 1
-
-    def wide(one: Any) -> Value:
-        numbers = value_of(graph, one, given.dtype)
-        return value(graph, graph.reshape(numbers, list(shape)), shape, given.dtype)
-
-    spread = wide(variance)
-    root = graph.add("Sqrt", graph.add("Add", spread, scalar(call.epsilon, given.dtype)))
-    made = subtract(graph, given, wide(mean))
-    made = like(given, graph.add("Div", made, root))
-    made = multiply(graph, made, wide(scale)) if scale is not None else made
-    return add(graph, made, wide(offset)) if offset is not None else made
-
-
-@lowers(nn.RMSNorm)
-def _rms_norm(graph: Graph, call: Any, x: Any, scale: Any = None) -> Value:
-    return root_mean_square(graph, floats(graph, x), call.axis, call.epsilon, scale)
-
-
-def root_mean_square(graph: Graph, x: Value, axis: Any, epsilon: float | None, scale: Any) -> Value:
-    """Zhang & Sennrich 2019 (arXiv:1910.07467), in the form that ONNX Runtime computes in one node."""
-    axes = axes_of(axis, x.rank)
-    small = keras.config.epsilon() if epsilon is None else epsilon
-    if graph.opset >= 23 and axes == list(range(axes[0], x.rank)) and scale is not None:
-        return like(x, graph.add("RMSNormalization", x, value_of(graph, scale, x.dtype), axis=axes[0], epsilon=small))
-    square = graph.reduce("ReduceMean", graph.add("Pow", x, scalar(2, x.dtype)), axes, True)
-    root = graph.add("Sqrt", graph.add("Add", square, scalar(small, x.dtype)))
-    made = like(x, graph.add("Div", x, root))
-    if scale is None:
-        return made
-    weight = value_of(graph, scale, x.dtype)
-    shape = [x.shape[place] if place in axes else 1 for place in range(x.rank)]
-    if weight.rank > 1 or axes != [x.rank - 1]:
-        weight = value(graph, graph.reshape(weight, shape), shape, x.dtype)
-    return multiply(graph, made, weight)
-
-
-@lowers(nn.LayerNorm)
-def _layer_norm(graph: Graph, call: Any, x: Any, gamma: Any = None, beta: Any = None) -> Value:
-    given = floats(graph, x)
-    axes = axes_of(call.axis, given.rank)
-    small = keras.config.epsilon() if call.epsilon is None else call.epsilon
-    need(
-        not call.rms_scaling and axes == list(range(axes[0], given.rank)), "normalising over axes that are not the last"
-    )
-    shape = static(given.shape[axes[0] :])
-    weight = value_of(graph, gamma if gamma is not None else np.ones(shape, np.float32), given.dtype)
-    shift = value_of(graph, beta, given.dtype) if beta is not None else None
-    need(graph.opset >= 17, "layer normalisation needs opset 17")
-    return like(given, graph.add("LayerNormalization", given, weight, shift, axis=axes[0], epsilon=float(small)))
-
-
-@lowers(keras.layers.GroupNormalization)
-def _group_normalization(graph: Graph, layer: Any, inputs: Value) -> Value:
-    """Wu & He 2018: instance normalisation of a reshaped value, which ONNX Runtime has a node for."""
-    axis = layer.axis % inputs.rank
-    need(axis == inputs.rank - 1 and inputs.rank > 2, "groups of another axis than the last")
-    channels = static(inputs.shape[-1:])[0]
-    groups = channels if layer.groups == -1 else layer.groups
-    flat = graph.add("Reshape", inputs.first, np.array([0, groups, -1], np.int64))
-    ones, zeros = np.ones(groups, np.float32), np.zeros(groups, np.float32)
-    even = graph.add("InstanceNormalization", flat, ones, zeros, epsilon=float(layer.epsilon))
-    made = graph.add("Reshape", even, graph.add("Shape", inputs.first))
-    shape = (-1, *[1] * (inputs.rank - 2))
-    if layer.scale:
-        made = graph.add("Mul", made, graph.variable(layer.gamma, "gamma", lambda array: array.reshape(shape)))
-    if layer.center:
-        made = graph.add("Add", made, graph.variable(layer.beta, "beta", lambda array: array.reshape(shape)))
-    return graph.first(made)
-
-
-@lowers(keras.layers.UnitNormalization)
-def _unit_normalization(graph: Graph, layer: Any, inputs: Value) -> Value:
-    length = reduced(graph, "ReduceL2", inputs, layer.axis, True)
-    small = like(length, graph.add("Max", length, scalar(keras.config.epsilon(), inputs.dtype)))
-    return like(inputs, graph.add("Div", inputs, small))
-
-
-@lowers(keras.layers.Dot)
-def _dot_layer(graph: Graph, layer: Any, inputs: Sequence[Value]) -> str:
-    x, y = inputs
-    axes = (layer.axes, layer.axes) if isinstance(layer.axes, int) else tuple(layer.axes)
-    a, b = axes[0] % x.rank, axes[1] % y.rank
-    if layer.normalize:
-        x, y = (
-            like(one, graph.add("Div", one, graph.add("Max", graph.reduce("ReduceL2", one, [axis], True), scalar(
-                keras.config.epsilon(), one.dtype)))) for one, axis in ((x, a), (y, b))
-        )  # fmt: skip
-    first, second = list("abcdef"[: x.rank]), list("auvwxy"[: y.rank])
-    second[b] = first[a]
-    kept = [letter for letter in first + second[1:] if letter != first[a]]
-    made = einsum(graph, f"{''.join(first)},{''.join(second)}->{''.join(kept)}", x, y)
-    return graph.add("Unsqueeze", made, np.array([1])) if len(kept) == 1 else made
-
-
-@lowers(nn.ConvTranspose)
-def _convolution_transposed(graph: Graph, call: Any, inputs: Any, kernel: Any) -> Value:
-    x = floats(graph, inputs)
-    if isinstance(kernel, Value):
-        raise NotLoweredError("a transposed convolution with a kernel that is not constant")
-    array = array_in(kernel).astype(np.float32)
-    rank = x.rank - 2
-
-    def shape_after(shape: Sequence[int | None]) -> tuple[int | None, ...]:
-        return call.compute_output_spec(keras.KerasTensor(shape), keras.KerasTensor(array.shape)).shape
-
-    settings = _settings(
-        call, rank, kernel=array, kernel_size=array.shape[:rank], use_bias=False, activation=None,
-        compute_output_shape=shape_after,
-    )  # fmt: skip
-    return convolution._transpose(graph, settings, x)
-
-
-@lowers(nn.SeparableConv)
-def _separable(graph: Graph, call: Any, inputs: Any, depthwise_kernel: Any, pointwise_kernel: Any) -> Value:
-    need(call.data_format in (None, "channels_last"), "a separable convolution with channels first")
-    deep = _depthwise(graph, call, inputs, depthwise_kernel)
-    channels = depthwise_kernel.shape[-2] * depthwise_kernel.shape[-1]
-    deep.shape, deep.dtype = (*[None] * (value_of(graph, inputs).rank - 1), channels), "float32"
-    plain = SimpleNamespace(strides=1, padding="valid", data_format="channels_last", dilation_rate=1)
-    return _convolution(graph, plain, deep, pointwise_kernel)

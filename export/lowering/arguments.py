@@ -3,7 +3,8 @@
 Numbers, arrays and variables become constants; types are promoted as Keras promotes them.
 """
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import keras
@@ -11,14 +12,12 @@ import numpy as np
 from keras.src.backend import result_type
 
 from export.lowering import NotLoweredError
-from export.lowering.graph import Graph, Value, array_of, onnx_type
-
-HALVES = ("float16", "bfloat16")
+from export.lowering.graph import Graph, Value, array_of, onnx_type, stored
 
 
 def dtype_of(given: Any) -> Any:
     """What Keras promotes from: a dtype, or the type of a Python number."""
-    if isinstance(given, bool | int | float):
+    if type(given) in (bool, int, float):  # not a scalar of numpy, which has a dtype
         return type(given)
     if isinstance(given, list | tuple):
         return _listed(np.asarray(given)).dtype.name
@@ -44,29 +43,29 @@ def value_of(graph: Graph, given: Any, dtype: str | None = None) -> Value:
         return made
     if isinstance(given, keras.KerasTensor):
         raise NotLoweredError("a tensor from outside the traced function")
-    array = _listed(np.asarray(given)) if isinstance(given, bool | int | float | list | tuple) else array_in(given)
+    array = array_of(given) if hasattr(given, "dtype") else _listed(np.asarray(given))
     if dtype is not None:
-        array = array.astype("float32" if dtype in HALVES else dtype)
+        array = array.astype(stored(dtype))
     made = Value(graph, graph.constant(array))
     made.shape, made.dtype = array.shape, dtype or array.dtype.name
     return made
 
 
-def array_in(given: Any) -> np.ndarray:
-    """Values of a variable, a tensor of the backend or an array; half precision as float32."""
-    if isinstance(given, keras.Variable):
-        return array_of(given)
-    halved = keras.backend.standardize_dtype(given.dtype) in HALVES
-    return np.asarray(keras.ops.convert_to_numpy(keras.ops.cast(given, "float32") if halved else given))
-
-
 def typed(graph: Graph, value: Value, dtype: str) -> Value:
-    """The value in another dtype; half precision and float32 are the same here."""
+    """The value in another dtype, with its mask; half precision and float32 are the same here."""
     if onnx_type(value.dtype) == onnx_type(dtype):
         return value
     made = graph.elementwise(lambda name: graph.cast(name, dtype), value)
-    made.shape, made.dtype = value.shape, dtype
+    made.shape, made.dtype, made.mask = value.shape, dtype, value.mask
     return made
+
+
+def calculable(graph: Graph, given: Any) -> Value:
+    """The value in a type that ONNX Runtime calculates in: whole numbers in 32 or 64 bits with a sign."""
+    found = value_of(graph, given)
+    if found.dtype in ("bool", "int8", "int16", "uint8", "uint16"):
+        return typed(graph, found, "int32")
+    return typed(graph, found, "int64") if found.dtype in ("uint32", "uint64") else found
 
 
 def together(graph: Graph, *given: Any, floating: bool = False) -> list[Value]:
@@ -88,9 +87,9 @@ def floats(graph: Graph, given: Any) -> Value:
     return together(graph, given, floating=True)[0]
 
 
-def like(source: Value, name: str) -> Value:
-    """A value with the shape and dtype of another one."""
-    made = Value(source.graph, name)
+def like(source: Value, made: Value | str) -> Value:
+    """What was made, a value or a name, with the shape and dtype of another value."""
+    made = Value(source.graph, made) if isinstance(made, str) else made
     made.shape, made.dtype = source.shape, source.dtype
     return made
 
@@ -100,6 +99,43 @@ def value(graph: Graph, name: str, shape: Sequence[int | None], dtype: str) -> V
     made = Value(graph, name)
     made.shape, made.dtype = tuple(shape), dtype
     return made
+
+
+def trained(
+    graph: Graph, layer: Any, name: str, change: Callable[[np.ndarray], np.ndarray] = lambda array: array
+) -> str:
+    """Name of the constant that holds a layer's main weight, with its low-rank adaptation if that is on.
+
+    Args:
+        graph: where to write.
+        layer: dense, convolution or embedding layer.
+        name: of the weight, such as "kernel".
+        change: from the axis order of Keras to that of ONNX.
+    """
+    need(layer.quantization_mode is None, f"{layer.quantization_mode} weights")
+    if layer.lora_enabled:
+        return graph.weight(change(array_of(getattr(layer, name))), name)
+    return graph.variable(getattr(layer, f"_{name}"), name, change)
+
+
+def in_floats(emit: Callable[..., Any]) -> Callable[..., Any]:
+    """A layer's function that calculates in floats, whatever the layer is given; `lower_call` casts back."""
+
+    @functools.wraps(emit)
+    def inner(graph: Graph, layer: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+        given = [leaf for leaf in keras.tree.flatten(inputs) if isinstance(leaf, Value)]
+        if all(is_float(one.dtype) for one in given):
+            return emit(graph, layer, inputs, *args, **kwargs)
+        cast = keras.tree.map_structure(lambda one: floats(graph, one) if isinstance(one, Value) else one, inputs)
+        return keras.tree.map_structure(functools.partial(_as_float, graph), emit(graph, layer, cast, *args, **kwargs))
+
+    return inner
+
+
+def _as_float(graph: Graph, made: Value | str) -> Value:
+    found = Value(graph, made) if isinstance(made, str) else made
+    found.dtype = found.dtype or "float32"
+    return found
 
 
 def indices(graph: Graph, given: Any) -> str:
@@ -114,9 +150,9 @@ def axes_of(axis: Any, rank: int) -> list[int]:
     return sorted(one % rank for one in (axis if isinstance(axis, list | tuple) else [axis]))
 
 
-def scalar(number: float, dtype: str) -> np.ndarray:
+def scalar(number: float, dtype: str = "float32") -> np.ndarray:
     """A number in the type in which values of a Keras dtype are written."""
-    return np.array(number, "float32" if dtype in HALVES else dtype)
+    return np.array(number, stored(dtype))
 
 
 def need(condition: Any, reason: str) -> None:

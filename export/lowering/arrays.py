@@ -14,6 +14,7 @@ from keras.src.ops import numpy as ops
 
 from export.lowering import NotLoweredError, lowers
 from export.lowering.arguments import (
+    floats,
     indices,
     is_float,
     like,
@@ -24,7 +25,7 @@ from export.lowering.arguments import (
     value,
     value_of,
 )
-from export.lowering.graph import Graph, Shape, Value, known
+from export.lowering.graph import Graph, Shape, Value, first_order, known
 from export.lowering.operations import multiply, reduced
 
 _END = np.iinfo(np.int64).max
@@ -35,27 +36,17 @@ _END = np.iinfo(np.int64).max
 def sized(graph: Graph, given: Any) -> list[int | str | None]:
     """Sizes of a shape as `Graph.reshape` takes them: numbers, names of int64 tensors (1,), None for what is left."""
     sizes = list(given) if isinstance(given, list | tuple) else [given]
-    return [
-        graph.reshape(indices(graph, size), [1])
-        if isinstance(size, Value)
-        else None
-        if size in (-1, None)
-        else int(size)
-        for size in sizes
-    ]
+    return [number(graph, size) if isinstance(size, Value) or size not in (-1, None) else None for size in sizes]
 
 
-def reshape(graph: Graph, x: Value, sizes: Sequence[int | str | None]) -> str:
-    """Reshape; a size that the known ones leave no doubt about is written as a number, so that None stays free."""
-    sizes = list(sizes)
-    if sizes.count(None) > 1:
-        raise NotLoweredError("a shape with two free sizes")
-    return graph.reshape(x, sizes)
+def number(graph: Graph, given: Any) -> int | str:
+    """A whole number, or the name of an int64 tensor (1,) for a scalar value."""
+    return graph.reshape(indices(graph, given), [1]) if isinstance(given, Value) else int(given)
 
 
 @lowers(ops.Reshape)
 def _reshape(graph: Graph, call: Any, x: Any) -> str:
-    return reshape(graph, value_of(graph, x), sized(graph, call.newshape))
+    return graph.reshape(value_of(graph, x), sized(graph, call.newshape))
 
 
 @lowers(ops.Ravel)
@@ -85,7 +76,7 @@ def transposed(graph: Graph, x: Value, order: Sequence[int]) -> str:
     order = [axis % x.rank for axis in order]
     if order == list(range(x.rank)):
         return x.name
-    if x.rank > 2 and order == [0, x.rank - 1, *range(1, x.rank - 1)]:
+    if x.rank > 2 and order == first_order(x.rank):
         return x.first
     return graph.add("Transpose", x, perm=order)
 
@@ -168,9 +159,11 @@ def joined(graph: Graph, values: Sequence[Value], axis: int) -> Value:
         return Value(graph, graph.add("Concat", *(graph.reshape(one, [None]) for one in values), axis=0))
     axis %= rank
     if rank > 2 and any(one.channels_first for one in values):
-        place = [0, rank - 1, *range(1, rank - 1)].index(axis)
-        return graph.first(graph.add("Concat", *(one.first for one in values), axis=place))
-    return Value(graph, graph.add("Concat", *values, axis=axis))
+        made = graph.first(graph.add("Concat", *(one.first for one in values), axis=values[0].place(axis)))
+    else:
+        made = Value(graph, graph.add("Concat", *values, axis=axis))
+    made.dtype = values[0].dtype
+    return made
 
 
 @lowers(ops.Append)
@@ -300,8 +293,7 @@ def _cut(graph: Graph, name: str, cuts: Sequence[tuple[int, slice]]) -> str:
             (starts, part.start, 0 if step > 0 else _END),
             (ends, part.stop, _END if step > 0 else -_END),
         ):
-            is_value = isinstance(end, Value)
-            made.append(graph.reshape(indices(graph, end), [1]) if is_value else missing if end is None else int(end))
+            made.append(missing if end is None else number(graph, end))
         steps.append(step)
     axes = np.array([axis for axis, _ in cuts], np.int64)
     return graph.add("Slice", name, graph.shape(starts), graph.shape(ends), axes, np.array(steps, np.int64))
@@ -470,21 +462,22 @@ for _kind, _how in (
 @lowers(ops.Pad)
 def _pad(graph: Graph, call: Any, x: Any, constant_values: Any = None) -> str:
     given = value_of(graph, x)
-    pairs = _pairs(call.pad_width, given.rank)
-    if call.mode == "symmetric":
-        name = given.name
+    pairs = np.broadcast_to(np.asarray(call.pad_width, np.int64), (given.rank, 2)).tolist()
+    return padded(graph, given, pairs, call.mode, constant_values)
+
+
+def padded(graph: Graph, x: Value, pairs: Sequence[Sequence[Any]], mode: str, filling: Any = None) -> str:
+    """A border around a value: (before, after) of each axis, numbers or scalar values."""
+    if mode == "symmetric":
+        name = x.name
         for axis, (before, after) in enumerate(pairs):
+            need(isinstance(before, int) and isinstance(after, int), "a mirrored border of free width")
             name = _mirrored(graph, name, axis, before, after)
         return name
-    need(call.mode in ("constant", "reflect", "edge"), f"padding mode {call.mode!r}")
-    pads = np.array([*(pair[0] for pair in pairs), *(pair[1] for pair in pairs)], np.int64)
-    filling = value_of(graph, constant_values or 0, given.dtype) if call.mode == "constant" else None
-    return graph.add("Pad", given, pads, filling, mode=call.mode)
-
-
-def _pairs(width: Any, rank: int) -> list[tuple[int, int]]:
-    pairs = np.broadcast_to(np.asarray(width, np.int64), (rank, 2))
-    return [(int(before), int(after)) for before, after in pairs]
+    need(mode in ("constant", "reflect", "edge"), f"padding mode {mode!r}")
+    pads = graph.shape([number(graph, pair[side]) for side in (0, 1) for pair in pairs])
+    around = value_of(graph, 0 if filling is None else filling, x.dtype) if mode == "constant" else None
+    return graph.add("Pad", x, pads, around, mode=mode)
 
 
 def _mirrored(graph: Graph, name: str, axis: int, before: int, after: int) -> str:
@@ -520,6 +513,7 @@ def _flip(graph: Graph, call: Any, x: Any) -> str:
 @lowers(ops.Diff)
 def _difference(graph: Graph, call: Any, a: Any) -> str:
     given = value_of(graph, a)
+    need(given.dtype != "bool", "differences of truth values")
     axis, name = np.array([call.axis % given.rank]), given.name
     for _ in range(call.n):
         later = graph.add("Slice", name, np.array([1]), np.array([_END]), axis)
@@ -548,7 +542,7 @@ def _roll(graph: Graph, call: Any, x: Any) -> str:
     given = value_of(graph, x)
     if call.axis is None:
         line = value(graph, graph.reshape(given, [None]), (None,), given.dtype)
-        return graph.reshape(_rolled(graph, line, 0, call.shift), list(given.shape))
+        return graph.reshape(_rolled(graph, line, 0, call.shift), graph.sizes(given))
     shifts = call.shift if isinstance(call.shift, list | tuple) else [call.shift]
     axes = call.axis if isinstance(call.axis, list | tuple) else [call.axis]
     made = given
@@ -610,10 +604,9 @@ def _upper(graph: Graph, call: Any, x: Any) -> Value:
 
 
 def _triangle(graph: Graph, x: Value, k: Any, upper: int) -> Value:
-    wide = typed(graph, x, "int64") if x.dtype == "int32" else x
     need(graph.opset >= 14, "a triangle needs opset 14")
-    made = like(wide, graph.add("Trilu", wide, np.array(int(k), np.int64), upper=upper))
-    return typed(graph, made, x.dtype)
+    wide = x if is_float(x.dtype) else typed(graph, x, "int64")
+    return like(wide, graph.add("Trilu", wide, np.array(int(k), np.int64), upper=upper))
 
 
 @lowers(ops.Diagonal)
@@ -651,19 +644,22 @@ def _diag(graph: Graph, call: Any, x: Any) -> str:
 
 
 @lowers(nn.DepthToSpace)
-def _depth_to_space(graph: Graph, call: Any, x: Any) -> Value | str:
-    given = value_of(graph, x)
-    if call.data_format == "channels_last":
-        return graph.first(graph.add("DepthToSpace", given.first, blocksize=call.block_size, mode="DCR"))
-    return graph.add("DepthToSpace", given, blocksize=call.block_size, mode="DCR")
+def _depth_to_space(graph: Graph, call: Any, x: Any) -> Value:
+    return _blocks(graph, call, x, "DepthToSpace", mode="DCR")
 
 
 @lowers(nn.SpaceToDepth)
-def _space_to_depth(graph: Graph, call: Any, x: Any) -> Value | str:
-    given = value_of(graph, x)
-    if call.data_format == "channels_last":
-        return graph.first(graph.add("SpaceToDepth", given.first, blocksize=call.block_size))
-    return graph.add("SpaceToDepth", given, blocksize=call.block_size)
+def _space_to_depth(graph: Graph, call: Any, x: Any) -> Value:
+    return _blocks(graph, call, x, "SpaceToDepth")
+
+
+def _blocks(graph: Graph, call: Any, x: Any, operation: str, **settings: str) -> Value:
+    given = floats(graph, x)
+    last = call.data_format == "channels_last"
+    name = graph.add(operation, given.first if last else given.name, blocksize=call.block_size, **settings)
+    made = graph.first(name) if last else Value(graph, name)
+    made.dtype = given.dtype
+    return made
 
 
 def static(shape: Shape) -> list[int]:

@@ -29,7 +29,7 @@ def _attention(
     need(scale is not None or features is not None, "heads of a free size")
     factor = 1 / math.sqrt(features or 1) if scale is None else float(scale)
     rows, columns = graph.add("Transpose", q, perm=[0, 2, 1, 3]), graph.add("Transpose", k, perm=[0, 2, 3, 1])
-    scores = graph.add("Mul", graph.add("MatMul", rows, columns), scalar(factor, "float32"))
+    scores = graph.add("Mul", graph.add("MatMul", rows, columns), scalar(factor))
     if bias is not None:
         scores = graph.add("Add", scores, value_of(graph, bias, q.dtype))
     if call.is_causal:
@@ -37,7 +37,7 @@ def _attention(
     if mask is not None:
         scores = graph.add("Add", scores, _kept(graph, value_of(graph, mask, "bool").name))
         if call.is_causal:  # both masks at once must not add up to minus infinity
-            scores = graph.add("Max", scores, scalar(_AWAY, "float32"))
+            scores = graph.add("Max", scores, scalar(_AWAY))
     weights = graph.add("Softmax", scores, axis=-1)
     made = graph.add("MatMul", weights, graph.add("Transpose", v, perm=[0, 2, 1, 3]))
     return graph.add("Transpose", made, perm=[0, 2, 1, 3])
@@ -54,7 +54,7 @@ def _repeated(graph: Graph, x: Value, query: Value) -> Value:
 
 def _kept(graph: Graph, mask: str) -> str:
     """What to add to scores: 0 where a mask holds, far below everything elsewhere."""
-    return graph.add("Where", mask, scalar(0, "float32"), scalar(_AWAY, "float32"))
+    return graph.add("Where", mask, scalar(0), scalar(_AWAY))
 
 
 def causal(graph: Graph, query: Value, key: Value) -> str:

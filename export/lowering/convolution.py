@@ -1,14 +1,20 @@
-"""Convolutions, pooling, padding and batch normalisation: everything with channels."""
+"""Convolutions, pooling, padding, cropping and enlarging: everything with channels."""
 
 from collections.abc import Sequence
+from types import SimpleNamespace
 from typing import Any
 
+import keras
 import numpy as np
 from keras import layers
+from keras.src.ops import nn
 
 from export.lowering import NotLoweredError, lowers
-from export.lowering.activations import activate, like
-from export.lowering.graph import Graph, Padded, Scaled, Value, array_of
+from export.lowering.activations import activate
+from export.lowering.algebra import along
+from export.lowering.arguments import floats, in_floats, need, trained, value, value_of
+from export.lowering.arrays import static, transposed
+from export.lowering.graph import Graph, Padded, Value, array_of
 
 Pads = list[tuple[int, int]]
 
@@ -48,29 +54,27 @@ def _give(graph: Graph, layer: Any, name: str) -> Value:
 
 
 def _convolve(
-    graph: Graph,
-    layer: Any,
-    x: Value,
-    kernel: str,
-    bias: str | None,
-    groups: int,
-    window: Sequence[int],
-    plain: bool = False,
+    graph: Graph, layer: Any, x: Value, kernel: str, bias: str | None, groups: int, window: Sequence[int]
 ) -> str:
-    """One Conv node; `plain` is a 1x1 without strides, the second half of a separable convolution."""
-    strides, dilation = ([1] * len(window),) * 2 if plain else (list(layer.strides), list(layer.dilation_rate))
+    """One Conv node with a layer's strides, dilation and padding."""
+    strides, dilation = list(layer.strides), list(layer.dilation_rate)
     source: Value = x
     padding: dict[str, Any] = {"pads": [0] * 2 * len(window)}
-    if not plain and layer.padding == "same":
+    if layer.padding == "same":
         padding = same_padding(spatial(layer, x), window, strides, dilation)
-    elif not plain and layer.padding == "causal":
+    elif layer.padding == "causal":
         padding = {"pads": [(window[0] - 1) * dilation[0], 0]}
-    elif not plain and isinstance(x, Padded) and layer.data_format == "channels_last":
+    elif isinstance(x, Padded) and layer.data_format == "channels_last":
         source, padding = x.source, {"pads": flat(list(x.pads))}
     return graph.add(
         "Conv", _read(layer, source), kernel, bias,
         kernel_shape=list(window), strides=strides, dilations=dilation, group=groups, **padding,
     )  # fmt: skip
+
+
+def _pointwise(rank: int, data_format: str) -> SimpleNamespace:
+    """Settings of the second half of a separable convolution."""
+    return SimpleNamespace(strides=(1,) * rank, dilation_rate=(1,) * rank, padding="valid", data_format=data_format)
 
 
 def _finish(graph: Graph, layer: Any, name: str, x: Value) -> Value:
@@ -84,18 +88,13 @@ def _bias(graph: Graph, layer: Any) -> str | None:
 
 
 @lowers(layers.Conv1D, layers.Conv2D, layers.Conv3D)
+@in_floats
 def _conv(graph: Graph, layer: Any, x: Value) -> Value:
     order = [layer.rank + 1, layer.rank, *range(layer.rank)]  # (space, in, out) -> (out, in, space)
-    kernel = graph.variable(layer._kernel if layer.quantization_mode is None else _quantized(layer), "kernel",
-                            lambda array: array.transpose(order)) if not layer.lora_enabled else graph.weight(
-        array_of(layer.kernel).transpose(order), "kernel")  # fmt: skip
+    kernel = trained(graph, layer, "kernel", lambda array: array.transpose(order))
     return _finish(
         graph, layer, _convolve(graph, layer, x, kernel, _bias(graph, layer), layer.groups, layer.kernel_size), x
     )
-
-
-def _quantized(layer: Any) -> Any:
-    raise NotLoweredError(f"layer {layer.name!r} holds {layer.quantization_mode} weights")
 
 
 def _depthwise_kernel(array: np.ndarray) -> np.ndarray:
@@ -106,6 +105,7 @@ def _depthwise_kernel(array: np.ndarray) -> np.ndarray:
 
 
 @lowers(layers.DepthwiseConv1D, layers.DepthwiseConv2D)
+@in_floats
 def _depthwise(graph: Graph, layer: Any, x: Value) -> Value:
     kernel = graph.variable(layer.kernel, "kernel", _depthwise_kernel)
     groups = layer.kernel.shape[-2]
@@ -113,6 +113,7 @@ def _depthwise(graph: Graph, layer: Any, x: Value) -> Value:
 
 
 @lowers(layers.SeparableConv1D, layers.SeparableConv2D)
+@in_floats
 def _separable(graph: Graph, layer: Any, x: Value) -> Value:
     deep = graph.variable(layer.depthwise_kernel, "depthwise_kernel", _depthwise_kernel)
     groups = layer.depthwise_kernel.shape[-2]
@@ -120,11 +121,13 @@ def _separable(graph: Graph, layer: Any, x: Value) -> Value:
     between.shape = x.shape  # of its rank only
     order = [layer.rank + 1, layer.rank, *range(layer.rank)]
     kernel = graph.variable(layer.pointwise_kernel, "pointwise_kernel", lambda array: array.transpose(order))
-    name = _convolve(graph, layer, between, kernel, _bias(graph, layer), 1, [1] * layer.rank, plain=True)
+    settings = _pointwise(layer.rank, layer.data_format)
+    name = _convolve(graph, settings, between, kernel, _bias(graph, layer), 1, [1] * layer.rank)
     return _finish(graph, layer, name, x)
 
 
 @lowers(layers.Conv1DTranspose, layers.Conv2DTranspose, layers.Conv3DTranspose)
+@in_floats
 def _transpose(graph: Graph, layer: Any, x: Value) -> Value:
     order = [layer.rank + 1, layer.rank, *range(layer.rank)]  # (space, out, in) -> (in, out, space)
     kernel = graph.variable(layer.kernel, "kernel", lambda array: array.transpose(order))
@@ -173,11 +176,13 @@ def _within(x: Padded, window: Sequence[int]) -> bool:
 
 
 @lowers(layers.MaxPooling1D, layers.MaxPooling2D, layers.MaxPooling3D)
+@in_floats
 def _max_pool(graph: Graph, layer: Any, x: Value) -> Value:
     return _pool(graph, "MaxPool", layer, x)
 
 
 @lowers(layers.AveragePooling1D, layers.AveragePooling2D, layers.AveragePooling3D)
+@in_floats
 def _average_pool(graph: Graph, layer: Any, x: Value) -> Value:
     return _pool(graph, "AveragePool", layer, x)
 
@@ -190,8 +195,8 @@ def _global(graph: Graph, operation: str, layer: Any, x: Value) -> Value:
 
 
 @lowers(layers.GlobalAveragePooling1D, layers.GlobalAveragePooling2D, layers.GlobalAveragePooling3D)
+@in_floats
 def _global_average(graph: Graph, layer: Any, x: Value, mask: Value | None = None) -> Value:
-    mask = mask or x.mask
     if mask is None or x.rank != 3:
         return _global(graph, "GlobalAveragePool", layer, x)
     if layer.data_format != "channels_last":
@@ -202,6 +207,7 @@ def _global_average(graph: Graph, layer: Any, x: Value, mask: Value | None = Non
 
 
 @lowers(layers.GlobalMaxPooling1D, layers.GlobalMaxPooling2D, layers.GlobalMaxPooling3D)
+@in_floats
 def _global_max(graph: Graph, layer: Any, x: Value) -> Value:
     return _global(graph, "GlobalMaxPool", layer, x)
 
@@ -210,7 +216,9 @@ def _global_max(graph: Graph, layer: Any, x: Value) -> Value:
 def _zero_padding(graph: Graph, layer: Any, x: Value) -> Value | str:
     pairs = [layer.padding] if isinstance(layer.padding[0], int) else list(layer.padding)
     if getattr(layer, "data_format", "channels_last") == "channels_last":
-        return Padded(graph, x, pairs)
+        made = Padded(graph, x, pairs)
+        made.dtype = x.dtype
+        return made
     return graph.add("Pad", x, np.array(flat([(0, 0), (0, 0), *pairs]), np.int64))
 
 
@@ -222,10 +230,13 @@ def _cropping(graph: Graph, layer: Any, x: Value) -> Value:
     starts = np.array([before for before, _ in pairs], np.int64)
     ends = np.array([-after if after else np.iinfo(np.int64).max for _, after in pairs], np.int64)
     axes = np.arange(start, start + len(pairs))
-    return graph.elementwise(lambda name: graph.add("Slice", name, starts, ends, axes), x)
+    made = graph.elementwise(lambda name: graph.add("Slice", name, starts, ends, axes), x)
+    made.dtype = x.dtype
+    return made
 
 
 @lowers(layers.UpSampling1D, layers.UpSampling2D, layers.UpSampling3D)
+@in_floats
 def _up_sampling(graph: Graph, layer: Any, x: Value) -> Value:
     how = getattr(layer, "interpolation", "nearest")
     if how not in ("nearest", "bilinear"):
@@ -241,44 +252,129 @@ def _up_sampling(graph: Graph, layer: Any, x: Value) -> Value:
     return graph.first(name) if last else Value(graph, name)
 
 
-@lowers(layers.BatchNormalization)
-def _batch_normalization(graph: Graph, layer: Any, x: Value, mask: Value | None = None) -> Value:
-    spread = np.sqrt(array_of(layer.moving_variance).astype(np.float64) + layer.epsilon)
-    scale = (array_of(layer.gamma) if layer.scale else 1.0) / spread
-    shift = (array_of(layer.beta) if layer.center else 0.0) - array_of(layer.moving_mean) * scale
-    axis = layer.axis % x.rank
-    if axis == x.rank - 1 and x.consumers == 1 and (folded := _fold(graph, x, scale, shift)):
-        return folded
-    if axis == x.rank - 1 and x.channels_first:
-        shape: tuple[int, ...] = (-1, *[1] * (x.rank - 2))
-        name = x.first
-    else:
-        shape, name = (-1, *[1] * (x.rank - 1 - axis)), x.name
-    scaled = graph.add("Mul", name, graph.weight(scale.astype(np.float32).reshape(shape), "scale"))
-    moved = graph.add("Add", scaled, graph.weight(shift.astype(np.float32).reshape(shape), "shift"))
-    return graph.first(moved) if x.channels_first and axis == x.rank - 1 else Value(graph, moved)
+# The same operations from `keras.ops`
 
 
-def _fold(graph: Graph, x: Value, scale: np.ndarray, shift: np.ndarray) -> Value | None:
-    """Put a scale and shift per channel into the convolution or product right before, if there is one."""
-    name = x.first if x.channels_first else x.name
-    node = graph.producer.get(name)
-    if node is None or node.op_type not in ("Conv", "Gemm", "ConvTranspose") or node.input[1] not in graph.weights:
-        return None
-    kernel = graph.weights[node.input[1]]
-    channel = 0 if node.op_type == "Conv" else 1
-    if kernel.shape[channel] != len(scale):
-        return None
-    shape = [1] * len(kernel.shape)
-    shape[channel] = -1
-    bias = np.asarray(graph.weights[node.input[2]]) if len(node.input) > 2 else 0.0
-    with graph.within(node.name.rpartition("/")[0]):
-        node.input[1] = graph.weight(Scaled(kernel, scale.reshape(shape)), "folded_kernel")
-        moved = graph.weight((bias * scale + shift).astype(np.float32), "folded_bias")
-    if len(node.input) > 2:
-        node.input[2] = moved
-    else:
-        node.input.append(moved)
-    for path in [path for path, value in graph.values.items() if value is x]:
-        del graph.values[path]  # its tensor now holds the normalised values
-    return like(x, graph.first(name) if x.channels_first else Value(graph, name))
+def _settings(call: Any, rank: int, **more: Any) -> SimpleNamespace:
+    """What the functions above read from a layer, for an operation."""
+
+    def each(given: Any) -> tuple[int, ...]:
+        return (given,) * rank if isinstance(given, int) else tuple(given)
+
+    facts = {"rank": rank, "padding": call.padding, "data_format": call.data_format or keras.config.image_data_format()}
+    for name in ("strides", "dilation_rate", "pool_size"):
+        if hasattr(call, name):
+            found = getattr(call, name)
+            facts[name] = each(more["window"] if found is None else found)
+    return SimpleNamespace(**{**facts, **more})
+
+
+def _kernel(graph: Graph, kernel: Any, order: Sequence[int]) -> tuple[str, tuple[int, ...]]:
+    """Name of a kernel in the axis order of ONNX, and its shape in that of Keras."""
+    if isinstance(kernel, Value):
+        return transposed(graph, kernel, order), tuple(static(kernel.shape))
+    array = array_of(kernel)
+    return graph.weight(array.astype(np.float32).transpose(order), "kernel"), array.shape
+
+
+@lowers(nn.Conv)
+def convolution(graph: Graph, call: Any, inputs: Any, kernel: Any) -> Value:
+    x = floats(graph, inputs)
+    rank = x.rank - 2
+    name, shape = _kernel(graph, kernel, [rank + 1, rank, *range(rank)])
+    settings = _settings(call, rank)
+    channels = x.shape[-1] if settings.data_format == "channels_last" else x.shape[1]
+    need(channels is not None, "a convolution of a free number of channels")
+    groups = (channels or 1) // shape[-2]
+    made = _convolve(graph, settings, x, name, None, groups, shape[:rank])
+    return _give(graph, settings, made)
+
+
+@lowers(nn.DepthwiseConv)
+def _depthwise_operation(graph: Graph, call: Any, inputs: Any, kernel: Any) -> Value:
+    x = floats(graph, inputs)
+    rank = x.rank - 2
+    if isinstance(kernel, Value):
+        raise NotLoweredError("a depthwise kernel that is not constant")
+    array = array_of(kernel)
+    name = graph.weight(_depthwise_kernel(array.astype(np.float32)), "kernel")
+    settings = _settings(call, rank)
+    made = _convolve(graph, settings, x, name, None, array.shape[-2], array.shape[:rank])
+    return _give(graph, settings, made)
+
+
+def _pooling(operation: str) -> Any:
+    def emit(graph: Graph, call: Any, inputs: Any) -> Value:
+        x = floats(graph, inputs)
+        return _pool(graph, operation, _settings(call, x.rank - 2, window=call.pool_size), x)
+
+    return emit
+
+
+lowers(nn.MaxPool)(_pooling("MaxPool"))
+lowers(nn.AveragePool)(_pooling("AveragePool"))
+
+
+def _bins(size: int, count: int) -> list[tuple[int, int]]:
+    """Borders of windows that cover an axis evenly, overlapping where they must."""
+    return [(place * size // count, -(-(place + 1) * size // count)) for place in range(count)]
+
+
+def _adaptive(graph: Graph, x: Value, sizes: Any, data_format: str, largest: bool) -> Value:
+    first = 1 if data_format == "channels_last" else 2
+    rank = x.rank - 2
+    wanted = (sizes,) * rank if isinstance(sizes, int) else tuple(sizes)
+    made = x
+    for place, count in enumerate(wanted):
+        axis = first + place
+        [size] = static(made.shape[axis : axis + 1])
+        borders = _bins(size, count)
+        if largest:
+            parts = [
+                graph.reduce(
+                    "ReduceMax", graph.add("Slice", made, np.array([a]), np.array([b]), np.array([axis])), [axis], True
+                )
+                for a, b in borders
+            ]
+            shape = (*made.shape[:axis], count, *made.shape[axis + 1 :])
+            made = value(graph, graph.add("Concat", *parts, axis=axis), shape, made.dtype)
+        else:
+            matrix = np.zeros((count, size), np.float32)
+            for row, (a, b) in enumerate(borders):
+                matrix[row, a:b] = 1 / (b - a)
+            made = along(graph, made, axis, matrix)
+    return made
+
+
+@lowers(nn.AdaptiveAveragePool, nn.AdaptiveMaxPool)
+def _adaptive_operation(graph: Graph, call: Any, inputs: Any) -> Value:
+    data_format = call.data_format or keras.config.image_data_format()
+    largest = isinstance(call, nn.AdaptiveMaxPool)
+    return _adaptive(graph, floats(graph, inputs), call.output_size, data_format, largest)
+
+
+@lowers(nn.ConvTranspose)
+def _transposed_operation(graph: Graph, call: Any, inputs: Any, kernel: Any) -> Value:
+    x = floats(graph, inputs)
+    if isinstance(kernel, Value):
+        raise NotLoweredError("a transposed convolution with a kernel that is not constant")
+    array = array_of(kernel).astype(np.float32)
+    rank = x.rank - 2
+
+    def shape_after(shape: Sequence[int | None]) -> tuple[int | None, ...]:
+        return call.compute_output_spec(keras.KerasTensor(shape), keras.KerasTensor(array.shape)).shape
+
+    settings = _settings(
+        call, rank, kernel=array, kernel_size=array.shape[:rank], use_bias=False, activation=None,
+        compute_output_shape=shape_after,
+    )  # fmt: skip
+    return _transpose(graph, settings, x)
+
+
+@lowers(nn.SeparableConv)
+def _separable_operation(graph: Graph, call: Any, inputs: Any, depthwise_kernel: Any, pointwise_kernel: Any) -> Value:
+    need(call.data_format in (None, "channels_last"), "a separable convolution with channels first")
+    deep = _depthwise_operation(graph, call, inputs, depthwise_kernel)
+    channels = depthwise_kernel.shape[-2] * depthwise_kernel.shape[-1]
+    deep.shape, deep.dtype = (*[None] * (value_of(graph, inputs).rank - 1), channels), "float32"
+    return convolution(graph, _pointwise(deep.rank - 2, "channels_last"), deep, pointwise_kernel)

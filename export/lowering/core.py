@@ -1,21 +1,26 @@
-"""Dense layers, embeddings, merges, reshapes, normalisation over features, and layers that do nothing at inference."""
+"""Models in models, dense layers, embeddings, reshapes, merges, and layers that do nothing at inference."""
 
+import functools
+from collections.abc import Sequence
 from typing import Any
 
 import keras
 import numpy as np
 from keras import layers
+from keras.src.models.functional import Functional
 
 from export.lowering import NotLoweredError, lowers
-from export.lowering.activations import activate, like, number
-from export.lowering.graph import Graph, Value, array_of, known, product
-from export.lowering.walk import lower_model
+from export.lowering.activations import activate
+from export.lowering.algebra import einsum
+from export.lowering.arguments import floats, in_floats, is_float, together, trained, typed, value
+from export.lowering.arrays import joined, transposed
+from export.lowering.graph import Graph, Value, known, product
+from export.lowering.normalization import by_length
+from export.lowering.walk import lower_model, values_in
 
 _IDENTITIES = (
     layers.Dropout, layers.SpatialDropout1D, layers.SpatialDropout2D, layers.SpatialDropout3D, layers.AlphaDropout,
     layers.GaussianDropout, layers.GaussianNoise, layers.ActivityRegularization, layers.Identity,
-    layers.RandomBrightness, layers.RandomContrast, layers.RandomFlip, layers.RandomRotation,
-    layers.RandomTranslation, layers.RandomZoom,
 )  # fmt: skip
 
 
@@ -24,18 +29,19 @@ def _identity(graph: Graph, layer: Any, x: Value) -> Value:
     return x
 
 
-@lowers(keras.Model, keras.Sequential)
+@lowers(Functional, keras.Sequential)
 def _model(graph: Graph, model: Any, inputs: Any, mask: Any = None) -> Any:
-    """A functional model inside another one."""
-    inner = model if not isinstance(model, keras.Sequential) else model._functional
-    if not hasattr(inner, "_nodes_by_depth"):
-        raise NotLoweredError(f"{model.name!r} has no graph")
-    given = [leaf for leaf in keras.tree.flatten(inputs) if isinstance(leaf, Value)]
-    found = iter(lower_model(graph, inner, given))
-    return keras.tree.map_structure(lambda _: next(found), inner._outputs_struct)
-
-
-lowers(keras.src.models.functional.Functional)(_model)
+    """A model inside another one: what it takes is cast to what its inputs are, and brings its masks along."""
+    given = []
+    masks = keras.tree.flatten(mask) if mask is not None else [None] * len(model.inputs)
+    for one, own, tensor in zip(values_in(inputs), masks, model.inputs, strict=True):
+        cast = typed(graph, one, keras.backend.standardize_dtype(tensor.dtype))
+        if own is not None and own is not cast.mask:
+            cast = graph.alias(cast)
+            cast.mask = own
+        given.append(cast)
+    found = iter(lower_model(graph, model, given))
+    return keras.tree.map_structure(lambda _: next(found), getattr(model, "_functional", model)._outputs_struct)
 
 
 def matrix_product(graph: Graph, x: Value, kernel: str, bias: str | None) -> str:
@@ -47,14 +53,9 @@ def matrix_product(graph: Graph, x: Value, kernel: str, bias: str | None) -> str
 
 
 @lowers(layers.Dense)
+@in_floats
 def _dense(graph: Graph, layer: Any, x: Value) -> Value:
-    if layer.quantization_mode is not None:
-        raise NotLoweredError(f"layer {layer.name!r} holds {layer.quantization_mode} weights")
-    kernel = (
-        graph.weight(array_of(layer.kernel), "kernel")
-        if layer.lora_enabled
-        else graph.variable(layer._kernel, "kernel")
-    )
+    kernel = trained(graph, layer, "kernel")
     bias = graph.variable(layer.bias, "bias") if layer.use_bias else None
     made = Value(graph, matrix_product(graph, x, kernel, bias))
     made.shape, made.dtype = (*x.shape[:-1], layer.units), x.dtype
@@ -63,28 +64,9 @@ def _dense(graph: Graph, layer: Any, x: Value) -> Value:
 
 @lowers(layers.Embedding)
 def _embedding(graph: Graph, layer: Any, inputs: Value) -> Value:
-    if layer.quantization_mode is not None:
-        raise NotLoweredError(f"layer {layer.name!r} holds {layer.quantization_mode} weights")
-    whole = inputs if inputs.dtype in ("int32", "int64") else graph.cast(inputs, "int32")
-    table = graph.weight(array_of(layer.embeddings), "embeddings") if layer.lora_enabled else graph.variable(
-        layer._embeddings, "embeddings")  # fmt: skip
-    made = Value(graph, graph.add("Gather", table, whole, axis=0))
-    if layer.mask_zero:
-        zero = np.array(0, np.int64 if inputs.dtype == "int64" else np.int32)
-        made.mask = like(inputs, Value(graph, graph.add("Not", graph.add("Equal", whole, zero))))
-        made.mask.dtype = "bool"
-    return made
-
-
-@lowers(layers.Masking)
-def _masking(graph: Graph, layer: Any, inputs: Value) -> Value:
-    differs = graph.add("Not", graph.add("Equal", inputs, number(layer.mask_value)))
-    kept = graph.reduce("ReduceMax", graph.cast(differs, "float32"), [inputs.rank - 1], keepdims=True)
-    made = Value(graph, graph.add("Mul", inputs, kept))
-    steps = graph.add("Squeeze", kept, np.array([inputs.rank - 1]))
-    made.mask = like(inputs, Value(graph, graph.cast(steps, "bool")))
-    made.mask.shape, made.mask.dtype = inputs.shape[:-1], "bool"
-    return made
+    whole = inputs if inputs.dtype in ("int32", "int64") else typed(graph, inputs, "int32")
+    table = trained(graph, layer, "embeddings")
+    return Value(graph, graph.add("Gather", table, whole, axis=0))
 
 
 @lowers(layers.Flatten)
@@ -111,81 +93,56 @@ def _reshape(graph: Graph, layer: Any, inputs: Value) -> str:
 
 @lowers(layers.Permute)
 def _permute(graph: Graph, layer: Any, inputs: Value) -> str:
-    return graph.add("Transpose", inputs, perm=[0, *layer.dims])
+    return transposed(graph, inputs, [0, *layer.dims])
 
 
 @lowers(layers.RepeatVector)
-def _repeat(graph: Graph, layer: Any, inputs: Value) -> str:
-    return graph.add("Tile", graph.add("Unsqueeze", inputs, np.array([1])), np.array([1, layer.n, 1], np.int64))
+def _repeat(graph: Graph, layer: Any, inputs: Value) -> Value:
+    name = graph.add("Tile", graph.add("Unsqueeze", inputs, np.array([1])), np.array([1, layer.n, 1], np.int64))
+    return value(graph, name, (inputs.shape[0], layer.n, inputs.shape[1]), inputs.dtype)
 
 
 _MERGES = {
-    layers.Add: "Sum", layers.Multiply: "Mul", layers.Average: "Mean", layers.Maximum: "Max", layers.Minimum: "Min",
+    layers.Add: "Add", layers.Multiply: "Mul", layers.Average: "Mean", layers.Maximum: "Max", layers.Minimum: "Min",
     layers.Subtract: "Sub",
 }  # fmt: skip
 
 
 @lowers(*_MERGES)
 def _merge(graph: Graph, layer: Any, inputs: list[Value]) -> Value:
-    operation = (
-        _MERGES[type(layer)] if type(layer) in _MERGES else next(_MERGES[k] for k in _MERGES if isinstance(layer, k))
-    )
-    rank = max(value.rank for value in inputs)
-    raised = [_raise(graph, value, rank) for value in inputs]
-    whole = not inputs[0].dtype.startswith(("float", "bfloat"))
+    operation = next(_MERGES[kind] for kind in type(layer).__mro__ if kind in _MERGES)
+    if operation in ("Mul", "Max", "Min") and any(one.mask is not None for one in inputs):
+        raise NotLoweredError("masked steps that do not count in the result")
+    values = together(graph, *inputs)
+    if not is_float(values[0].dtype):
+        raise NotLoweredError("a merge of whole numbers")
+    rank = max(one.rank for one in values)
+    raised = [_raised(graph, one, rank) for one in values]
 
     def build(*names: str) -> str:
-        if operation in ("Max", "Min") or (operation == "Mean" and not whole):
+        if operation in ("Max", "Min", "Mean"):
             return graph.add(operation, *names)
-        made = names[0]
-        for name in names[1:]:
-            made = graph.add("Add" if operation == "Sum" else operation, made, name)
-        return made
+        return functools.reduce(functools.partial(graph.add, operation), names)
 
-    if operation == "Mean" and whole:
-        raise NotLoweredError("the average of integers")
-    made = graph.elementwise(build, *raised)
-    made.mask = merged_mask(graph, inputs)
-    return made
+    return graph.elementwise(build, *raised)
 
 
-def _raise(graph: Graph, value: Value, rank: int) -> Value:
+def _raised(graph: Graph, x: Value, rank: int) -> Value:
     """The value with as many axes as asked for, the new ones after the batch."""
-    if value.rank == rank:
-        return value
-    axes = np.arange(1, 1 + rank - value.rank)
-    made = Value(graph, graph.add("Unsqueeze", value, axes))
-    made.shape, made.dtype = (value.shape[0], *[1] * len(axes), *value.shape[1:]), value.dtype
-    return made
-
-
-def merged_mask(graph: Graph, inputs: list[Value]) -> Value | None:
-    """A step counts where it counts in any input; no mask if one input has none."""
-    masks = [value.mask for value in inputs]
-    if not masks or any(mask is None for mask in masks):
-        return None
-    made = masks[0]
-    for mask in masks[1:]:
-        if mask is not made and mask is not None and made is not None:
-            made = like(made, Value(graph, graph.add("Or", made, mask)))
-    return made
+    if x.rank == rank:
+        return x
+    axes = np.arange(1, 1 + rank - x.rank)
+    return value(graph, graph.add("Unsqueeze", x, axes), (x.shape[0], *[1] * len(axes), *x.shape[1:]), x.dtype)
 
 
 @lowers(layers.Concatenate)
 def _concatenate(graph: Graph, layer: Any, inputs: list[Value]) -> Value:
-    rank = inputs[0].rank
-    axis = layer.axis % rank
-    if any(value.mask is not None for value in inputs):
-        raise NotLoweredError("a concatenation of masks")
-    if any(value.channels_first for value in inputs):
-        place = [0, rank - 1, *range(1, rank - 1)].index(axis)
-        return graph.first(graph.add("Concat", *(value.first for value in inputs), axis=place))
-    return Value(graph, graph.add("Concat", *inputs, axis=axis))
+    return joined(graph, together(graph, *inputs), layer.axis)
 
 
 @lowers(layers.Rescaling)
 def _rescaling(graph: Graph, layer: Any, inputs: Value) -> Value:
-    x = inputs if inputs.dtype.startswith("float") else like(inputs, Value(graph, graph.cast(inputs, "float32")))
+    x = floats(graph, inputs)
     scale, offset = np.asarray(layer.scale, np.float32), np.asarray(layer.offset, np.float32)
 
     def build(name: str) -> str:
@@ -195,18 +152,16 @@ def _rescaling(graph: Graph, layer: Any, inputs: Value) -> Value:
     return graph.elementwise(build, x) if scale.ndim == offset.ndim == 0 else Value(graph, build(x.name))
 
 
-@lowers(layers.LayerNormalization)
-def _layer_normalization(graph: Graph, layer: Any, inputs: Value) -> str:
-    axes = sorted(axis % inputs.rank for axis in (layer.axis if isinstance(layer.axis, list | tuple) else [layer.axis]))
-    trailing = axes == list(range(inputs.rank - len(axes), inputs.rank))
-    shape = [inputs.shape[axis] or 1 for axis in axes]
-    gamma = graph.variable(layer.gamma, "gamma") if layer.scale else graph.constant(np.ones(shape, np.float32), "gamma")
-    beta = graph.variable(layer.beta, "beta") if layer.center else None
-    if trailing and graph.opset >= 17:
-        return graph.add("LayerNormalization", inputs, gamma, beta, axis=axes[0], epsilon=float(layer.epsilon))
-    middle = graph.add("Sub", inputs, graph.reduce("ReduceMean", inputs, axes, keepdims=True))
-    variance = graph.reduce("ReduceMean", graph.add("Mul", middle, middle), axes, keepdims=True)
-    made = graph.add("Div", middle, graph.add("Sqrt", graph.add("Add", variance, number(layer.epsilon))))
-    wide = np.array([inputs.shape[axis] if axis in axes else 1 for axis in range(inputs.rank)], np.int64)
-    made = graph.add("Mul", made, graph.add("Reshape", gamma, wide))
-    return graph.add("Add", made, graph.add("Reshape", beta, wide)) if beta else made
+@lowers(layers.Dot)
+@in_floats
+def _dot(graph: Graph, layer: Any, inputs: Sequence[Value]) -> str:
+    x, y = inputs
+    axes = (layer.axes, layer.axes) if isinstance(layer.axes, int) else tuple(layer.axes)
+    a, b = axes[0] % x.rank, axes[1] % y.rank
+    if layer.normalize:
+        x, y = by_length(graph, x, a), by_length(graph, y, b)
+    first, second = list("abcdef"[: x.rank]), list("auvwxy"[: y.rank])
+    second[b] = first[a]
+    kept = [letter for letter in first + second[1:] if letter != first[a]]
+    made = einsum(graph, f"{''.join(first)},{''.join(second)}->{''.join(kept)}", x, y)
+    return graph.add("Unsqueeze", made, np.array([1])) if len(kept) == 1 else made

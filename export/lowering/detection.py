@@ -17,8 +17,8 @@ def _non_max_suppression(graph: Graph, layer: NonMaxSuppression, boxes: Value, s
     best, wins = lower_function(graph, layer.best_anchors, boxes, scores)
     by_class = graph.add("Transpose", wins, perm=[0, 2, 1])
     chosen = graph.add(
-        "NonMaxSuppression", best, by_class, np.array([layer.count], np.int64), scalar(layer.overlap, "float32"),
-        scalar(layer.score, "float32"),
+        "NonMaxSuppression", best, by_class, np.array([layer.count], np.int64), scalar(layer.overlap),
+        scalar(layer.score),
     )  # fmt: skip
     none = graph.add("Expand", np.array(False), graph.add("Shape", by_class))
     rows = graph.add("Slice", graph.add("Shape", chosen), np.array([0]), np.array([1]))

@@ -12,7 +12,8 @@ import onnx
 from onnx import numpy_helper
 
 from export import ExportError
-from export.lowering.graph import Graph, Value
+from export.lowering.arguments import value as as_value
+from export.lowering.graph import Graph, Value, stored
 from export.lowering.walk import values_in
 
 _OPSET = 18  # the newest that tf2onnx 1.17 writes
@@ -38,7 +39,7 @@ def convert(graph: Graph, operation: Any, args: Any, kwargs: Any) -> Any:
     given = values_in((args, kwargs))
     masks = [value.mask for value in given if value.mask is not None]
     inputs = given + [mask for mask in masks if mask is not None]
-    specs = [tf.TensorSpec(v.shape, v.dtype, name=f"input{place}") for place, v in enumerate(inputs)]
+    specs = [tf.TensorSpec(v.shape, stored(v.dtype), name=f"input{place}") for place, v in enumerate(inputs)]
     structure: list[Any] = []
 
     def call(*tensors: Any) -> dict[str, Any]:
@@ -83,8 +84,7 @@ def convert(graph: Graph, operation: Any, args: Any, kwargs: Any) -> Any:
     for position, _ in enumerate(keras.tree.flatten(structure[0])):
         value = Value(graph, names[f"output{position}"])
         if f"mask{position}" in names:
-            value.mask = Value(graph, names[f"mask{position}"])
-            value.mask.dtype = "bool"
+            value.mask = as_value(graph, names[f"mask{position}"], given[0].shape[:2], "bool")
         made.append(value)
     left = iter(made)
     return keras.tree.map_structure(lambda _: next(left), structure[0])

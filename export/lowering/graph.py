@@ -14,6 +14,8 @@ import numpy as np
 import onnx
 from onnx import helper
 
+from export.lowering import NotLoweredError
+
 Shape = tuple[int | None, ...]
 _SMALL = 16  # scalars; constants up to this size are stored once, however often they are used
 
@@ -23,7 +25,7 @@ class Value:
 
     Attributes:
         shape: Keras axis order; None where a size is known only at run time.
-        dtype: of Keras, such as "float32" or "int32".
+        dtype: of Keras, such as "float32" or "int32"; "" until the call that made it is complete.
         mask: boolean value (batch, steps) that says which steps count, or None.
         consumers: how many calls read it; a value with one consumer may be folded into that.
     """
@@ -32,7 +34,7 @@ class Value:
         self.graph = graph
         self.scope: str = graph.scope
         self.shape: Shape = ()
-        self.dtype = "float32"
+        self.dtype = ""
         self.mask: Value | None = None
         self.consumers = 0
         self._last = last
@@ -68,8 +70,12 @@ class Value:
     def first(self) -> str:
         """Name of the tensor with its last axis moved to place 1."""
         if not self._first:
-            self._first = self._transposed("channels_first", self._last, [0, self.rank - 1, *range(1, self.rank - 1)])
+            self._first = self._transposed("channels_first", self._last, first_order(self.rank))
         return self._first
+
+    def place(self, axis: int) -> int:
+        """Where an axis of Keras is in the order with channels first."""
+        return first_order(self.rank).index(axis % self.rank)
 
     def _transposed(self, what: str, name: str, order: Sequence[int]) -> str:
         if self.rank <= 2:
@@ -158,7 +164,7 @@ class Graph:
         self.domains: dict[str, int] = parent.domains if parent else {}
         self.values: dict[str, Value] = {}  # path of a layer -> what it gave last
         self._taken: set[str] = parent._taken if parent else set()
-        self._variables: dict[tuple[int, str], str] = parent._variables if parent else {}
+        self._variables: dict[tuple[int, str], tuple[str, Any]] = parent._variables if parent else {}
         self._constants: dict[tuple[str, Shape, bytes], str] = parent._constants if parent else {}
 
     @contextmanager
@@ -250,16 +256,21 @@ class Graph:
         """
         key = (id(variable), label)
         if key not in self._variables:
-            self._variables[key] = self.weight(change(array_of(variable)), label)
-        return self._variables[key]
+            self._variables[key] = (
+                self.weight(change(array_of(variable)), label),
+                variable,
+            )  # held, so that its id stays
+        return self._variables[key][0]
 
     def first(self, name: str) -> Value:
         """A value that exists with channels first."""
         return Value(self, first=name)
 
     def alias(self, value: Value) -> Value:
-        """The same tensor as another value, which may have another mask."""
-        return Value(self, value._last, value._first) if type(value) is Value else Value(self, value.name)
+        """The same tensor as another value, which may get another mask."""
+        made = Value(self, value._last, value._first) if type(value) is Value else Value(self, value.name)
+        made.shape, made.dtype = value.shape, value.dtype
+        return made
 
     def elementwise(self, build: Callable[..., str], *values: Value) -> Value:
         """What `build(*names)` writes, in the axis order in which the values are, all of one rank.
@@ -298,7 +309,13 @@ class Graph:
         return self.add("Concat", *(np.array([s], np.int64) if isinstance(s, int) else s for s in sizes), axis=0)
 
     def reshape(self, name: Operand, sizes: Sequence[int | str | None]) -> str:
-        """Reshape to numbers, names of int64 tensors (1,), and at most one None for what is left."""
+        """Reshape to numbers, names of int64 tensors (1,), and None for what is left.
+
+        Raises:
+            NotLoweredError: more than one is None.
+        """
+        if list(sizes).count(None) > 1:
+            raise NotLoweredError("a shape with two free sizes")
         return self.add("Reshape", name, self.shape([-1 if size is None else size for size in sizes]))
 
     def body(self) -> "Graph":
@@ -312,19 +329,23 @@ class Graph:
         return helper.make_graph(self.nodes, name, list(inputs), list(outputs))
 
 
+def stored(dtype: str) -> str:
+    """Keras dtype in which values of one are written: half precision as float32, in which ONNX Runtime always runs."""
+    return "float32" if dtype in ("float16", "bfloat16") else dtype
+
+
 def onnx_type(dtype: str) -> int:
-    """ONNX element type of a Keras dtype; half precision is written as float32, in which ONNX Runtime always runs."""
-    if dtype in ("float16", "bfloat16"):
-        dtype = "float32"
-    return int(helper.np_dtype_to_tensor_dtype(np.dtype(object if dtype == "string" else dtype)))
+    """ONNX element type in which values of a Keras dtype are written."""
+    return int(helper.np_dtype_to_tensor_dtype(np.dtype(object if dtype == "string" else stored(dtype))))
 
 
 def array_of(variable: Any) -> np.ndarray:
-    """Values of a Keras variable or tensor; half precision as float32."""
+    """Values of a Keras variable, tensor or array; half precision as float32."""
     import keras
 
-    if keras.backend.standardize_dtype(variable.dtype) in ("float16", "bfloat16"):
-        variable = keras.ops.cast(variable, "float32")
+    dtype = keras.backend.standardize_dtype(variable.dtype)
+    if stored(dtype) != dtype:
+        variable = keras.ops.cast(variable, stored(dtype))
     value = variable.value if isinstance(variable, keras.Variable) else variable
     if hasattr(value, "read_value"):  # a TensorFlow variable, which numpy would copy
         value = value.value()
@@ -332,6 +353,11 @@ def array_of(variable: Any) -> np.ndarray:
         return np.asarray(value)  # on TensorFlow and JAX a view of the memory, not a copy
     except (TypeError, RuntimeError):  # a PyTorch parameter with a gradient, or on a device
         return np.asarray(keras.ops.convert_to_numpy(value))
+
+
+def first_order(rank: int) -> list[int]:
+    """Axes of Keras in the order with channels first."""
+    return [0, rank - 1, *range(1, rank - 1)]
 
 
 def known(shape: Shape) -> bool:

@@ -14,9 +14,10 @@ from keras import layers
 from keras.src.ops import image as image_ops
 
 from export.lowering import lowers
-from export.lowering.algebra import _convolution, along
-from export.lowering.arguments import floats, like, need, scalar, typed, value, value_of
+from export.lowering.algebra import along
+from export.lowering.arguments import floats, is_float, like, need, scalar, value, value_of
 from export.lowering.arrays import sized, static
+from export.lowering.convolution import convolution
 from export.lowering.graph import Graph, Value
 
 Size = Sequence[Any]
@@ -45,34 +46,45 @@ def resized(
     wanted = sized(graph, list(size))
     old = x.shape[first : first + 2]
     new = [None if isinstance(one, str) else one for one in wanted]
-    plain = interpolation in ("nearest", "bilinear") and (not antialias or interpolation == "nearest")
-    if not plain and None not in (*old, *new):
-        made = x
+    last = data_format == "channels_last"
+    if interpolation == "nearest":
+        for axis, (before, after) in enumerate(zip(old, wanted, strict=True)):
+            x = _nearest(graph, x, first + axis, before, after)
+        return x
+    if antialias or interpolation != "bilinear":
+        if None in (*old, *new):
+            need(last, "free sizes with channels first")
+            return _resampled(graph, x, [1 if one is None else one for one in wanted], interpolation, antialias)
         for axis, (before, after) in enumerate(zip(old, new, strict=True)):
             if before != after or antialias:
-                matrix = _resampling(int(before or 0), int(after or 0), interpolation, antialias)
-                made = along(graph, made, first + axis, matrix)
-        return made
-    if interpolation == "nearest" and None not in (*old, *new):
-        return _picked(graph, x, first, [int(one or 0) for one in old], [int(one or 0) for one in new])
-    last = data_format == "channels_last"
-    if not plain:
-        need(last, "free sizes with channels first")
-        return _resampled(graph, x, [1 if one is None else one for one in wanted], interpolation, antialias)
-    settings: dict[str, Any] = {"coordinate_transformation_mode": "half_pixel"}
-    if interpolation == "nearest":
-        settings |= {"mode": "nearest", "nearest_mode": "round_prefer_ceil"}
-    else:
-        settings |= {"mode": "linear"}
+                x = along(
+                    graph, x, first + axis, _resampling(int(before or 0), int(after or 0), interpolation, antialias)
+                )
+        return x
     source = x.first if last else x.name
     front = graph.add("Slice", graph.add("Shape", source), np.array([0]), np.array([2]))
     whole = graph.add("Concat", front, graph.shape([one for one in wanted if one is not None]), axis=0)
-    name = graph.add("Resize", source, None, None, whole, **settings)
+    name = graph.add("Resize", source, None, None, whole, coordinate_transformation_mode="half_pixel", mode="linear")
     made = graph.first(name) if last else Value(graph, name)
-    sizes = tuple(new)
-    made.shape = (x.shape[0], *sizes, x.shape[3]) if last else (*x.shape[:2], *sizes)
+    made.shape = (*x.shape[:first], *new, *x.shape[first + 2 :])
     made.dtype = x.dtype
     return made
+
+
+def _nearest(graph: Graph, x: Value, axis: int, before: int | None, after: int | str | None) -> Value:
+    """The nearest of the lines along an axis: chosen by Keras, or by its rule where a size is known at run time only."""
+    shape = (*x.shape[:axis], after if isinstance(after, int) else None, *x.shape[axis + 1 :])
+    if before is not None and isinstance(after, int):
+        line = np.arange(before, dtype=np.float32).reshape(1, before, 1, 1)
+        places = keras.ops.image.resize(line, (after, 1), interpolation="nearest", data_format="channels_last")
+        order: Any = keras.ops.convert_to_numpy(places).reshape(-1).astype(np.int64)
+    else:
+        sizes = graph.size(x.name, axis), graph.shape([after if after is not None else 1])
+        old, new = (graph.cast(size, "float32") for size in sizes)
+        counted = graph.add("Range", scalar(0), graph.reshape(new, []), scalar(1))
+        middle = graph.add("Mul", graph.add("Add", counted, scalar(0.5)), graph.add("Div", old, new))
+        order = graph.cast(graph.add("Min", graph.add("Floor", middle), graph.add("Sub", old, scalar(1))), "int64")
+    return value(graph, graph.add("Gather", x, order, axis=axis), shape, x.dtype)
 
 
 def _resampling(before: int, after: int, interpolation: str, antialias: bool) -> np.ndarray:
@@ -104,16 +116,16 @@ def _matrix(graph: Graph, before: str, after: str, interpolation: str, antialias
 
     Source: Keys 1981, "Cubic convolution interpolation for digital image processing", with a = -1/2.
     """
-    one = scalar(1, "float32")
+    one = scalar(1)
     zero, step = np.array(0, np.int64), np.array(1, np.int64)
     new, old = (
         graph.cast(graph.add("Range", zero, graph.reshape(size, []), step), "float32") for size in (after, before)
     )
     scale = graph.add("Div", graph.cast(before, "float32"), graph.cast(after, "float32"))
-    half = scalar(0.5, "float32")
+    half = scalar(0.5)
     place = graph.add("Sub", graph.add("Mul", graph.add("Add", new, half), scale), half)
     if not antialias and keras.config.backend() == "tensorflow":  # which looks weights up in a table of 1024 steps
-        steps = scalar(1024, "float32")
+        steps = scalar(1024)
         place = graph.add("Div", graph.add("Round", graph.add("Mul", place, steps)), steps)
     far = graph.add("Abs", graph.add("Sub", graph.add("Unsqueeze", place, np.array([1])), old))
     if antialias:
@@ -123,29 +135,17 @@ def _matrix(graph: Graph, before: str, after: str, interpolation: str, antialias
     else:
         near = _polynomial(graph, far, (1.5, -2.5, 0.0, 1.0))
         middle = _polynomial(graph, far, (-0.5, 2.5, -4.0, 2.0))
-        outer = graph.add("Where", graph.add("Less", far, scalar(2, "float32")), middle, scalar(0, "float32"))
+        outer = graph.add("Where", graph.add("Less", far, scalar(2)), middle, scalar(0))
         weights = graph.add("Where", graph.add("Less", far, one), near, outer)
     return graph.add("Div", weights, graph.reduce("ReduceSum", weights, [1], keepdims=True))
 
 
 def _polynomial(graph: Graph, x: str, factors: Sequence[float]) -> str:
     """Horner's rule, the highest power first."""
-    name = graph.constant(scalar(factors[0], "float32"))
+    name = graph.constant(scalar(factors[0]))
     for factor in factors[1:]:
-        name = graph.add("Add", graph.add("Mul", name, x), scalar(factor, "float32"))
+        name = graph.add("Add", graph.add("Mul", name, x), scalar(factor))
     return name
-
-
-def _picked(graph: Graph, x: Value, first: int, old: list[int], new: list[int]) -> Value:
-    """The nearest rows and columns, chosen by Keras."""
-    made = x
-    for axis, (before, after) in enumerate(zip(old, new, strict=True)):
-        line = np.arange(before, dtype=np.float32).reshape(1, before, 1, 1)
-        places = keras.ops.image.resize(line, (after, 1), interpolation="nearest", data_format="channels_last")
-        order = keras.ops.convert_to_numpy(places).reshape(-1).astype(np.int64)
-        shape = (*made.shape[: first + axis], after, *made.shape[first + axis + 1 :])
-        made = value(graph, graph.add("Gather", made, order, axis=first + axis), shape, x.dtype)
-    return made
 
 
 def _boxed(old: Sequence[int], new: Sequence[int], least: bool) -> list[int]:
@@ -200,32 +200,45 @@ def _resize_operation(graph: Graph, call: Any, images: Any) -> Value:
 
 @lowers(layers.Resizing)
 def _resizing(graph: Graph, layer: Any, data: Value) -> Value:
-    x = typed(graph, data, "float32")
-    return _resize(
-        graph, x, (layer.height, layer.width), layer.interpolation, layer.antialias, layer.crop_to_aspect_ratio,
-        layer.pad_to_aspect_ratio, layer.fill_value, layer.data_format,
+    made = _resize(
+        graph, floats(graph, data), (layer.height, layer.width), layer.interpolation, layer.antialias,
+        layer.crop_to_aspect_ratio, layer.pad_to_aspect_ratio, layer.fill_value, layer.data_format,
     )  # fmt: skip
+    if is_float(data.dtype):
+        return made
+    limits = np.iinfo(data.dtype)  # whole numbers stay whole
+    return like(made, graph.add("Clip", graph.add("Round", made), scalar(limits.min), scalar(limits.max)))
 
 
 @lowers(layers.CenterCrop)
 def _center_crop(graph: Graph, layer: Any, data: Value) -> Value:
-    """The middle of images that are large enough; smaller ones are resized to the size asked for."""
-    x = typed(graph, data, "float32")
+    """The middle of images that are large enough; of others the largest box of the right proportions, resized."""
+    x = floats(graph, data)
+    need(x.rank == 4, "a single image without a batch")
     first = 1 if layer.data_format == "channels_last" else 2
     wanted, old = (layer.height, layer.width), x.shape[first : first + 2]
-    if None not in old and any(int(have or 0) < size for have, size in zip(old, wanted, strict=True)):
-        return _resize(graph, x, wanted, "bilinear", False, True, False, 0, layer.data_format)
-    starts: list[int | str] = []
-    for axis, (have, size) in enumerate(zip(old, wanted, strict=True)):
-        if have is not None:
-            starts.append((have - size) // 2)
-        else:
-            gap = graph.add("Sub", graph.size(x.name, first + axis), np.array([size], np.int64))
-            starts.append(graph.add("Div", gap, np.array([2], np.int64)))
-    begin = graph.shape(starts)
-    end = graph.add("Add", begin, np.array(wanted, np.int64))
-    name = graph.add("Slice", x, begin, end, np.array([first, first + 1]))
-    return value(graph, name, (*x.shape[:first], *wanted, *x.shape[first + 2 :]), x.dtype)
+    if None not in old:
+        large = all(int(have or 0) >= size for have, size in zip(old, wanted, strict=True))
+        box: Any = wanted if large else _boxed([int(have or 0) for have in old], wanted, least=True)
+        starts: Any = np.array([(int(have or 0) - size) // 2 for have, size in zip(old, box, strict=True)])
+        ends: Any = starts + np.array(box)
+    else:
+        large = False
+        sizes = graph.shape([graph.size(x.name, first), graph.size(x.name, first + 1)])
+        target = np.array(wanted, np.int64)
+        turned = graph.add("Gather", sizes, np.array([1, 0]), axis=0)
+        scaled = graph.add("Div", graph.add("Mul", turned, target), target[::-1].copy())
+        inside = graph.add("Max", graph.add("Min", sizes, scaled), np.array(1, np.int64))
+        enough = graph.cast(graph.add("GreaterOrEqual", sizes, target), "int32")
+        enough = graph.add("Equal", graph.reduce("ReduceMin", enough, [0]), scalar(1, "int32"))
+        size = graph.add("Where", enough, target, inside)
+        starts = graph.add("Div", graph.add("Sub", sizes, size), np.array(2, np.int64))
+        ends = graph.add("Add", starts, size)
+    name = graph.add("Slice", x, starts, ends, np.array([first, first + 1]))
+    middle = value(
+        graph, name, (*x.shape[:first], *(wanted if large else (None, None)), *x.shape[first + 2 :]), x.dtype
+    )
+    return middle if large else resized(graph, middle, wanted, "bilinear", data_format=layer.data_format)
 
 
 @lowers(image_ops.RGBToGrayscale)
@@ -252,7 +265,7 @@ def _patches(graph: Graph, call: Any, images: Any) -> Value:
         data_format="channels_last",
         dilation_rate=call.dilation_rate,
     )
-    return _convolution(graph, settings, x, kernel)
+    return convolution(graph, settings, x, kernel)
 
 
 @lowers(image_ops.AffineTransform)
@@ -267,7 +280,7 @@ def _affine(graph: Graph, call: Any, images: Any, transform: Any) -> Value:
     if numbers.rank == 1:
         sizes = [x.shape[0] if x.shape[0] is not None else graph.size(x.name, 0), 8]
         numbers = value(graph, graph.add("Expand", numbers, graph.shape(sizes)), (x.shape[0], 8), numbers.dtype)
-    rows = graph.add("Concat", numbers, graph.add("Slice", graph.add("Mul", numbers, scalar(0, "float32")), np.array(
+    rows = graph.add("Concat", numbers, graph.add("Slice", graph.add("Mul", numbers, scalar(0)), np.array(
         [0]), np.array([1]), np.array([1])), axis=1)  # fmt: skip
     rows = graph.add("Add", rows, np.array([0] * 8 + [1], np.float32))  # c2 is 1
     rows = graph.reshape(rows, [None, 3, 3])
@@ -280,7 +293,7 @@ def _affine(graph: Graph, call: Any, images: Any, transform: Any) -> Value:
     grid = graph.add("Add", graph.add("Mul", place, 2 / side), 1 / side - 1)  # pixel centres, -1 to 1 from edge to edge
     grid = graph.reshape(grid, [None, height, width, 2])
     source = x.first if last else x.name
-    filling = scalar(call.fill_value, "float32")
+    filling = scalar(call.fill_value)
     shifted = call.fill_mode == "constant" and call.fill_value != 0
     source = graph.add("Sub", source, filling) if shifted else source
     mode = call.interpolation if call.interpolation == "nearest" else "linear" if graph.opset >= 20 else "bilinear"

@@ -4,7 +4,6 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-import keras
 import numpy as np
 from keras.src.ops import core as ops_core
 from keras.src.ops import linalg, nn
@@ -15,6 +14,7 @@ from export.lowering import lowers
 from export.lowering.arguments import (
     axes_of,
     broadcast,
+    calculable,
     floats,
     indices,
     is_float,
@@ -26,7 +26,7 @@ from export.lowering.arguments import (
     value,
     value_of,
 )
-from export.lowering.graph import Graph, Value
+from export.lowering.graph import Graph, Value, stored
 
 Build = Callable[..., str]
 
@@ -81,9 +81,9 @@ def _multiply(graph: Graph, call: Any, x1: Any, x2: Any) -> Value:
 
 @lowers(ops.Power)
 def _power(graph: Graph, call: Any, x1: Any, x2: Any) -> Value:
-    x, y = together(graph, x1, x2)
+    x, y = (calculable(graph, one) for one in together(graph, x1, x2))
     if isinstance(x2, int | float) and x2 == 2:
-        return graph.elementwise(lambda name: graph.add("Mul", name, name), x)
+        return multiply(graph, x, x)
     return _binary(graph, lambda a, b: graph.add("Pow", a, b), x, y)
 
 
@@ -226,8 +226,10 @@ def _hypot(graph: Graph, call: Any, x1: Any, x2: Any) -> Value:
 
 def _unary(build: Callable[[Graph, str, str], str], floating: bool = True) -> Any:
     def emit(graph: Graph, call: Any, x: Any) -> Value:
-        given = floats(graph, x) if floating else value_of(graph, x)
-        return graph.elementwise(lambda name: build(graph, name, given.dtype), given)
+        given = floats(graph, x) if floating else calculable(graph, x)
+        made = graph.elementwise(lambda name: build(graph, name, given.dtype), given)
+        made.dtype = "" if floating else given.dtype
+        return made
 
     return emit
 
@@ -249,8 +251,12 @@ for _kind, _operation in (
     (ops.BitwiseNot, "BitwiseNot"), (ops.BitwiseInvert, "BitwiseNot"),
 ):  # fmt: skip
     lowers(_kind)(_named(_operation, floating=False))
-for _kind in (ops.Copy, ops_core.StopGradient, ops.Conj, ops.Conjugate, ops.Real):
-    lowers(_kind)(_unary(lambda graph, name, dtype: name, floating=False))
+
+
+@lowers(ops.Copy, ops_core.StopGradient, ops.Conj, ops.Conjugate, ops.Real)
+def _same(graph: Graph, call: Any, x: Any) -> Value:
+    return graph.elementwise(lambda name: name, value_of(graph, x))
+
 
 lowers(ops.Square)(_unary(lambda graph, x, dtype: graph.add("Mul", x, x), floating=False))
 lowers(ops_math.Rsqrt)(_unary(lambda graph, x, dtype: graph.add("Reciprocal", graph.add("Sqrt", x))))
@@ -300,7 +306,7 @@ def _round(graph: Graph, call: Any, x: Any) -> Value:
 @lowers(ops.NanToNum)
 def _nan_to_num(graph: Graph, call: Any, x: Any) -> Value:
     given = floats(graph, x)
-    limits = np.finfo("float32" if given.dtype in ("float16", "bfloat16") else given.dtype)
+    limits = np.finfo(stored(given.dtype))
     high = float(limits.max) if call.posinf is None else call.posinf
     low = float(limits.min) if call.neginf is None else call.neginf
 
@@ -355,39 +361,30 @@ def reduced(graph: Graph, operation: str, x: Value, axis: Any, keepdims: bool = 
     if not axes:
         return x
     if x.channels_first and keepdims:
-        order = [0, x.rank - 1, *range(1, x.rank - 1)]  # place in ONNX order -> axis of Keras
-        made = graph.first(graph.reduce(operation, x.first, sorted(order.index(place) for place in axes), True))
+        made = graph.first(graph.reduce(operation, x.first, sorted(x.place(axis) for axis in axes), True))
     else:
         made = Value(graph, graph.reduce(operation, x, axes, keepdims))
     made.shape, made.dtype = tuple(shape), x.dtype
     return made
 
 
-def _total(graph: Graph, x: Any) -> Value:
-    """The value in the type in which Keras adds up."""
-    given = value_of(graph, x)
-    return typed(graph, given, "int32") if given.dtype in ("bool", "int8", "int16", "uint8") else given
-
-
 def _reduction(operation: str, prepare: Callable[[Graph, Any], Value]) -> Any:
     return lambda graph, call, x: reduced(graph, operation, prepare(graph, x), call.axis, call.keepdims)
 
 
-lowers(ops.Sum)(_reduction("ReduceSum", _total))
-lowers(ops.Prod)(_reduction("ReduceProd", _total))
+lowers(ops.Sum)(_reduction("ReduceSum", calculable))
+lowers(ops.Prod)(_reduction("ReduceProd", calculable))
 lowers(ops.Mean)(_reduction("ReduceMean", floats))
-lowers(ops.Amax)(_reduction("ReduceMax", _total))
-lowers(ops.Amin)(_reduction("ReduceMin", _total))
+lowers(ops.Amax)(_reduction("ReduceMax", calculable))
+lowers(ops.Amin)(_reduction("ReduceMin", calculable))
 
 
 def _extreme(operation: str, pair: str) -> Any:
     def emit(graph: Graph, call: Any, x: Any) -> Value:
-        given = value_of(graph, x)
-        small = given.dtype in ("bool", "int16", "uint16")
-        made = reduced(graph, operation, typed(graph, given, "int32") if small else given, call.axis, call.keepdims)
+        made = reduced(graph, operation, calculable(graph, x), call.axis, call.keepdims)
         if call.initial is not None:
             made = like(made, graph.add(pair, made, scalar(call.initial, made.dtype)))
-        return typed(graph, made, given.dtype)
+        return made
 
     return emit
 
@@ -471,7 +468,8 @@ def _logsumexp(graph: Graph, call: Any, x: Any) -> Value:
     if call.keepdims:
         return made
     axes = axes_of(call.axis, given.rank)
-    return value(graph, graph.add("Squeeze", made, np.array(axes, np.int64)), given.shape[: -len(axes)], given.dtype)
+    kept = [size for axis, size in enumerate(given.shape) if axis not in axes]
+    return value(graph, graph.add("Squeeze", made, np.array(axes, np.int64)), kept, given.dtype)
 
 
 @lowers(linalg.Norm)
@@ -496,23 +494,12 @@ def _norm(graph: Graph, call: Any, x: Any) -> Value:
     return like(total, graph.add("Pow", total, scalar(1 / order, size.dtype)))
 
 
-@lowers(nn.Normalize)
-def _normalize(graph: Graph, call: Any, x: Any) -> Value:
-    given = floats(graph, x)
-    need(call.order in (1, 2), f"normalising by the norm of order {call.order!r}")
-    epsilon = keras.config.epsilon() if call.epsilon is None else call.epsilon
-    length = reduced(graph, f"ReduceL{call.order}", given, call.axis, True)
-    length = like(length, graph.add("Max", length, scalar(epsilon, given.dtype)))
-    return like(given, graph.add("Div", given, length))
-
-
 # Places of extremes, and order
 
 
 def _place(operation: str) -> Any:
     def emit(graph: Graph, call: Any, x: Any) -> Value:
-        given = value_of(graph, x)
-        given = typed(graph, given, "int32") if given.dtype in ("bool", "int64", "uint8", "int16") else given
+        given = calculable(graph, x)
         name, axis = given.name, call.axis
         if axis is None:
             name, axis = graph.reshape(name, [None]), 0
@@ -546,13 +533,16 @@ def ordered(graph: Graph, x: Value, axis: int | None, count: Any = None, largest
 
 
 @lowers(ops.Sort)
-def _sort(graph: Graph, call: Any, x: Any) -> str:
-    return ordered(graph, value_of(graph, x), call.axis)[0]
+def _sort(graph: Graph, call: Any, x: Any) -> Value:
+    given = calculable(graph, x)
+    made = Value(graph, ordered(graph, given, call.axis)[0])
+    made.dtype = given.dtype
+    return made
 
 
 @lowers(ops.Argsort)
 def _argsort(graph: Graph, call: Any, x: Any) -> Value:
-    return Value(graph, graph.cast(ordered(graph, value_of(graph, x), call.axis)[1], "int32"))
+    return Value(graph, graph.cast(ordered(graph, calculable(graph, x), call.axis)[1], "int32"))
 
 
 @lowers(ops_math.TopK)
@@ -584,17 +574,17 @@ def _median(graph: Graph, call: Any, x: Any) -> Value:
 
 @lowers(ops.Cumsum)
 def _cumsum(graph: Graph, call: Any, x: Any) -> Value:
-    given = _total(graph, x)
-    given = typed(graph, given, call.dtype) if call.dtype else given
+    given = calculable(graph, x)
     name = given.name if call.axis is not None else graph.reshape(given, [None])
-    return Value(graph, graph.add("CumSum", name, np.array(call.axis or 0, np.int64)))
+    made = Value(graph, graph.add("CumSum", name, np.array(call.axis or 0, np.int64)))
+    made.dtype = given.dtype
+    return made
 
 
 @lowers(ops.Cumprod)
 def _cumprod(graph: Graph, call: Any, x: Any) -> Value:
-    """Doubling steps: after the n-th, each place holds the product of the 2^n before and including it."""
-    given = _total(graph, x)
-    given = typed(graph, given, call.dtype) if call.dtype else given
+    """Doubling steps: after the n-th, each place holds the product of the 2^n up to and including it."""
+    given = calculable(graph, x)
     need(call.axis is not None and given.shape[call.axis] is not None, "the running product over a free axis")
     axis, made, step = call.axis % given.rank, given.name, 1
     while step < (given.shape[axis] or 0):
@@ -603,7 +593,7 @@ def _cumprod(graph: Graph, call: Any, x: Any) -> Value:
         before = graph.add("Slice", made, np.array([0]), ends, np.array([axis]))
         made = graph.add("Mul", made, graph.add("Pad", before, pads, scalar(1, given.dtype)))
         step *= 2
-    return Value(graph, made)
+    return like(given, made)
 
 
 @lowers(ops.SearchSorted)
@@ -624,92 +614,3 @@ def bucket(graph: Graph, x: Value, borders: Value, beyond: str) -> str:
     wide = graph.add("Unsqueeze", x, np.array([x.rank], np.int64))
     above = graph.cast(graph.add(beyond, wide, borders), "int32")
     return graph.reduce("ReduceSum", above, [x.rank])
-
-
-# Activations that only operations know
-
-
-@lowers(nn.Glu)
-def _glu(graph: Graph, call: Any, x: Any) -> str:
-    given = value_of(graph, x)
-    half = given.shape[call.axis]
-    need(half is not None, "gates of a free size")
-    sizes = np.array([(half or 0) // 2] * 2, np.int64)
-    kept, gate = graph.add_many("Split", 2, given, sizes, axis=call.axis)
-    return graph.add("Mul", kept, graph.add("Sigmoid", gate))
-
-
-@lowers(nn.SoftShrink)
-def _soft_shrink(graph: Graph, call: Any, x: Any) -> Value:
-    return graph.elementwise(
-        lambda name: graph.add("Shrink", name, lambd=float(call.threshold), bias=float(call.threshold)),
-        floats(graph, x),
-    )
-
-
-@lowers(nn.HardShrink)
-def _hard_shrink(graph: Graph, call: Any, x: Any) -> Value:
-    return graph.elementwise(
-        lambda name: graph.add("Shrink", name, lambd=float(call.threshold), bias=0.0), floats(graph, x)
-    )
-
-
-@lowers(nn.Threshold)
-def _threshold(graph: Graph, call: Any, x: Any) -> Value:
-    given = floats(graph, x)
-
-    def build(name: str) -> str:
-        above = graph.add("Greater", name, scalar(call.threshold, given.dtype))
-        return graph.add("Where", above, name, scalar(call.default_value, given.dtype))
-
-    return graph.elementwise(build, given)
-
-
-@lowers(nn.SparsePlus)
-def _sparse_plus(graph: Graph, call: Any, x: Any) -> Value:
-    """0 below -1, x above 1, (x + 1)^2 / 4 between: the square of the clipped half, plus what is above 1."""
-    given = floats(graph, x)
-    one = scalar(1, given.dtype)
-
-    def build(name: str) -> str:
-        half = graph.add("Mul", graph.add("Add", graph.add("Clip", name, -one, one), one), scalar(0.5, given.dtype))
-        return graph.add("Add", graph.add("Mul", half, half), graph.add("Relu", graph.add("Sub", name, one)))
-
-    return graph.elementwise(build, given)
-
-
-@lowers(nn.SparseSigmoid)
-def _sparse_sigmoid(graph: Graph, call: Any, x: Any) -> Value:
-    return graph.elementwise(lambda name: graph.add("HardSigmoid", name, alpha=0.5, beta=0.5), floats(graph, x))
-
-
-@lowers(nn.Squareplus)
-def _squareplus(graph: Graph, call: Any, x: Any) -> Value:
-    given = floats(graph, x)
-
-    def build(name: str) -> str:
-        root = graph.add("Sqrt", graph.add("Add", graph.add("Mul", name, name), scalar(call.b, given.dtype)))
-        return graph.add("Mul", graph.add("Add", name, root), scalar(0.5, given.dtype))
-
-    return graph.elementwise(build, given)
-
-
-@lowers(nn.Sparsemax)
-def _sparsemax(graph: Graph, call: Any, x: Any) -> Value:
-    """Projection onto the simplex, Martins & Astudillo 2016 (arXiv:1602.02068), with the threshold of Keras.
-
-    The paper takes the last sum of the support; Keras adds up all sums of the support.
-    """
-    given = floats(graph, x)
-    axis = call.axis % given.rank
-    need(axis == given.rank - 1 and given.shape[axis] is not None, "sparsemax over another axis than the last")
-    size = given.shape[axis] or 0
-    one = scalar(1, "float32")
-    values = ordered(graph, given, axis, largest=True)[0]
-    sums = graph.add("CumSum", values, np.array(axis, np.int64))
-    bound = graph.add("Div", graph.add("Sub", sums, one), np.arange(1, size + 1, dtype=np.float32))
-    support = graph.cast(graph.add("Greater", values, bound), "float32")
-    count = graph.reduce("ReduceSum", support, [axis], keepdims=True)
-    total = graph.reduce("ReduceSum", graph.add("Mul", sums, support), [axis], keepdims=True)
-    threshold = graph.add("Div", graph.add("Sub", total, one), count)
-    return like(given, graph.add("Relu", graph.add("Sub", given, threshold)))

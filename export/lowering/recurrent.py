@@ -13,8 +13,9 @@ import numpy as np
 from keras import activations, layers, ops
 from keras.src.layers.rnn.conv_lstm import ConvLSTM
 
+from export import ExportError
 from export.lowering import lowers
-from export.lowering.arguments import need, typed, value
+from export.lowering.arguments import floats, in_floats, need, typed, value
 from export.lowering.arrays import flipped
 from export.lowering.graph import Graph, Value, array_of
 from export.lowering.walk import lower_function
@@ -52,10 +53,8 @@ def _functions(layer: Any) -> list[Any]:
 
 
 def _is_known(layer: Any) -> bool:
-    return (
-        type(getattr(layer, "cell", None)) in _CELLS
-        and all(function in _ACTIVATIONS for function in _functions(layer))
-        and not layer.stateful
+    return type(getattr(layer, "cell", None)) in _CELLS and all(
+        function in _ACTIVATIONS for function in _functions(layer)
     )
 
 
@@ -101,7 +100,7 @@ def run(
     source = places.gathered(x) if places else x.name
     names = [_ACTIVATIONS[function] for layer in runs for function in _functions(layer)]
     start = [
-        graph.add("Concat", *(graph.add("Unsqueeze", one, np.array([0])) for one in state), axis=0)
+        graph.add("Concat", *(graph.add("Unsqueeze", floats(graph, one), np.array([0])) for one in state), axis=0)
         for state in states
         if state is not None
     ]
@@ -219,8 +218,13 @@ def _listed(states: Any) -> list[Any] | None:
 
 
 @lowers(layers.RNN, layers.SimpleRNN, layers.GRU, layers.LSTM, ConvLSTM)
+@in_floats
 def _recurrent(graph: Graph, layer: Any, sequences: Value, initial_state: Any = None, mask: Value | None = None) -> Any:
-    need(not layer.stateful, f"layer {layer.name!r} keeps its state between calls")
+    if layer.stateful:
+        raise ExportError(
+            f"cannot export: layer {graph.scope!r} keeps its state between calls; build it with stateful=False and "
+            "return_state=True, and pass the state in as an input"
+        )
     states = _listed(initial_state)
     if not _is_known(layer):
         return lower_function(graph, lambda *given: _stepwise(layer, *given), sequences, states, mask)
@@ -268,6 +272,7 @@ def _stepwise(layer: Any, sequences: Any, initial_state: Any, mask: Any) -> Any:
 
 
 @lowers(layers.Bidirectional)
+@in_floats
 def _bidirectional(
     graph: Graph, layer: Any, sequences: Value, initial_state: Any = None, mask: Value | None = None
 ) -> Any:

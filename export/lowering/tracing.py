@@ -5,6 +5,7 @@ variables or arrays on the left of an operator, and give loops no graph of their
 """
 
 import functools
+import threading
 import types
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -16,13 +17,13 @@ from keras import KerasTensor
 from keras.src.backend.common.variables import Variable
 from keras.src.layers import layer as layer_module
 from keras.src.ops import operation as operation_module
-from keras.src.ops.node import KerasHistory, Node
+from keras.src.ops.node import Node
 from keras.src.utils.naming import auto_name
 from onnx import helper
 
 from export.lowering import NotLoweredError, lowers
 from export.lowering.arguments import indices, typed, value, value_of
-from export.lowering.arrays import counted, expanded, filled, flipped, item, reshape, sized
+from export.lowering.arrays import counted, expanded, filled, flipped, item, padded, sized
 from export.lowering.graph import Graph, Value, onnx_type
 from export.lowering.images import resized
 
@@ -51,43 +52,57 @@ def _later_call(what: str, write: Callable[..., Any], results: Any, *args: Any) 
     return Later(what, write, results).symbolic_call(*args)
 
 
+def _symbols_in(*given: Any) -> list[KerasTensor]:
+    return [leaf for leaf in keras.tree.flatten(given) if isinstance(leaf, KerasTensor)]
+
+
 def _symbolic(*given: Any) -> bool:
-    return any(isinstance(leaf, KerasTensor) for leaf in keras.tree.flatten(given))
+    return bool(_symbols_in(*given))
 
 
 class Traced:
-    """A function of tensors as a graph, with the tensors from outside that it reads.
+    """A function of tensors as nodes, with the tensors from outside that it reads.
 
     Attributes:
+        nodes: in the order they run.
         inputs: symbols it takes.
         captured: symbols of the graph around it.
         result: structure of what it gives, of symbols and constants.
     """
 
-    def __init__(self, inputs: Sequence[KerasTensor], captured: Sequence[KerasTensor], result: Any) -> None:
-        self.inputs, self.captured, self.result = list(inputs), list(captured), result
-        symbols = [leaf for leaf in keras.tree.flatten(result) if isinstance(leaf, KerasTensor)]
-        for tensor in [*self.inputs, *symbols]:
-            if not hasattr(tensor, "_keras_history"):
-                tensor._keras_history = KerasHistory(operation=None, node_index=0, tensor_index=0)
-        self.function = keras.Function([*self.inputs, *self.captured], symbols) if symbols else None
+    def __init__(self, made: Sequence[Node], inputs: Sequence[KerasTensor], result: Any) -> None:
+        """Keep what the result needs of the nodes that were made while the function ran."""
+        self.inputs, self.result = list(inputs), result
+        self.outputs = _symbols_in(result)
+        self.nodes: list[Node] = []
+        wanted = {id(tensor): tensor for tensor in self.outputs}
+        for node in reversed(made):
+            if any(id(tensor) in wanted for tensor in node.outputs):
+                self.nodes.append(node)
+                for tensor in node.outputs:
+                    wanted.pop(id(tensor), None)
+                wanted |= {id(tensor): tensor for tensor in node.input_tensors}
+        self.nodes.reverse()
+        own = {id(tensor) for tensor in self.inputs}
+        self.captured = [tensor for place, tensor in wanted.items() if place not in own]
 
-    def write(self, graph: Graph, inputs: Sequence[Value], captured: Sequence[Value]) -> Any:
+    def write(self, graph: Graph, inputs: Sequence[Value], captured: Sequence[Value] = ()) -> Any:
         """The structure of the result with values in it."""
-        from export.lowering.walk import lower_model
+        from export.lowering.walk import lower_nodes
 
-        given = [*inputs, *captured]
-        found = iter(lower_model(graph, self.function, given) if self.function else [])
-        return keras.tree.map_structure(
-            lambda leaf: next(found) if isinstance(leaf, KerasTensor) else value_of(graph, leaf), self.result
-        )
+        symbols, values = [*self.inputs, *self.captured], [*inputs, *captured]
+        found = iter(lower_nodes(graph, self.nodes, symbols, values, self.outputs))
+
+        def value_in(leaf: Any) -> Value | None:
+            return next(found) if isinstance(leaf, KerasTensor) else None if leaf is None else value_of(graph, leaf)
+
+        return keras.tree.map_structure(value_in, self.result)
 
 
 class Trace:
     """What is traced at the moment: the nodes it made, and the sizes it asked for."""
 
-    def __init__(self, anchor: KerasTensor | None) -> None:
-        self.anchor = anchor  # a symbol that calls without a tensor among their arguments hang on
+    def __init__(self) -> None:
         self.made: list[Node] = []
         self._sizes: dict[tuple[int, int], tuple[KerasTensor, KerasTensor]] = {}
 
@@ -101,79 +116,68 @@ class Trace:
             self._sizes[key] = (_later_call("size", write, KerasTensor((), "int32"), x), x)
         return self._sizes[key][0]
 
-    def body(self, function: Callable[..., Any], symbols: Any) -> Traced:
-        """Trace a function that may read tensors of the graph around it."""
+    def body(self, function: Callable[..., Any], given: Any, inputs: Sequence[KerasTensor] | None = None) -> Traced:
+        """Trace `function(*given)`, which may read tensors of the graph around it; `inputs` are those in `given`."""
         before, sizes = len(self.made), dict(self._sizes)
-        result = function(*symbols)
+        result = function(*given)
         self._sizes = sizes  # sizes taken inside exist there only
-        own = {id(node) for node in self.made[before:]}
-        inputs = [leaf for leaf in keras.tree.flatten(symbols) if isinstance(leaf, KerasTensor)]
-        seen = {id(tensor) for tensor in inputs}
-        captured: list[KerasTensor] = []
-        waiting = [leaf for leaf in keras.tree.flatten(result) if isinstance(leaf, KerasTensor)]
-        while waiting:
-            tensor = waiting.pop()
-            if id(tensor) in seen:
-                continue
-            seen.add(id(tensor))
-            node = _node_of(tensor)
-            if node is not None and id(node) in own:
-                waiting.extend(node.input_tensors)
-            else:
-                captured.append(tensor)
-        return Traced(inputs, captured, result)
-
-
-def _node_of(tensor: KerasTensor) -> Node | None:
-    history = getattr(tensor, "_keras_history", None)
-    return history.operation._inbound_nodes[history.node_index] if history and history.operation else None
+        return Traced(self.made[before:], _symbols_in(given) if inputs is None else inputs, result)
 
 
 @contextmanager
-def tracing(symbols: Sequence[KerasTensor]) -> Iterator[Trace]:
+def tracing() -> Iterator[Trace]:
     """Let Keras code run on symbolic tensors as described above; layers and their states stay as they were.
 
-    Functions of Keras are replaced meanwhile, in all threads of the process.
+    Functions of Keras are replaced meanwhile; other threads get the old ones through them, and trace one at a time.
     """
-    trace = Trace(symbols[0] if symbols else None)
+    trace = Trace()
+    owner = threading.get_ident()
     changed: list[tuple[Any, str, Any]] = []
 
     def change(place: Any, name: str, new: Any) -> None:
         changed.append((place, name, vars(place).get(name, _ABSENT)))
         setattr(place, name, new)
 
+    def in_this_thread(stand_in: Callable[..., Any], original: Any) -> Callable[..., Any]:
+        @functools.wraps(original)
+        def either(*args: Any, **kwargs: Any) -> Any:
+            return (stand_in if threading.get_ident() == owner else original)(*args, **kwargs)
+
+        return either
+
     def node(*args: Any, **kwargs: Any) -> Node:
         trace.made.append(Node(*args, **kwargs))
         return trace.made[-1]
 
-    try:
-        change(operation_module, "Node", node)
-        change(layer_module, "Node", node)
-        for original, stand_in in _replacements(trace):
-            for module in _MODULES:
-                is_here = getattr(module, original.__name__, None) is original
-                if is_here:
-                    change(module, original.__name__, functools.update_wrapper(stand_in, original))
-        for name, function in _OPERATORS.items():
-            change(Variable, name, _with_symbols(vars(Variable)[name], function))
-        change(Variable, "__getitem__", _picked(vars(Variable)["__getitem__"], trace))
-        change(KerasTensor, "__getitem__", _picked(vars(KerasTensor)["__getitem__"], trace))
-        change(KerasTensor, "__array_ufunc__", None)  # arrays on the left leave the operator to the symbol
-        change(KerasTensor, "__jax_array__", None)
-        del KerasTensor.__jax_array__
-        with keras.StatelessScope():
-            yield trace
-    finally:
-        for place, name, old in reversed(changed):
-            if old is not _ABSENT:
-                setattr(place, name, old)
-            elif name in vars(place):
-                delattr(place, name)
-        for made in reversed(trace.made):
-            _remove(made.operation._inbound_nodes, made)
-            for tensor in made.input_tensors:
-                if tensor._keras_history.operation is not None:
-                    _remove(tensor._keras_history.operation._outbound_nodes, made)
+    with _LOCK:
+        try:
+            for place in (operation_module, layer_module):
+                change(place, "Node", in_this_thread(node, Node))
+            for original, stand_in in _replacements(trace):
+                name = original.__name__
+                for module in _MODULES:
+                    if getattr(module, name, None) is original:
+                        change(module, name, in_this_thread(stand_in, original))
+            for name, function in _OPERATORS.items():
+                change(Variable, name, _with_symbols(vars(Variable)[name], function))
+            change(Variable, "__getitem__", _picked(vars(Variable)["__getitem__"], trace))
+            change(KerasTensor, "__getitem__", _picked(vars(KerasTensor)["__getitem__"], trace))
+            change(KerasTensor, "__array_ufunc__", None)  # arrays on the left leave the operator to the symbol
+            change(KerasTensor, "__jax_array__", None)
+            del KerasTensor.__jax_array__
+            with keras.StatelessScope():
+                yield trace
+        finally:
+            for place, name, old in reversed(changed):
+                if old is not _ABSENT:
+                    setattr(place, name, old)
+                elif name in vars(place):
+                    delattr(place, name)
+            for made in reversed(trace.made):
+                _remove(made.operation._inbound_nodes, made)
+                for tensor in made.input_tensors:
+                    if tensor._keras_history.operation is not None:
+                        _remove(tensor._keras_history.operation._outbound_nodes, made)
 
 
 class _Operations:
@@ -182,7 +186,8 @@ class _Operations:
     def __getattr__(self, name: str) -> Any:
         if name in ("numpy", "math", "nn", "core", "linalg"):
             return self
-        return {"image": keras.ops.image, "random": keras.random}.get(name) or getattr(keras.ops, name)
+        own = {"image": keras.ops.image, "random": keras.random, "_backend": keras.config.backend()}
+        return own[name] if name in own else getattr(keras.ops, name)
 
 
 @contextmanager
@@ -200,6 +205,7 @@ def through_operations(layer: Any) -> Iterator[None]:
 
 
 _ABSENT = object()
+_LOCK = threading.RLock()
 
 
 def _remove(nodes: list[Node], node: Node) -> None:
@@ -340,6 +346,21 @@ def _replacements(trace: Trace) -> list[tuple[Any, Any]]:
         repeats = list(repeats) if isinstance(repeats, list | tuple) else [repeats]
         return _later_call("tile", _write_tile, KerasTensor([None] * len(x.shape), x.dtype), x, repeats)
 
+    @replaces(ops.pad)
+    def pad(x: Any, pad_width: Any, mode: str = "constant", constant_values: Any = None) -> Any:
+        if not _symbolic(pad_width):
+            return old["pad"](x, pad_width, mode, constant_values)
+        if isinstance(pad_width, KerasTensor) or len(pad_width) != len(x.shape):
+            raise NotLoweredError("widths of padding that are no pair for each axis")
+        pairs = [list(pair) for pair in pad_width]
+        shape = [None if size is None or _symbolic(pair) else size + sum(pair) for size, pair in zip(
+            x.shape, pairs, strict=True)]  # fmt: skip
+
+        def write(graph: Graph, x: Any, pairs: Any, filling: Any) -> str:
+            return padded(graph, value_of(graph, x), pairs, mode, filling)
+
+        return _later_call("pad", write, KerasTensor(shape, x.dtype), x, pairs, constant_values)
+
     def full_of(number: Any, name: str) -> Callable[..., Any]:
         def full(shape: Any, dtype: Any = None) -> Any:
             if not _symbolic(shape):
@@ -398,6 +419,10 @@ def _replacements(trace: Trace) -> list[tuple[Any, Any]]:
 
         return _later_call("resize", write, KerasTensor(shape, images.dtype), images, list(size))
 
+    @replaces(ops.custom_gradient)
+    def custom_gradient(f: Any) -> Any:
+        return lambda *args, **kwargs: f(*args, **kwargs)[0]
+
     @replaces(ops.cond)
     def cond(pred: Any, true_fn: Any, false_fn: Any) -> Any:
         if not _symbolic(pred):
@@ -440,11 +465,11 @@ def _replacements(trace: Trace) -> list[tuple[Any, Any]]:
 
     @replaces(keras.random.normal)
     def normal(shape: Any, mean: Any = 0.0, stddev: Any = 1.0, dtype: Any = None, seed: Any = None) -> Any:
-        return _drawn(trace, "RandomNormalLike", shape, dtype) * stddev + mean
+        return _drawn("RandomNormalLike", shape, dtype) * stddev + mean
 
     @replaces(keras.random.uniform)
     def uniform(shape: Any, minval: Any = 0.0, maxval: Any = 1.0, dtype: Any = None, seed: Any = None) -> Any:
-        return _drawn(trace, "RandomUniformLike", shape, dtype) * (maxval - minval) + minval
+        return _drawn("RandomUniformLike", shape, dtype) * (maxval - minval) + minval
 
     for name in ("categorical", "randint", "truncated_normal", "shuffle", "gamma", "binomial", "beta", "dropout"):
 
@@ -455,7 +480,7 @@ def _replacements(trace: Trace) -> list[tuple[Any, Any]]:
     return found
 
 
-_NAMES = ("shape", "reshape", "broadcast_to", "tile", "zeros", "ones", "full", "arange")
+_NAMES = ("shape", "reshape", "broadcast_to", "tile", "pad", "zeros", "ones", "full", "arange")
 
 
 def _plain(sizes: Any) -> tuple[int | None, ...]:
@@ -464,7 +489,7 @@ def _plain(sizes: Any) -> tuple[int | None, ...]:
 
 
 def _write_reshape(graph: Graph, x: Any, sizes: Any) -> str:
-    return reshape(graph, value_of(graph, x), sized(graph, sizes))
+    return graph.reshape(value_of(graph, x), sized(graph, sizes))
 
 
 def _write_broadcast(graph: Graph, x: Any, sizes: Any) -> str:
@@ -488,16 +513,16 @@ def _full(shape: Any, number: Any, dtype: Any) -> Any:
     return _later_call("full", write, KerasTensor(_plain(sizes), kind), sizes, number)
 
 
-def _drawn(trace: Trace, operation: str, shape: Any, dtype: Any) -> Any:
+def _drawn(operation: str, shape: Any, dtype: Any) -> Any:
     """Random numbers, new ones at each run."""
     kind = keras.backend.standardize_dtype(dtype or keras.config.floatx())
     sizes = list(shape) if isinstance(shape, list | tuple) else [shape]
 
-    def write(graph: Graph, sizes: Any, anchor: Any) -> str:
+    def write(graph: Graph, sizes: Any) -> str:
         wanted = [1 if size is None else size for size in sized(graph, sizes)]
         return graph.add(operation, filled(graph, wanted, 0, kind), dtype=onnx_type(kind))
 
-    return _later_call("random", write, KerasTensor(_plain(sizes), kind), sizes, trace.anchor)
+    return _later_call("random", write, KerasTensor(_plain(sizes), kind), sizes)
 
 
 # Loops
@@ -576,9 +601,7 @@ def _scan(trace: Trace, f: Any, init: Any, xs: Any, count: Any, reverse: bool = 
         ys = [value(graph, flipped(graph, y, [0]), y.shape, y.dtype) for y in ys] if reverse else ys
         return keras.tree.pack_sequence_as(init, states), keras.tree.pack_sequence_as(traced.result[1], ys)
 
-    anchored = [*traced.captured, trace.anchor] if not _symbolic(init, xs, count, traced.captured) else traced.captured
-    made = _later_call("scan", write, results, init, xs, count, anchored)
-    return made
+    return _later_call("scan", write, results, init, xs, count, traced.captured)
 
 
 Turn = Callable[[Graph, Value, list[Value]], tuple[list[Value], list[Value], Value | None]]

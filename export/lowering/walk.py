@@ -6,44 +6,81 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import keras
-import numpy as np
+from keras.src.backend import get_keras_mask, set_keras_mask
 
 from export import ExportError
 from export.lowering import NotLoweredError, emitter_of
-from export.lowering.graph import Graph, Value
+from export.lowering.arguments import typed
+from export.lowering.graph import Graph, Value, onnx_type
 
 Bindings = dict[int, Value]  # id of a KerasTensor -> its value
 
 
-def lower_model(graph: Graph, function: Any, inputs: Sequence[Value]) -> list[Value]:
-    """Write a functional model or `keras.Function`, and return the values of its outputs.
+def nodes_of(model: Any) -> list[Any]:
+    """Nodes of a functional or sequential model in the order they run.
+
+    Raises:
+        NotLoweredError: the model is subclassed, so it has no graph.
+    """
+    function = getattr(model, "_functional", model)  # a sequential model holds one
+    if not hasattr(function, "_nodes_by_depth"):
+        raise NotLoweredError(f"{model.name!r} has no graph")
+    layers = function._nodes_by_depth
+    return [node for depth in sorted(layers, reverse=True) for node in layers[depth] if not node.is_input]
+
+
+def lower_model(graph: Graph, model: Any, inputs: Sequence[Value]) -> list[Value]:
+    """Write a functional or sequential model, and return the values of its outputs.
 
     Args:
-        graph: where to write.
-        function: anything with the nodes of a Keras graph.
-        inputs: values in the order of `function.inputs`.
+        graph: where to write, its scope being the model's path.
+        model: Keras model with a graph.
+        inputs: values in the order of `model.inputs`.
 
     Raises:
         ExportError: an operation has no ONNX form; the message names the layer.
+        NotLoweredError: the model has no graph, or a layer needs TensorFlow to be converted.
     """
-    bound: Bindings = {id(tensor): value for tensor, value in zip(function.inputs, inputs, strict=True)}
-    counts = _consumers(function)
-    for tensor, value in zip(function.inputs, inputs, strict=True):
+    return lower_nodes(graph, nodes_of(model), model.inputs, inputs, model.outputs)
+
+
+def lower_nodes(
+    graph: Graph, nodes: Sequence[Any], symbols: Sequence[Any], values: Sequence[Value], outputs: Sequence[Any]
+) -> list[Value]:
+    """Write nodes of a Keras graph.
+
+    Args:
+        graph: where to write; the paths of the layers begin with its scope.
+        nodes: in the order they run.
+        symbols: tensors that the nodes read from outside.
+        values: what these are.
+        outputs: tensors wanted, made by the nodes or among the symbols.
+
+    Returns:
+        The values of the outputs.
+    """
+    bound: Bindings = {id(tensor): value for tensor, value in zip(symbols, values, strict=True)}
+    counts = _consumers(nodes, outputs)
+    for tensor, value in zip(symbols, values, strict=True):
         value.consumers = max(value.consumers, counts.get(id(tensor), 0))
     prefix = f"{graph.scope}/" if graph.scope else ""
-    for depth in sorted(function._nodes_by_depth, reverse=True):
-        for node in function._nodes_by_depth[depth]:
-            if node.is_input or not node.operation:
-                continue
-            args, kwargs = _fill(graph, bound, node.arguments.args), _fill(graph, bound, node.arguments.kwargs)
-            with graph.within(prefix + node.operation.name):
+    for node in nodes:
+        path = prefix + node.operation.name
+        with graph.within(path):
+            args, kwargs = (_fill(graph, bound, part) for part in (node.arguments.args, node.arguments.kwargs))
+            try:
                 found = lower_call(graph, node.operation, args, kwargs, node.outputs)
-            if found:
-                graph.values[prefix + node.operation.name] = found[0]
-            for tensor, value in zip(node.outputs, found, strict=True):
-                value.consumers += counts.get(id(tensor), 0)
-                bound[id(tensor)] = value
-    return [bound[id(tensor)] for tensor in function.outputs]
+            except (ExportError, NotLoweredError):
+                raise
+            except Exception as error:
+                kind = type(node.operation).__name__
+                raise ExportError(f"cannot export: layer {path!r} ({kind}) could not be written: {error}") from error
+        if found:
+            graph.values[path] = found[0]
+        for tensor, value in zip(node.outputs, found, strict=True):
+            value.consumers += counts.get(id(tensor), 0)
+            bound[id(tensor)] = value
+    return [bound[id(tensor)] for tensor in outputs]
 
 
 def lower_call(graph: Graph, operation: Any, args: Any, kwargs: Any, outputs: Sequence[Any]) -> list[Value]:
@@ -55,7 +92,9 @@ def lower_call(graph: Graph, operation: Any, args: Any, kwargs: Any, outputs: Se
         args, kwargs: of the call, tensors being values.
         outputs: what the call gives, for shapes and dtypes.
     """
-    kwargs = {key: value for key, value in kwargs.items() if key != "training"}
+    is_layer = isinstance(operation, keras.layers.Layer)
+    if is_layer:
+        args, kwargs = _completed(operation, args, kwargs)
     emit = emitter_of(operation)
     found, written = None, len(graph.nodes)
     if emit is not None:
@@ -71,16 +110,58 @@ def lower_call(graph: Graph, operation: Any, args: Any, kwargs: Any, outputs: Se
     for value in values:
         if value.written not in new and all(value is not one for one in source):
             value.consumers += 1  # another name for a tensor that others read, too
-    if isinstance(operation, keras.layers.Layer) and operation.supports_masking and source:
-        for value in values:
-            if value.mask is None and not overrides_mask(operation):
-                value.mask = source[0].mask
+    if is_layer and operation.supports_masking:
+        _pass_masks(graph, operation, args, kwargs, values)
     return values
 
 
-def overrides_mask(operation: Any) -> bool:
-    """Whether a layer has a rule of its own for masks, which its emitter must follow."""
-    return type(operation).compute_mask is not keras.layers.Layer.compute_mask
+def _completed(layer: Any, args: Any, kwargs: Any) -> tuple[Any, dict[str, Any]]:
+    """A layer's arguments as its function here takes them: the first by place, with masks, without `training`."""
+    kwargs = {name: value for name, value in kwargs.items() if name != "training"}
+    first = next(iter(inspect.signature(layer.call).parameters), None)
+    if not args and first in kwargs:
+        args = (kwargs.pop(first),)
+    return args, {**kwargs, **_masks(layer, args, kwargs)}
+
+
+def _masks(layer: Any, args: Any, kwargs: Any) -> dict[str, Any]:
+    """Masks that Keras hands to a layer's `call` where it has arguments for them and none are given."""
+    signature = inspect.signature(layer.call)
+    try:
+        given = signature.bind_partial(*args, **kwargs).arguments
+    except TypeError:
+        return {}
+    tensors = {name: value for name, value in given.items() if values_in(value)}
+    takers = {"mask": next(iter(tensors))} if len(tensors) == 1 else {f"{name}_mask": name for name in tensors}
+    found = {
+        taker: keras.tree.map_structure(_mask, tensors[name])
+        for taker, name in takers.items()
+        if taker in signature.parameters and given.get(taker) is None
+    }
+    return {taker: masks for taker, masks in found.items() if values_in(masks)}
+
+
+def _mask(leaf: Any) -> Value | None:
+    return leaf.mask if isinstance(leaf, Value) else None
+
+
+def _pass_masks(graph: Graph, layer: Any, args: Any, kwargs: Any, values: Sequence[Value]) -> None:
+    """Give a layer's results the masks that Keras gives them, unless they have masks already."""
+    before = kwargs.get("mask")
+    if before is None and args:
+        before = keras.tree.map_structure(_mask, args[0])
+    own = type(layer).compute_mask is not keras.layers.Layer.compute_mask
+    if all(value.mask is not None for value in values) or not (values_in(before) or (own and _begins(layer))):
+        return
+    masks = lower_function(graph, layer.compute_mask, args[0], before) if own else before
+    for value, mask in zip(values, keras.tree.flatten(masks), strict=False):
+        if value.mask is None:
+            value.mask = mask
+
+
+def _begins(layer: Any) -> bool:
+    """Whether a layer may give a mask to what has none."""
+    return not isinstance(layer, keras.src.layers.merging.base_merge.Merge)
 
 
 def lower_function(graph: Graph, function: Callable[..., Any], *values: Any) -> Any:
@@ -98,26 +179,34 @@ def lower_function(graph: Graph, function: Callable[..., Any], *values: Any) -> 
         NotLoweredError: the function needs more than symbolic tensors can tell, such as a size at run time.
     """
     known = values_in(values)
+    known += [value.mask for value in known if value.mask is not None]
+    known = list({id(value): value for value in known}.values())
     symbols = [
         keras.KerasTensor(value.shape, value.dtype, name=f"argument{place}") for place, value in enumerate(known)
     ]
     table = {id(value): symbol for value, symbol in zip(known, symbols, strict=True)}
     given = keras.tree.map_structure(lambda leaf: table.get(id(leaf), leaf), values)
-    for value in list(known):
+    for value, symbol in zip(known, symbols, strict=True):
         if value.mask is not None:
-            if id(value.mask) not in table:
-                known.append(value.mask)
-                symbols.append(keras.KerasTensor(value.mask.shape or value.shape[:2], "bool"))
-                table[id(value.mask)] = symbols[-1]
-            keras.src.backend.set_keras_mask(table[id(value)], table[id(value.mask)])
-    from export.lowering.tracing import Traced, tracing
+            set_keras_mask(symbol, table[id(value.mask)])
+    from export.lowering.tracing import tracing
+
+    def with_masks(*given: Any) -> Any:
+        result = function(*given)
+        leaves = enumerate(keras.tree.flatten(result))
+        masks = {place: get_keras_mask(leaf) for place, leaf in leaves if isinstance(leaf, keras.KerasTensor)}
+        return result, {place: mask for place, mask in masks.items() if mask is not None}
 
     try:
-        with tracing(symbols):
-            traced = Traced(symbols, [], function(*given))
+        with tracing() as trace:
+            traced = trace.body(with_masks, given, symbols)
     except Exception as error:  # custom code may fail on symbols in any way
         raise NotLoweredError(f"{graph.scope}: {error}") from error
-    return traced.write(graph, known, [])
+    result, masks = traced.write(graph, known)
+    leaves = keras.tree.flatten(result)
+    for place, mask in masks.items():
+        leaves[place].mask = mask
+    return result
 
 
 def _expand(graph: Graph, operation: Any, args: Any, kwargs: Any) -> Any:
@@ -125,50 +214,30 @@ def _expand(graph: Graph, operation: Any, args: Any, kwargs: Any) -> Any:
     from export.lowering.tracing import through_operations
 
     if isinstance(operation, keras.layers.Layer) and hasattr(operation, "call"):
+        options = {"training": False} if operation._call_has_training_arg else {}
+        quantized = getattr(operation, "quantization_mode", None) is not None
+        call = functools.partial(operation.quantized_call if quantized else operation.call, **options)
         try:
-            call = functools.partial(operation.call, **_inference(operation))
             with through_operations(operation):
-                named = {**kwargs, **_masks(operation, args, kwargs)}
-                return lower_function(graph, lambda given, named: call(*given, **named), args, named)
+                return lower_function(graph, lambda given, named: call(*given, **named), args, kwargs)
         except NotLoweredError:
             pass
-    from export.lowering.fallback import convert  # loads TensorFlow
-
     if keras.config.backend() != "tensorflow":
         raise NotLoweredError(f"{graph.scope} ({type(operation).__name__}) needs TensorFlow to be converted")
+    from export.lowering.fallback import convert  # loads TensorFlow
+
     return convert(graph, operation, args, kwargs)
 
 
-def _masks(layer: Any, args: Any, kwargs: Any) -> dict[str, Value]:
-    """Masks that Keras hands to a layer's `call` where it has arguments for them and none are given."""
-    try:
-        given = inspect.signature(layer.call).bind_partial(*args, **kwargs).arguments
-    except TypeError:
-        return {}
-    tensors = {name: values for name, value in given.items() if (values := values_in(value))}
-    names = (
-        {"mask": next(iter(tensors.values()))} if len(tensors) == 1 else {f"{k}_mask": v for k, v in tensors.items()}
-    )
-    takes = inspect.signature(layer.call).parameters
-    return {
-        name: values[0].mask
-        for name, values in names.items()
-        if name in takes and given.get(name) is None and len(values) == 1 and values[0].mask is not None
-    }
-
-
-def _inference(operation: Any) -> dict[str, bool]:
-    return {"training": False} if operation._call_has_training_arg else {}
-
-
 def _fill(graph: Graph, bound: Bindings, structure: Any) -> Any:
-    """A call's arguments with values in place of tensors; variables become constants."""
+    """A call's arguments with values in place of tensors."""
 
     def leaf(given: Any) -> Any:
         if isinstance(given, keras.KerasTensor):
             if id(given) not in bound:
                 raise ExportError(
-                    f"cannot export: a tensor in {graph.scope or 'the model'!r} comes from outside its inputs"
+                    f"cannot export: layer {graph.scope!r} reads a tensor that is no part of the model it is in; "
+                    "make that tensor an input of the model"
                 )
             return bound[id(given)]
         return given
@@ -176,12 +245,12 @@ def _fill(graph: Graph, bound: Bindings, structure: Any) -> Any:
     return keras.tree.map_structure(leaf, structure)
 
 
-def _consumers(function: Any) -> dict[int, int]:
-    counts: dict[int, int] = {id(tensor): 1 for tensor in function.outputs}
-    for nodes in function._nodes_by_depth.values():
-        for node in nodes:
-            for tensor in node.input_tensors:
-                counts[id(tensor)] = counts.get(id(tensor), 0) + 1
+def _consumers(nodes: Sequence[Any], outputs: Sequence[Any]) -> dict[int, int]:
+    """Id of a tensor -> how many nodes and outputs read it."""
+    counts = {id(tensor): 1 for tensor in outputs}
+    for node in nodes:
+        for tensor in node.input_tensors:
+            counts[id(tensor)] = counts.get(id(tensor), 0) + 1
     return counts
 
 
@@ -191,21 +260,12 @@ def values_in(structure: Any) -> list[Value]:
 
 
 def _value(graph: Graph, made: Value | str, tensor: Any) -> Value:
-    """A new value for what a call made, with the shape and dtype that Keras gives it."""
+    """A value for what a call made, with the shape and dtype that Keras gives it."""
     value = Value(graph, made) if isinstance(made, str) else made
-    if value.shape and value.shape != tuple(tensor.shape):  # an identity of another shape would be a mistake here
+    dtype = keras.backend.standardize_dtype(tensor.dtype)
+    if value.dtype and onnx_type(value.dtype) != onnx_type(dtype):
+        value = typed(graph, value, dtype)
+    if value.shape and value.shape != tuple(tensor.shape):  # the shape of another value may be in use elsewhere
         value = Value(graph, value.name)
-    value.shape, value.dtype = tuple(tensor.shape), keras.backend.standardize_dtype(tensor.dtype)
-    return value
-
-
-def as_value(graph: Graph, given: Any, dtype: str = "float32") -> Value:
-    """A value from a value, an array, a variable, or a number."""
-    if isinstance(given, Value):
-        return given
-    from export.lowering.graph import array_of
-
-    array = array_of(given) if hasattr(given, "dtype") else np.asarray(given, dtype)
-    value = Value(graph, graph.constant(array))
-    value.shape, value.dtype = array.shape, str(array.dtype)
+    value.shape, value.dtype = tuple(tensor.shape), dtype
     return value

@@ -32,6 +32,12 @@ def lenet(digits) -> keras.Model:
 
 
 @pytest.fixture(scope="session")
+def perceptron_of_mixed(mixed) -> keras.Model:
+    """Its matrices are large enough to be stored in few bits."""
+    return fit("mlp", mixed, epochs=3, width=(96, 64))
+
+
+@pytest.fixture(scope="session")
 def mixed() -> Data:
     """A table with missing numbers and two text columns, one value of which decides the class."""
     random = np.random.default_rng(0)

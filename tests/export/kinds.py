@@ -155,6 +155,8 @@ add(
     lambda x: layers.EinsumDense("abcd,cde->abe", (None, 7), bias_axes="e")(x),
     floats(5, 3, 4),
 )
+add("dense_of_whole_numbers", lambda x: layers.Dense(5)(x), integers(6))
+add("dense_by_keyword", lambda x: layers.Dense(5)(inputs=x), ROW)
 add("embedding", lambda x: layers.Embedding(9, 5)(x), integers(None))
 add(
     "embedding_of_masked_tokens",
@@ -239,11 +241,30 @@ add("zero_padding3d", lambda x: layers.ZeroPadding3D((1, 0, 2))(x), VOLUME)
 add("cropping1d", lambda x: layers.Cropping1D((1, 2))(x), FREE_STEPS)
 add("cropping2d", lambda x: layers.Cropping2D(((1, 2), (0, 3)))(x), floats(None, None, 3))
 add("cropping3d", lambda x: layers.Cropping3D((1, 2, 1))(x), VOLUME)
+add(
+    "whole_numbers_padded_and_cropped",
+    lambda x: layers.Cropping1D((0, 1))(layers.ZeroPadding1D((2, 3))(layers.MaxPooling1D(2)(x))),
+    integers(None, 4),
+)
 add("upsampling1d", lambda x: layers.UpSampling1D(3)(x), FREE_STEPS)
 add("upsampling2d_nearest", lambda x: layers.UpSampling2D((2, 3))(x), floats(None, None, 3))
 add("upsampling2d_bilinear", lambda x: layers.UpSampling2D(2, interpolation="bilinear")(x), IMAGE)
 add("upsampling2d_bicubic", lambda x: layers.UpSampling2D(2, interpolation="bicubic")(x), IMAGE)
 add("upsampling3d", lambda x: layers.UpSampling3D((1, 2, 3))(x), VOLUME)
+add(
+    "channels_first_padded_cropped_enlarged",
+    lambda x: layers.UpSampling2D(2, data_format="channels_first")(
+        layers.Cropping2D(((1, 0), (0, 2)), data_format="channels_first")(
+            layers.ZeroPadding2D(2, data_format="channels_first")(x)
+        )
+    ),
+    floats(3, 5, 4),
+)
+add(
+    "max_pool_of_padded_positives",
+    lambda x: layers.MaxPooling2D(3, 2)(layers.ZeroPadding2D(1)(layers.ReLU()(layers.Conv2D(4, 3)(x)))),
+    IMAGE,
+)
 add("depth_to_space", lambda x: ops.nn.depth_to_space(x, 2), floats(5, 4, 12))
 add("space_to_depth", lambda x: ops.nn.space_to_depth(x, 2), floats(6, 4, 3))
 
@@ -256,6 +277,11 @@ add("layer_norm", lambda x: layers.LayerNormalization(epsilon=1e-6)(x), FREE_STE
 add("layer_norm_without_weights", lambda x: layers.LayerNormalization(scale=False, center=False)(x), FREE_STEPS)
 add("layer_norm_of_two_axes", lambda x: layers.LayerNormalization(axis=[-2, -1])(x), IMAGE)
 add("layer_norm_of_axis_1", lambda x: layers.LayerNormalization(axis=1)(x), STEPS)
+add(
+    "layer_norm_over_free_steps",
+    lambda x: layers.LayerNormalization(axis=1, scale=False, center=False)(x),
+    FREE_STEPS,
+)
 add("group_norm", lambda x: layers.GroupNormalization(2)(x), floats(None, None, 4))
 add("instance_norm", lambda x: layers.GroupNormalization(-1)(x), IMAGE)
 add("rms_norm", lambda x: layers.RMSNormalization()(x), FREE_STEPS)
@@ -323,11 +349,24 @@ add("merge_maximum", lambda x, y: layers.Maximum()([x, y]), *PAIR)
 add("merge_minimum", lambda x, y: layers.Minimum()([x, y]), *PAIR)
 add("merge_add_ranks", lambda x, y: layers.Add()([x, y]), floats(5, 4), floats(4))
 add("merge_concatenate", lambda x, y: layers.Concatenate(axis=1)([x, y]), floats(None, 4), floats(None, 4, longer=2))
+add("merge_whole_numbers", lambda x, y: layers.Add()([x, layers.Maximum()([x, y])]), integers(None), integers(None))
+add("merge_types", lambda x, y: layers.Concatenate()([layers.Add()([x, y]), x]), integers(None, 4), floats(None, 4))
+add(
+    "merge_masked",
+    lambda x, y: [
+        merge([layers.Embedding(9, 4, mask_zero=True)(x), y])
+        for merge in (layers.Multiply(), layers.Maximum(), layers.Minimum(), layers.Subtract())
+    ],
+    tokens(None, "gaps"),
+    floats(None, 4),
+)
 add("merge_dot", lambda x, y: layers.Dot(axes=2)([x, y]), floats(None, 4), floats(None, 4, longer=2))
 add("merge_dot_normalized", lambda x, y: layers.Dot(axes=1, normalize=True)([x, y]), ROW, ROW)
 add("reshape", lambda x: layers.Reshape((-1, 6))(x), IMAGE)
 add("reshape_of_free_length", lambda x: layers.Reshape((-1, 2, 2))(x), FREE_STEPS)
 add("flatten", lambda x: layers.Dense(3)(layers.Flatten()(x)), IMAGE)
+add("flatten_of_scalars", lambda x: layers.Flatten()(x), floats())
+add("flatten_channels_first", lambda x: layers.Flatten("channels_first")(x), floats(3, 4, 5))
 add("flatten_of_free_length", lambda x: layers.Flatten()(x), FREE_STEPS)
 add("permute", lambda x: layers.Permute((3, 1, 2))(x), floats(None, None, 3))
 add("repeat_vector", lambda x: layers.RepeatVector(4)(x), ROW)
@@ -429,6 +468,15 @@ add(
     lambda x: layers.LSTM(5)(layers.LSTM(6, return_sequences=True)(layers.Embedding(9, 4, mask_zero=True)(x))),
     tokens(None, "right"),
 )
+add(
+    "bidirectional_of_two_kinds",
+    lambda x, m: layers.Bidirectional(
+        layers.LSTM(5, return_sequences=True),
+        backward_layer=layers.GRU(3, return_sequences=True, go_backwards=True),
+    )(x, mask=m),
+    FREE_STEPS,
+    mask(None, "gaps"),
+)
 add("gru_reset_before", lambda x: layers.GRU(5, reset_after=False)(x), STEPS)
 add("gru_without_bias", lambda x: layers.GRU(5, use_bias=False, return_sequences=True)(x), FREE_STEPS)
 add("gru_start", _start(layers.GRU, 1, return_sequences=True), STEPS, floats(5))
@@ -483,6 +531,8 @@ add(
     mask(None, "gaps"),
 )
 
+add("lstm_of_whole_numbers", lambda x: layers.LSTM(5)(x), integers(None, 4))
+
 # Attention
 
 LONG = floats(None, 6)
@@ -499,6 +549,12 @@ add(
 )
 add("attention_causal", lambda q: layers.Attention()([q, q], use_causal_mask=True), LONG)
 add("attention_scores", lambda q, v: layers.Attention()([q, v], return_attention_scores=True), LONG, LONGER)
+add(
+    "attention_of_masked_tokens",
+    lambda x, y: layers.Attention()([layers.Embedding(9, 6, mask_zero=True)(one) for one in (x, y)]),
+    tokens(None, "right"),
+    tokens(None, "gaps"),
+)
 add("additive_attention", lambda q, v: layers.AdditiveAttention()([q, v]), LONG, LONGER)
 add(
     "additive_attention_masked",
@@ -539,6 +595,13 @@ add(
     lambda q, k: ops.dot_product_attention(q, k, k),
     floats(None, 2, 3),
     floats(None, 2, 3, longer=2),
+)
+add(
+    "dot_product_attention_biased_and_masked",
+    lambda q, b, m: ops.dot_product_attention(q, q, q, bias=b, mask=m, is_causal=True),
+    floats(5, 2, 3),
+    floats(2, 5, 5),
+    Given((1, 5, 5), "bool", lambda random, shape: random.random(shape) < 0.6),
 )
 add(
     "dot_product_attention_causal",
@@ -656,6 +719,8 @@ for _name in ("nearest", "bilinear", "bicubic"):
         lambda x, m=_name: ops.image.resize(x, (7, 40), interpolation=m, antialias=True),
         floats(30, 21, 2),
     )
+add("resizing_nearest_up_from_free_size", lambda x: layers.Resizing(97, 83, "nearest")(x), floats(None, None, 2))
+add("resizing_bytes", lambda x: layers.Resizing(13, 9, "bicubic")(x), integers(30, 21, 2, below=256, dtype="uint8"))
 add(
     "image_resize_to_a_size_at_run_time",
     lambda x, y: AsLargeAs()(x, y),
@@ -676,6 +741,12 @@ add(
 )
 add("center_crop", lambda x: layers.CenterCrop(6, 5)(x), IMAGE)
 add("center_crop_enlarging", lambda x: layers.CenterCrop(16, 20)(x), IMAGE)
+add("center_crop_free_size", lambda x: layers.CenterCrop(9, 7)(x), floats(None, None, 3))
+add(
+    "augmentation_that_rests",
+    lambda x: layers.RandomCrop(6, 7)(layers.RandomZoom(0.3)(layers.RandomHue(0.3)(layers.RandomFlip()(x)))),
+    floats(11, 9, 3, low=0, high=255),
+)
 add("discretization", lambda x: layers.Discretization([-0.5, 0.0, 0.7])(x), floats(None))
 add("discretization_one_hot", lambda x: layers.Discretization([-0.5, 0.0, 0.7], output_mode="one_hot")(x), floats(1))
 add("category_one_hot", lambda x: layers.CategoryEncoding(9, output_mode="one_hot")(x), integers(1))
@@ -699,6 +770,11 @@ def _warped(**options: Any) -> Callable[..., Any]:
 
 add("affine_transform", _warped(), IMAGE, floats(8))
 add("affine_transform_nearest_edge", _warped(interpolation="nearest", fill_mode="nearest"), IMAGE, floats(8))
+add(
+    "affine_transform_alike_for_all",
+    lambda x: ops.image.affine_transform(x, np.array([1, 0.1, 0.5, 0, 1, 0.2, 0, 0], "float32")),
+    IMAGE,
+)
 add("extract_patches", lambda x: ops.image.extract_patches(x, (3, 2), strides=(2, 2), padding="same"), IMAGE)
 
 # Operations
@@ -706,6 +782,8 @@ add("extract_patches", lambda x: ops.image.extract_patches(x, (3, 2), strides=(2
 add("slice_steps", lambda x: x[:, 1:-2:2], FREE_STEPS)
 add("slice_backwards", lambda x: x[:, ::-1, 1], FREE_STEPS)
 add("slice_ellipsis_and_new_axis", lambda x: x[..., None, 2:], FREE_STEPS)
+add("slice_operation", lambda x: ops.slice(x, (0, 1, 2), (1, 3, 2)), floats(6, 4))
+add("softmax_of_channels", lambda x: ops.log_softmax(layers.Conv2D(4, 3)(x), axis=-1), IMAGE)
 add("slice_last", lambda x: x[:, -1], FREE_STEPS)
 add(
     "slice_update",
@@ -809,6 +887,17 @@ add(
     floats(6, low=0.1, high=2),
 )
 add("logaddexp", lambda x, y: ops.logaddexp(x, y), ROW, ROW)
+add(
+    "narrow_types",
+    lambda x, y: [
+        ops.cumsum(x, axis=1), ops.sort(y, axis=1), ops.argsort(x, axis=1), ops.abs(y), ops.tril(x[:, None] * y[..., None]),
+        ops.prod(x, axis=1), ops.max(x, axis=1), ops.square(x), ops.relu6(x), x**2,
+    ],
+    integers(6, dtype="uint8"),
+    integers(6, dtype="uint8"),
+)  # fmt: skip
+add("saturated", lambda x: ops.saturate_cast(x * 200, "uint8"), ROW)
+add("scalar_of_numpy", lambda x: x * np.float64(2.5) + np.int64(3), ROW)
 add("cast", lambda x: ops.cast(ops.cast(x * 3, "int32"), "float32") + ops.cast(x > 0, "float32"), ROW)
 add("cast_through_half", lambda x: ops.cast(ops.cast(x * 2, "float16"), "float32"), ROW, **HALF)
 add("nan_to_num", lambda x: ops.nan_to_num(ops.log(x), nan=-3.0, neginf=-9.0, posinf=5.0), floats(6, low=-1, high=1))
@@ -909,6 +998,63 @@ add(
     "multi_head_gate_and_dropout",
     lambda x: layers.MultiHeadAttention(2, 3, dropout=0.3, use_gate=True)(x, x, use_causal_mask=True),
     LONG,
+)
+WEIGHTS = np.random.default_rng(5).normal(size=(6, 4)).astype("float32")
+add("dot_and_inner", lambda x: [ops.dot(x, WEIGHTS), ops.inner(x, WEIGHTS.T), ops.dot(x, 2.0)], ROW)
+add(
+    "outer_and_vdot",
+    lambda x: [ops.expand_dims(made, 0) for made in (ops.outer(x[0], x[0]), ops.vdot(x[0], x[0]))],
+    ROW,
+)
+add("einsum_dense_of_any_rank", lambda x: layers.EinsumDense("...c,cd->...d", (9, 5))(x), STEPS)
+add("einsum_dense_of_large_letters", lambda x: layers.EinsumDense("aBC,CD->aDB", (5, 9))(x), STEPS)
+add("tensordot_of_two_axes", lambda x: ops.tensordot(x, np.ones((4, 3, 5), "float32"), axes=2), floats(2, 4, 3))
+add("cross", lambda x, y: ops.cross(x, y), floats(5, 3), floats(5, 3))
+add("determinant_and_inverse", lambda x: [ops.det(x + 6 * ops.eye(4)), ops.inv(x + 6 * ops.eye(4))], floats(4, 4))
+add("solve_for_a_vector", lambda x, y: ops.solve(x + 6 * ops.eye(4), y), floats(4, 4), floats(4))
+add("spectrum_of_real_rows", lambda x: ops.stack(ops.rfft(x), axis=-1), floats(16))
+add("spectrum_of_complex_rows", lambda x, y: ops.stack(ops.fft((x, y)), axis=-1), floats(16), floats(16))
+add("sequences", lambda x: ops.extract_sequences(x, 4, 3), floats(20))
+add(
+    "stacking",
+    lambda x, y: [
+        ops.hstack([x, y]), ops.append(x, y, axis=-1), ops.expand_dims(ops.diag(x[0]), 0),
+        *(ops.expand_dims(one, 0) for one in ops.meshgrid(x[0], y[0])), ops.diagonal(x[:, None] * y[..., None], 1, 1, 2),
+    ],
+    ROW,
+    ROW,
+)  # fmt: skip
+add("trace", lambda x: ops.trace(x, axis1=1, axis2=2), floats(5, 5))
+add("repeat_unevenly", lambda x: ops.repeat(x, [1, 0, 2, 3], axis=2), FREE_STEPS)
+add("take_along_one_line", lambda x, i: ops.take_along_axis(x, i, axis=1), floats(None, 4), integers(3, 1, below=5))
+add(
+    "divisions",
+    lambda x, y: [
+        ops.fmod(x, y), ops.mod(x, y), ops.floor_divide(x, y), ops.divide_no_nan(x, ops.relu(y)), ops.hypot(x, y),
+        ops.logical_xor(x > 0, y > 0), ops.clip(x, -9.0, 0.5), ops.round(x, 1), ops.cbrt(x), ops.trunc(3 * x),
+    ],
+    ROW,
+    ROW,
+)  # fmt: skip
+add(
+    "summaries",
+    lambda x: [
+        ops.average(x, axis=1), ops.average(x, axis=1, weights=ops.abs(x)), ops.ptp(x, axis=1),
+        ops.count_nonzero(x > 0, axis=1), ops.logsumexp(x, axis=1), ops.norm(x, ord=np.inf, axis=-1),
+        ops.norm(x, ord=-np.inf, axis=-1), ops.norm(x, ord=3, axis=-1), ops.normalize(x, axis=1, order=1),
+        ops.max(x, axis=1, initial=0.5), ops.digitize(x, np.array([-1.0, 0.0, 1.0])),
+    ],
+    FREE_STEPS,
+)  # fmt: skip
+add(
+    "normalizations",
+    lambda x: [
+        ops.batch_normalization(x, WEIGHTS[0], np.abs(WEIGHTS[1]), axis=-1, offset=WEIGHTS[2], scale=WEIGHTS[3]),
+        ops.layer_normalization(x, WEIGHTS[0], WEIGHTS[1], axis=-1),
+        ops.rms_normalization(x, axis=(1, 2)),
+        ops.rms_normalization(x, WEIGHTS[0], axis=-1),
+    ],
+    STEPS,
 )
 add("linear_solve", lambda x, y: ops.solve(x + 6 * ops.eye(4), y), floats(4, 4), floats(4, 2))
 
@@ -1042,6 +1188,30 @@ def _settled(x: Any) -> Any:
 
 
 add("loop_reads_an_output", _settled, ROW)
+
+
+@keras.saving.register_keras_serializable("kinds")
+class Counted(layers.Layer):
+    """Adds what a loop counts that reads no tensor."""
+
+    def call(self, x: Any) -> Any:
+        last, _ = ops.scan(lambda sum_, _: (sum_ + 1.5, sum_), ops.convert_to_tensor(0.0), length=4)
+        return x + last
+
+
+add(
+    "loops_of_the_model_itself",
+    lambda x: [
+        ops.fori_loop(0, 3, lambda turn, y: y * 2 + 1, x),
+        ops.while_loop(lambda y: ops.any(y < 5), lambda y: (ops.maximum(y, 0.0) * 0 + 6,), (x,))[0],
+        ops.scan(lambda sum_, row: (sum_ + 1.5, sum_), x, length=3)[0],
+        ops.map(lambda row: ops.tanh(row) - ops.max(row), x),
+        ops.vectorized_map(lambda row: row * 2 + ops.sum(row), x),
+        ops.switch(ops.cast(x[0, 0] > 0, "int32"), [lambda y: y * 2.0, lambda y: y - 1.0], x),
+    ],
+    ROW,
+)
+add("loop_without_tensors", lambda x: Counted()(x), ROW)
 add("ode_fori_loop", lambda x: Flow(8, "fori")(x), ROW)
 add("ode_while_loop", lambda x: Flow(8, "while")(x), ROW)
 add("ode_scan", lambda x: Flow(8, "scan")(x), ROW)
@@ -1132,6 +1302,24 @@ class Windows(layers.Layer):
 
 
 @keras.saving.register_keras_serializable("kinds")
+class Filled(layers.Layer):
+    """Values and cuts of a size that is known at run time."""
+
+    def call(self, x: Any) -> Any:
+        rows, steps, _ = ops.shape(x)
+        tiled = ops.tile(ops.ones((1, 1, 4)), (rows, steps, 1)) + ops.full((rows, steps, 4), 3.0) * ops.tile(
+            x, [1, 1, 1]
+        )
+        spread = ops.broadcast_to(ops.arange(4, dtype="float32"), (rows, steps, 4)) + ops.zeros((rows, steps, 4))
+        first = x[0, 0, 0] * 0 + 2
+        parts = [x[:, : steps // 2, ...], x[..., steps // 2 :, :], ops.full((rows, 1, 4), first)]
+        return ops.concatenate([tiled + spread, *parts], axis=1)
+
+    def compute_output_shape(self, shape: tuple[int | None, ...]) -> tuple[int | None, ...]:
+        return (shape[0], None, 4)
+
+
+@keras.saving.register_keras_serializable("kinds")
 class Rotary(layers.Layer):
     """Rotary positions, Su et al. 2021: pairs of features turned by an angle that grows with the position."""
 
@@ -1170,6 +1358,41 @@ class Modulated(layers.Layer):
         power = ops.sum(ops.square(self.kernel * style[:, None, None, :, None]), axis=(1, 2, 3))  # (batch, 5)
         y = ops.conv(image * style[:, None, None], self.kernel, 1, "same")
         return y * ops.rsqrt(power + 1e-8)[:, None, None]
+
+
+@keras.saving.register_keras_serializable("kinds")
+class Whole(layers.Layer):
+    """Pads images to multiples of 4, as windowed transformers do."""
+
+    def call(self, x: Any) -> Any:
+        _, height, width, _ = ops.shape(x)
+        return ops.pad(x, ((0, 0), (0, -height % 4), (1, -width % 4), (0, 0)), constant_values=2.0)
+
+    def compute_output_shape(self, shape: tuple[int | None, ...]) -> tuple[int | None, ...]:
+        return (shape[0], None, None, shape[3])
+
+
+@keras.saving.register_keras_serializable("kinds")
+class Reversed(layers.Layer):
+    """Identity whose gradient is turned round, Ganin & Lempitsky 2015, between two layers of one name."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.parts = [layers.Dense(6, name="part"), layers.Dense(6, name="part")]
+
+    def build(self, shape: tuple[int | None, ...]) -> None:
+        for part in self.parts:
+            part.build(shape)
+
+    def call(self, x: Any) -> Any:
+        @ops.custom_gradient
+        def turned(x: Any) -> Any:
+            return x, lambda *_, upstream=None: -upstream
+
+        return self.parts[0](x) - 2 * self.parts[1](turned(x))
+
+    def compute_output_shape(self, shape: tuple[int | None, ...]) -> tuple[int | None, ...]:
+        return shape
 
 
 def _squeezed(x: Any) -> Any:
@@ -1237,6 +1460,14 @@ def _beside(x: Any) -> Any:
 add("batch_norm_beside_others", _beside, floats(11, 7, 4))
 add("gaussians", lambda x: layers.Dense(3)(Gaussians(5)(x)), ROW)
 add("windows", lambda x: Windows()(x), floats(None, None, 3))
+add("padded_to_whole_windows", lambda x: Whole()(x), floats(None, None, 3))
+add("gradient_reversal_and_names_alike", lambda x: Reversed()(x), ROW)
+add(
+    "whole_numbers_into_a_model",
+    lambda x: keras.Sequential([keras.Input((6,)), layers.Dense(5, "relu")])(x),
+    integers(6),
+)
+add("filled_to_sizes_at_run_time", lambda x: Filled()(x), FREE_STEPS)
 add("rotary", lambda x: Rotary()(x), LONG)
 add("capsules", _capsules, ROW)
 add("modulated_convolution", lambda x, s: Modulated()(x, layers.Dense(4)(s) + 1), IMAGE, floats(3))
@@ -1252,6 +1483,13 @@ add("wide_integers", lambda x: layers.Embedding(9, 5)(x), integers(None, dtype="
 add("integers_out", lambda x: x * 2 + 1, integers(None))
 add("booleans_in", lambda x: ops.cast(x, "float32") * 2, mask(None, "gaps"))
 add("mixed_float16", _policy("mixed_float16"), IMAGE, **HALF)
+add(
+    "mixed_float16_normalization",
+    lambda x: layers.Dense(3, dtype="mixed_float16")(_adapted(-1)(x)),
+    ROW,
+    trained=False,
+    **HALF,
+)
 add("mixed_bfloat16", _policy("mixed_bfloat16"), IMAGE, **BRAIN)
 add("float16_lstm", lambda x: layers.Dense(2, dtype="float32")(layers.LSTM(5, dtype="mixed_float16")(x)), STEPS, **HALF)
 add(

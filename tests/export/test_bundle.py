@@ -23,10 +23,8 @@ def digits_bundle(lenet, digits, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def mixed_bundle(mixed, tmp_path_factory):
-    keras.utils.set_random_seed(0)
-    model = registry.get("mlp", input_shape=mixed.signature.preprocess.shape, classes=2, width=(8, 4))
-    return export.to_bundle(model, tmp_path_factory.mktemp("store") / "mixed" / "7", data=mixed)
+def mixed_bundle(perceptron_of_mixed, mixed, tmp_path_factory):
+    return export.to_bundle(perceptron_of_mixed, tmp_path_factory.mktemp("store") / "mixed" / "7", data=mixed)
 
 
 def test_a_bundle_holds_what_it_says(digits_bundle, digits, lenet):
@@ -109,7 +107,9 @@ def test_the_card_states_the_measured_figures(digits_bundle, mixed_bundle, digit
 
 def test_regression_bundle_says_why_there_is_no_int8(tmp_path):
     model = registry.get("logistic_regression", input_shape=(10,), classes=1)
-    found = export.to_bundle(model, tmp_path / "bmi" / "1", data="diabetes", max_drop=-1.0)
+    with pytest.warns(UserWarning, match=r"the model scores -\d.* no better than always the same answer \(-0.0"):
+        found = export.to_bundle(model, tmp_path / "bmi" / "1", data="diabetes", max_drop=-1.0)
+    assert "**The model scores -" in (found.folder / "README.md").read_text()
     assert found.manifest.metric == "r2" and found.manifest.outputs[0].name == "value"
     assert set(found.manifest.precisions) == {"fp32"} and "score falls from" in found.manifest.refused["int8"]
     assert f"No INT8 file: {found.manifest.refused['int8']}" in (found.folder / "README.md").read_text()
@@ -117,15 +117,15 @@ def test_regression_bundle_says_why_there_is_no_int8(tmp_path):
     assert sum(drift["outputs"]["value"]["shares"]) == pytest.approx(1, abs=1e-4)
 
 
-def wide(mixed):
-    """A model with matrices large enough to be stored in few bits."""
-    keras.utils.set_random_seed(0)
-    return registry.get("mlp", input_shape=mixed.signature.preprocess.shape, classes=2, width=(96, 64))
-
-
-def test_every_form_is_measured_against_the_float_one(mixed, tmp_path):
+def test_every_form_is_measured_against_the_float_one(perceptron_of_mixed, mixed, tmp_path):
     found = export.to_bundle(
-        wide(mixed), tmp_path / "mixed" / "1", data=mixed, float16=True, weight_bits=(8, 4), ort=True, max_drop=1.0
+        perceptron_of_mixed,
+        tmp_path / "mixed" / "1",
+        data=mixed,
+        float16=True,
+        weight_bits=(8, 4),
+        ort=True,
+        max_drop=1.0,
     )
     manifest = found.manifest
     assert set(manifest.precisions) == {"fp32", "fp16", "int8", "w8", "w4"} and manifest.refused == {}
@@ -148,11 +148,11 @@ def test_every_form_is_measured_against_the_float_one(mixed, tmp_path):
     assert "ai.onnx.ml;" in (found.folder / "operators.config").read_text()
 
 
-def test_weights_beside_the_file_belong_to_the_bundle(mixed, tmp_path):
+def test_weights_beside_the_file_belong_to_the_bundle(perceptron_of_mixed, mixed, tmp_path):
     from serve.runtime import Model
 
     found = export.to_bundle(
-        wide(mixed), tmp_path / "mixed" / "1", data=mixed, int8=True, external_above=1000, max_drop=1
+        perceptron_of_mixed, tmp_path / "mixed" / "1", data=mixed, int8=True, external_above=1000, max_drop=1
     )
     whole = found.manifest.precisions["fp32"]
     files = [found.folder / "model.onnx", found.folder / "model.onnx.data"]
@@ -161,7 +161,7 @@ def test_weights_beside_the_file_belong_to_the_bundle(mixed, tmp_path):
     rows = {name: values[:3] for name, values in mixed.test.x.items()}
     served = Model(found).predict(rows)["probabilities"]
     np.testing.assert_allclose(
-        served, parity.keras_answers(wide(mixed), mixed.signature, rows)["probabilities"], atol=1e-4
+        served, parity.keras_answers(perceptron_of_mixed, mixed.signature, rows)["probabilities"], atol=1e-4
     )
     with files[1].open("r+b") as file:
         file.seek(100)
@@ -177,10 +177,10 @@ def test_weights_beside_the_file_belong_to_the_bundle(mixed, tmp_path):
         read(found.folder)
 
 
-def test_what_fit_found_brings_its_precision(mixed, tmp_path):
+def test_what_fit_found_brings_its_precision(perceptron_of_mixed, mixed, tmp_path):
     from zoo.recipes import Recipe
 
-    model = wide(mixed)
+    model = perceptron_of_mixed
     run = SimpleNamespace(model=model, recipe=Recipe(model="mlp", data="mixed"), metrics={}, data=mixed, signature=mixed.signature)  # fmt: skip
     fitted = SimpleNamespace(model=model, run=run, precision="w8", limits=SimpleNamespace(drop=0.5))
     found = export.to_bundle(fitted, tmp_path / "mixed" / "1", int8=False)
@@ -226,12 +226,13 @@ def test_manifests_of_the_first_format_are_read(digits_bundle):
         Manifest.from_json(json.dumps(raw | {"format": 3}))
 
 
-def test_run_facts_go_into_the_manifest(mixed, tmp_path):
+def test_run_facts_go_into_the_manifest(perceptron_of_mixed, mixed, tmp_path):
     from zoo.recipes import Recipe
 
     recipe = Recipe(model="mlp", data="mixed", seed=5)
-    model = registry.get("mlp", input_shape=mixed.signature.preprocess.shape, classes=2, width=(3,))
-    run = SimpleNamespace(model=model, recipe=recipe, metrics={"test": 0.5}, data=mixed, signature=mixed.signature)
+    run = SimpleNamespace(
+        model=perceptron_of_mixed, recipe=recipe, metrics={"test": 0.5}, data=mixed, signature=mixed.signature
+    )
     found = export.to_bundle(run, tmp_path / "mixed" / "1", int8=False)
     assert found.manifest.architecture == "mlp" and found.manifest.training["seed"] == 5
     assert found.manifest.training["recipe"]["data"] == "mixed" and "int8" not in found.manifest.refused
@@ -246,10 +247,8 @@ def test_a_run_and_other_data_are_refused(mixed, digits, lenet, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_device_files_are_written_and_measured(mixed, tmp_path):
-    keras.utils.set_random_seed(0)
-    model = registry.get("mlp", input_shape=mixed.signature.preprocess.shape, classes=2, width=(8, 4))
-    found = export.to_bundle(model, tmp_path / "mixed" / "1", data=mixed, litert=True)
+def test_device_files_are_written_and_measured(perceptron_of_mixed, mixed, tmp_path):
+    found = export.to_bundle(perceptron_of_mixed, tmp_path / "mixed" / "1", data=mixed, litert=True)
     assert found.manifest.edge.keys() | found.manifest.refused.keys() == {"model.tflite", "model.int8.tflite"}
     figures = found.manifest.edge["model.tflite"]
     assert figures.bytes == (found.folder / "model.tflite").stat().st_size and figures.difference < 1e-4

@@ -10,6 +10,8 @@ import pytest
 
 import export
 from export import ExportError, convert, parity
+from export.lowering.graph import Graph, Value
+from export.lowering.walk import lower_model
 from zoo import registry
 from zoo.data.signature import ImagePreprocess, Signature, TablePreprocess
 
@@ -209,12 +211,101 @@ def test_what_cannot_be_right_is_refused(tmp_path):
         export.to_onnx(keras.Model(image, outputs), path, signature=IMAGES)
     with pytest.raises(ExportError, match="no inputs of its own"):
         export.to_onnx(keras.Sequential([keras.layers.Dense(2)]), path)
-    with pytest.raises(ExportError, match="opset must be at least 13, got opset=9"):
+    with pytest.raises(ExportError, match=r"opset must be a whole number from 13 to .*, got opset=9"):
         export.to_onnx(mlp, path, opset=9)
     mlp.get_layer("logits").bias.assign([np.nan, 0, 0])
     with pytest.raises(ExportError, match="Keras itself answers NaN"):
         export.to_onnx(mlp, path)
     assert not list(tmp_path.iterdir())
+
+
+def test_outputs_of_one_layer_get_names_of_their_own(tmp_path):
+    inputs = keras.Input((5, 4), name="x")
+    model = keras.Model(inputs, keras.layers.LSTM(3, return_state=True, name="memory")(inputs))
+    graph = onnx.load(export.to_onnx(model, tmp_path / "model.onnx")).graph
+    assert list(shapes(graph.output)) == ["memory", "memory_1", "memory_2"]
+
+
+def test_a_sequential_model(tmp_path):
+    layers = [keras.Input((4,), name="x"), keras.layers.Dense(5, "relu"), keras.layers.Dense(2)]
+    path = export.to_onnx(keras.Sequential(layers), tmp_path / "model.onnx")
+    assert shapes(onnx.load(path).graph.output) == {"logits": ["batch", 2]}
+
+
+def test_weights_that_keras_holds_in_8_bits(tmp_path):
+    inputs = keras.Input((4,), name="x")
+    model = keras.Model(inputs, keras.layers.Dense(3)(keras.layers.Dense(5, "relu")(inputs)))
+    for layer in model.layers[1:]:
+        layer.quantize("int8")
+    graph = onnx.load(export.to_onnx(model, tmp_path / "model.onnx")).graph
+    assert [t.data_type for t in graph.initializer if len(t.dims) == 2] == [onnx.TensorProto.INT8] * 2
+
+
+def test_a_layer_that_keeps_its_state_is_refused(tmp_path):
+    inputs = keras.Input((5, 4), batch_size=2)
+    graph = Graph(convert.OPSET)
+    value = Value(graph, graph.unique("x"))
+    value.shape, value.dtype = (2, 5, 4), "float32"
+    model = keras.Model(inputs, keras.layers.GRU(3, stateful=True, name="memory")(inputs))
+    with pytest.raises(ExportError, match="'memory' keeps its state between calls; build it with stateful=False"):
+        lower_model(graph, model, [value])
+
+
+def test_half_precision_that_cannot_be_copied_names_the_layer(tmp_path):
+    inputs = keras.Input((4,), name="x")
+    odd = keras.layers.Lambda(lambda x: x + 1, name="odd", dtype="mixed_float16")
+    with pytest.raises(ExportError, match="'odd' computes in half precision and has no copy in float32; build"):
+        export.to_onnx(keras.Model(inputs, odd(inputs)), tmp_path / "model.onnx")
+
+
+@pytest.mark.parametrize("opset", [13, 17, 23])
+def test_any_opset_and_open_axes(opset, tmp_path):
+    image = keras.Input((None, None, 2), name="image")
+    tokens = keras.Input((None,), dtype="int32", name="tokens")
+    x = keras.layers.Conv2DTranspose(3, 3, strides=2, padding="same", activation="gelu")(image)
+    y = keras.layers.LSTM(3)(keras.layers.Embedding(9, 4, mask_zero=True)(tokens))
+    model = keras.Model([image, tokens], x + y[:, None, None], name="open")
+    proto = onnx.load(export.to_onnx(model, tmp_path / "model.onnx", opset=opset))
+    assert [entry.version for entry in proto.opset_import if not entry.domain] == [opset]
+    assert shapes(proto.graph.input) == {
+        "image": ["batch", "image_height", "image_width", 2],
+        "tokens": ["batch", "tokens_length"],
+    }
+    assert shapes(proto.graph.output) == {"logits": ["batch", "logits_height", "logits_width", 3]}
+    rows = {"image": np.ones((2, 5, 3, 2), np.float32), "tokens": np.array([[1, 2, 0], [3, 0, 0]], np.int32)}
+    found = parity.run(parity.session(tmp_path / "model.onnx"), rows)["logits"]
+    np.testing.assert_allclose(found, model([rows["image"], rows["tokens"]]), atol=1e-5)
+
+
+@pytest.mark.parametrize("policy", ["float32", "mixed_float16"])
+def test_sequential_models(policy, tmp_path):
+    dense = keras.layers.Dense(3, dtype=policy)
+    model = keras.Sequential([keras.Input((4,), name="x"), keras.layers.Dense(5, "relu"), dense])
+    path = export.to_onnx(model, tmp_path / "model.onnx")
+    rows = {"x": np.random.default_rng(0).standard_normal((3, 4)).astype(np.float32)}
+    gap = np.abs(parity.run(parity.session(path), rows)["logits"] - np.asarray(model(rows["x"]), np.float32)).max()
+    assert gap < (1e-5 if policy == "float32" else 5e-3)
+
+
+def test_weights_beside_an_older_file_go_with_it(tmp_path):
+    model = registry.get("mlp", input_shape=(4,), classes=3)
+    path = export.to_onnx(model, tmp_path / "model.onnx", external_above=0)
+    first = (tmp_path / "model.onnx.data").read_bytes()
+    model.get_layer("logits").bias.assign([1, 2, 3])
+    export.to_onnx(model, path, external_above=0)
+    assert (tmp_path / "model.onnx.data").read_bytes() != first
+    (tmp_path / "moved").mkdir()
+    for name in ("model.onnx", "model.onnx.data"):
+        (tmp_path / name).rename(tmp_path / "moved" / name)
+    rows = parity.sample(model, None)
+    truth = parity.keras_answers(model, None, rows)["logits"]
+    moved = tmp_path / "moved" / "model.onnx"
+    np.testing.assert_allclose(parity.run(parity.session(moved), rows)["logits"], truth, atol=1e-5)
+    export.to_onnx(model, moved)
+    assert os.listdir(tmp_path / "moved") == ["model.onnx"]
+    (tmp_path / "moved" / "model.onnx.data").write_text("somebody else's")
+    export.to_onnx(model, moved)
+    assert (tmp_path / "moved" / "model.onnx.data").read_text() == "somebody else's"
 
 
 def test_verbs_load_when_asked_for():

@@ -14,7 +14,6 @@ from PIL import Image
 import export
 from export import edge_runner, parity
 from serve.manifest import seal
-from zoo import registry
 
 SOURCE = Path(edge_runner.__file__)
 
@@ -26,10 +25,9 @@ def image_bundle(lenet, digits, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def table_bundle(mixed, tmp_path_factory):
-    model = registry.get("mlp", input_shape=mixed.signature.preprocess.shape, classes=2, width=(8, 4))
+def table_bundle(perceptron_of_mixed, mixed, tmp_path_factory):
     folder = tmp_path_factory.mktemp("store") / "mixed" / "1"
-    return export.to_bundle(model, folder, data=mixed, litert=True, max_drop=1.0)
+    return export.to_bundle(perceptron_of_mixed, folder, data=mixed, litert=True, max_drop=1.0)
 
 
 def start(folder, *arguments, cwd=None):

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import keras
@@ -14,6 +15,10 @@ from kinds import KINDS
 import export
 from export import parity
 from export.convert import write
+from export.lowering import NotLoweredError
+from export.lowering.graph import Graph, Value
+from export.lowering.tracing import tracing
+from export.lowering.walk import lower_function
 
 
 def operators(path):
@@ -93,6 +98,21 @@ def test_tracing_leaves_keras_and_the_model_as_they_were(tmp_path):
     assert "__array_ufunc__" not in vars(keras.KerasTensor) and "__jax_array__" in vars(keras.KerasTensor)
 
 
+@pytest.mark.filterwarnings("ignore:Layer 'inner'")  # Keras warns that masks end there, and hands them on all the same
+@pytest.mark.parametrize("by_keyword", [True, False])
+def test_masks_reach_the_layers_of_a_model_inside(by_keyword, tmp_path):
+    layers = keras.layers
+    inner_input = keras.Input((None, 4))
+    y = layers.LSTM(4, return_sequences=True)(layers.Dropout(0.2)(inner_input))
+    y = layers.GlobalAveragePooling1D()(layers.Concatenate()([y, inner_input]))
+    inner = keras.Model(inner_input, y, name="inner")
+    words = keras.Input((None,), dtype="int32", name="words")
+    embedded = layers.Embedding(9, 4, mask_zero=not by_keyword)(words)
+    outputs = inner(embedded, mask=words > 3) if by_keyword else inner(embedded)
+    golden = {"words": np.array([[5, 6, 0, 0], [1, 0, 7, 2]], "int32")}
+    export.to_onnx(keras.Model(words, outputs), tmp_path / "model.onnx", golden=golden)
+
+
 def test_random_numbers_are_drawn_anew_and_are_normal(tmp_path):
     drawn = type(KINDS["random_numbers"].model().layers[-1])
     inputs = keras.Input((500,)), keras.Input((500,))
@@ -128,3 +148,32 @@ def test_models_on_jax_need_no_tensorflow(tmp_path):
     }
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
+
+
+def test_tracing_that_fails_leaves_keras_as_it_was():
+    functions = [keras.ops.shape, keras.ops.pad, keras.random.normal]
+    dense = keras.layers.Dense(3)
+    dense.build((None, 3))
+
+    def failing(x):
+        dense(x)
+        raise ValueError("no")
+
+    graph = Graph(18)
+    x = Value(graph, graph.unique("x"))
+    x.shape, x.dtype = (None, 3), "float32"
+    with pytest.raises(NotLoweredError, match="no"):
+        lower_function(graph, failing, x)
+    assert [keras.ops.shape, keras.ops.pad, keras.random.normal] == functions
+    assert dense._inbound_nodes == [] and graph.nodes == []
+
+
+def test_other_threads_do_not_notice_tracing():
+    with tracing() as trace, ThreadPoolExecutor(1) as pool:
+        drawn = pool.submit(keras.random.randint, (2,), 0, 9).result()  # refused in the thread that traces
+        x = keras.Input((4,))
+        built = pool.submit(keras.layers.Dense(3), x).result()
+        with pytest.raises(NotLoweredError, match="randint"):
+            keras.random.randint((2,), 0, 9)
+    assert drawn.shape == (2,) and trace.made == []
+    assert keras.Model(x, built).layers[-1].units == 3

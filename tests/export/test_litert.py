@@ -134,7 +134,7 @@ def test_refusals_leave_the_older_file(lenet, digits, tmp_path):
         (dict(precision="int4"), "no LiteRT precision is called 'int4'; it is one of fp32, fp16, w8, int8"),
         (dict(precision="int8"), "INT8 file needs calibration rows"),
         (dict(precision="int8", calibration={"image": few["image"][:0]}), "the calibration rows are empty"),
-        (dict(precision="int8", calibration={"picture": few["image"]}), "rows are for picture, the model takes image"),
+        (dict(precision="int8", calibration={"picture": few["image"]}), "the model takes image, got picture"),
         (dict(calibration={"image": few["image"][:, :5]}), r"'image' must be \(rows, 8, 8, 1\), got \(20, 5, 8, 1\)"),
         (dict(length=3), "leaves no axis open"),
         (dict(precision="w8", score=accuracy(digits.test)), "a score needs the rows it is for"),

@@ -12,6 +12,7 @@ import zoo
 from zoo import data, registry
 from zoo.recipes import Recipe
 from zoo.training import fit
+from zoo.training.gradients import gradients
 
 
 class Stop(keras.callbacks.Callback):
@@ -89,11 +90,45 @@ def pruned_share():
     return zoo.compress.macs(small) / zoo.compress.macs(model)
 
 
+def straight_through():
+    """Largest gap between the gradient through rounded weights and activations and the one computed by hand."""
+    random = np.random.default_rng(0)
+    x = random.normal(size=(6, 4)).astype("float32")
+    inputs = keras.Input((4,), name="inputs")
+    plain = keras.Model(inputs, keras.layers.Dense(3, use_bias=False, name="logits")(inputs))
+    kernel = random.normal(size=(4, 3)).astype("float32")
+    plain.set_weights([kernel])
+    model = zoo.compress.quantization_aware(plain, x[:3], weight_bits=3, activation_bits=4)
+    _, [found] = gradients(
+        model, lambda y, out: keras.ops.sum(keras.ops.square(out - y)), x, np.ones((6, 3), "float32")
+    )
+    weight_step = np.abs(kernel).max(axis=0) / 3
+    rounded = np.round(kernel / weight_step) * weight_step
+    low, high = min(x[:3].min(), 0), max(x[:3].max(), 0)
+    step = (high - low) / 15
+    zero = np.round(-low / step)
+    seen = (np.clip(np.round(x / step) + zero, 0, 15) - zero) * step
+    return float(np.abs(found - seen.T @ (2 * (seen @ rounded - 1))).max())
+
+
+def compressed_training(folder):
+    """Scores of a model, the same learning under rounding, and a student of it."""
+    run = zoo.train("mlp", data="iris", out=folder / "teacher", epochs=8, width=(12, 8), learning_rate=0.01, quiet=True)
+    tuned = zoo.compress.tune_quantized(run, folder / "tuned", epochs=2, weight_bits=4, quiet=True)
+    student = zoo.compress.distill(
+        run, "mlp", out=folder / "student", epochs=8, features=True, learning_rate=0.02, quiet=True
+    )
+    losses = [row["loss"] for row in student.history]
+    return {"teacher": run.metrics["test"], "quantized": tuned.metrics["quantized"], "losses": losses}
+
+
 if __name__ == "__main__":
     report = {
         "backend": keras.backend.backend(),
         "losses": every_builder(),
         "pruned": pruned_share(),
+        "straight_through": straight_through(),
+        "compressed": compressed_training(Path(sys.argv[1])),
         "resume": resumed_equals_whole(Path(sys.argv[1])),
     }
     (Path(sys.argv[1]) / "report.json").write_text(json.dumps(report))

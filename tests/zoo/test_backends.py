@@ -39,5 +39,15 @@ def test_a_killed_run_goes_on_exactly(report):
         assert whole == again
 
 
+def test_the_gradient_passes_what_is_rounded(report):
+    assert report["straight_through"] < 1e-4
+
+
+def test_models_learn_under_rounding_and_from_a_teacher(report):
+    found = report["compressed"]
+    assert found["quantized"] > found["teacher"] - 0.1 > 0.7
+    assert found["losses"][-1] < 0.8 * found["losses"][0]
+
+
 def test_gradients_prune_to_a_target(report):
     assert 0.35 < report["pruned"] <= 0.5

@@ -28,6 +28,7 @@ def test_road_on_a_table(trained):
     for arguments, expected in (
         (("evaluate", "run"), "accuracy on"),
         (("compress", "run", "--channels", "0.5", "--epochs", "3", "--out", "small", "-q"), "on test rows"),
+        (("changes", "run", "small", "--rows", "2", "--out", "changes", "-q"), "rank correlation of Shapley values"),
         (("export", "small", "store/wine/1"), "bundle in"),
         (("evaluate", "store/wine/1", "--data", "wine", "--json"), '"accuracy"'),
         (("explain", "store/wine/1", "--rows", "2", "--out", "why.png"), "additivity error"),
@@ -35,6 +36,8 @@ def test_road_on_a_table(trained):
         done = zoo(*arguments, folder=trained)
         assert done.returncode == 0, f"{arguments}: {done.stderr}"
         assert expected in done.stdout, arguments
+    assert (trained / "changes/changes.png").stat().st_size > 10_000
+    assert '"per_class"' in (trained / "changes/changes.json").read_text()
     assert (trained / "why.png").stat().st_size > 10_000
     row = ("--row", '{"alcohol": 13.1}', "--label", "class_2", "--out", "row.png")
     done = zoo("explain", "store/wine/1", *row, folder=trained)
@@ -77,7 +80,8 @@ def test_show_lists_what_set_takes():
 
 
 @pytest.mark.parametrize(
-    "command", ["names", "show", "train", "evaluate", "compress", "export", "explain", "serve", "demo", "data"]
+    "command",
+    ["names", "show", "train", "evaluate", "compress", "changes", "export", "explain", "serve", "demo", "data"],
 )
 def test_help_teaches(command):
     done = zoo(command, "--help")
@@ -99,6 +103,13 @@ def test_help_teaches(command):
         (("explain", "nowhere", "--row", "{}", "--image", "a.png"), "give one of them"),
         (("export", "nowhere", "store/a/1"), "holds no finished run"),
         (("explain", "nowhere"), "is not a bundle"),
+        (
+            ("compress", "nowhere", "--out", "a"),
+            "give one of --channels, --zeros, --macs, --bits, --student, or a budget",
+        ),
+        (("compress", "nowhere", "--out", "a", "--bits", "8", "--max-ms", "1"), "leave out --bits"),
+        (("changes", "nowhere", "elsewhere"), "is not a bundle"),
+        (("changes", "nowhere", "elsewhere", "--precisions", "int8"), "takes two names with a comma"),
         (("serve", "nowhere"), "nowhere"),
     ],
 )

@@ -2,11 +2,15 @@
 
 import dataclasses
 
+import keras
 import numpy as np
 import pytest
+from typer.testing import CliRunner
 
 import zoo
-from zoo.compress import shrink, sparsity
+from zoo.cli import app
+from zoo.compress import compressed_bytes, shrink, sparsity
+from zoo.training import tune
 
 
 @pytest.fixture(scope="module")
@@ -37,6 +41,26 @@ def test_zeros_reach_the_share_and_leave_the_run_as_it_was(run, tmp_path):
     assert sparsity(run.model)[-1].zeros == 0
 
 
+def test_zeros_are_reported_as_what_they_are(run, tmp_path, capsys):
+    small = shrink(run, tmp_path / "sparse", zeros=0.9, epochs=1)
+    told = capsys.readouterr().out
+    before, after = compressed_bytes(run.model), compressed_bytes(small.model)
+    assert f"{after:,} compressed" in told and f"{before:,} compressed before" in told
+    assert "zeros shrink the compressed file alone: memory and latency stay" in told
+    stored = zoo.load(tmp_path / "sparse").metrics
+    assert stored == small.metrics
+    assert (stored["compressed_bytes"], stored["compressed_bytes_before"]) == (after, before) and after < before
+    assert stored["zeros"] == sparsity(small.model)[-1].share
+
+
+def test_the_command_line_says_what_zeros_are_worth(run, tmp_path, monkeypatch):
+    monkeypatch.setenv("ZOO_DEBUG", "1")  # leaves the standard error of this process alone
+    asked = ["compress", str(run.folder), "--zeros", "0.5", "--epochs", "1", "--out", str(tmp_path / "zeros"), "-q"]
+    told = CliRunner().invoke(app, asked, catch_exceptions=False).stdout.splitlines()
+    assert "compressed before" in told[0] and "latency stay as they were" in told[1]
+    assert f"({run.metrics['test']:.4f} before)" in told[2]
+
+
 @pytest.mark.parametrize("arguments", [{"macs": 0.5}, {"macs": 70, "importance": "taylor"}, {"channels": 0.4}])
 def test_steps_end_where_one_step_does(run, tmp_path, arguments):
     small = shrink(run, tmp_path / "small", steps=2, epochs=3, quiet=True, **arguments)
@@ -62,6 +86,59 @@ def test_wrong_steps_and_targets_leave_no_folder(run, tmp_path, arguments, messa
     with pytest.raises(ValueError, match=message):
         shrink(run, tmp_path / "wrong", quiet=True, **arguments)
     assert not (tmp_path / "wrong").exists()
+
+
+class Stop(keras.callbacks.Callback):
+    """Kills the run in the middle of its second epoch."""
+
+    def on_train_batch_begin(self, batch, logs=None):
+        self.seen = getattr(self, "seen", 0) + 1
+        if self.seen == 6:  # an epoch has 4 batches
+            raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("arguments", [{"channels": 0.4}, {"zeros": 0.5}, {"macs": 0.5, "steps": 2}])
+def test_a_killed_run_goes_on_as_if_it_had_never_stopped(run, tmp_path, monkeypatch, arguments):
+    options = dict(epochs=4 if "steps" in arguments else 3, quiet=True, **arguments)
+    whole = shrink(run, tmp_path / "whole", **options)
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            "zoo.compress.runs.tune", lambda *a, callbacks=(), **k: tune(*a, callbacks=(*callbacks, Stop()), **k)
+        )
+        with pytest.raises(KeyboardInterrupt):
+            shrink(run, tmp_path / "killed", **options)
+    with pytest.raises(FileExistsError, match="resume it, overwrite it, or choose another folder"):
+        shrink(run, tmp_path / "killed", **options)
+    again = shrink(run, tmp_path / "killed", resume=True, **options)
+    assert len(again.history) == len(whole.history)
+    for one, other in zip(whole.model.get_weights(), again.model.get_weights(), strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-6)
+
+
+def test_a_taken_folder_is_refused_before_any_work(run, tmp_path, monkeypatch):
+    taken, steps = tmp_path / "taken", dict(channels=0.5, steps=2, epochs=2, quiet=True)
+    first = shrink(run, taken, **steps)
+    files = {path.name: path.read_bytes() for path in taken.iterdir()}
+    own = {path.name: path.read_bytes() for path in run.folder.iterdir()}
+    (tmp_path / "file").write_text("mine")
+    with monkeypatch.context() as patch:
+        patch.setattr("zoo.compress.runs.fit", lambda *_, **__: pytest.fail("trained"))
+        patch.setattr("zoo.compress.runs.prune_channels", lambda *_, **__: pytest.fail("pruned"))
+        for out, options, error, message in (
+            (taken, {}, FileExistsError, "is not empty; overwrite it, or choose another folder"),
+            (taken, {"resume": True}, ValueError, "is finished, there is nothing to resume"),
+            (tmp_path / "none", {"resume": True}, ValueError, "there is no run to resume in"),
+            (tmp_path / "file", {"overwrite": True}, NotADirectoryError, "is a file"),
+            (run.folder, {"overwrite": True}, ValueError, "holds the run itself, which stays as it is"),
+        ):
+            with pytest.raises(error, match=message):
+                shrink(run, out, **steps, **options)
+    assert files == {path.name: path.read_bytes() for path in taken.iterdir()}
+    assert own == {path.name: path.read_bytes() for path in run.folder.iterdir()}
+    assert not (tmp_path / "none").exists() and (tmp_path / "file").read_text() == "mine"
+    second = shrink(run, taken, **{**steps, "channels": 0.25}, overwrite=True)
+    assert second.model.count_params() > first.model.count_params()
+    assert zoo.load(taken).model.count_params() == second.model.count_params()
 
 
 def test_a_run_that_was_never_trained_is_refused(run, tmp_path):

@@ -21,7 +21,7 @@ from keras import layers, ops
 from zoo.compress.costs import graph
 from zoo.data import Data
 from zoo.evaluate.report import judge
-from zoo.training import Run, as_run, tune
+from zoo.training import Run, as_run, check_folder, check_trained, tune
 from zoo.training.fit import Method
 
 # Attributes that hold kernels, each with the axes of its output channels.
@@ -165,7 +165,7 @@ def quantization_aware(
     *,
     weight_bits: int = 8,
     activation_bits: int | None = 8,
-    exclude: tuple[str, ...] | list[str] = ("logits",),
+    exclude: tuple[str, ...] | list[str] = (),
     momentum: float = 0.99,
     freeze_batch_norm: bool = False,
 ) -> keras.Model:
@@ -181,7 +181,7 @@ def quantization_aware(
             lets the first training batches set them.
         weight_bits: width of the weights' integers, 2 to 8.
         activation_bits: width of the activations' integers, 2 to 8; None leaves activations in float.
-        exclude: names or patterns of layers left in float; the INT8 export leaves the output head so.
+        exclude: names or patterns of layers left in float.
         momentum: of the moving average of the ranges, in [0, 1).
         freeze_batch_norm: leave batch normalisation as the model has learnt it, in place of going on with it.
 
@@ -206,9 +206,16 @@ def quantization_aware(
     plain = _copy(model)
     if any(isinstance(layer, RoundedActivations | RoundedWeights) for layer in plain.layers):
         raise ValueError(f"model {model.name!r} is rounded already; finish it first")
+    broken = [
+        layer.name for layer in plain.layers if not all(np.isfinite(weight).all() for weight in layer.get_weights())
+    ]
+    if broken:
+        raise ValueError(
+            f"the weights of {', '.join(broken[:3])} are NaN or infinite; train the model again with a lower learning rate"
+        )
     names = [layer.name for layer in plain.layers]
     for pattern in exclude:
-        if pattern != "logits" and not fnmatch.filter(names, pattern):
+        if not fnmatch.filter(names, pattern):
             raise ValueError(
                 f"exclude: {pattern!r} matches no layer of model {model.name!r}; it has {', '.join(names)}"
             )
@@ -219,7 +226,8 @@ def quantization_aware(
     chosen = {layer.name for layer in plain.layers if type(layer) in KERNELS and not excluded(layer)}
     if not chosen:
         raise ValueError(
-            f"model {model.name!r} has no dense layer or convolution to round besides {', '.join(exclude) or 'none'}"
+            f"model {model.name!r} has no dense layer or convolution to round"
+            + (f" besides {', '.join(exclude)}" if exclude else "")
         )
     points = _points(plain, excluded) if activation_bits else {}
     rounders: dict[str, RoundedActivations] = {}
@@ -303,7 +311,7 @@ def tune_quantized(
     epochs: int = 10,
     weight_bits: int = 8,
     activation_bits: int | None = 8,
-    exclude: tuple[str, ...] | list[str] = ("logits",),
+    exclude: tuple[str, ...] | list[str] = (),
     freeze_batch_norm: bool = False,
     resume: bool = False,
     overwrite: bool = False,
@@ -332,10 +340,13 @@ def tune_quantized(
         `ranges.json` in its folder has the range of each activation, for the INT8 export.
 
     Raises:
-        ValueError: a setting is out of range, or the model has nothing to round.
+        ValueError: a setting is out of range, the model has nothing to round or was never trained, or `out` is its own
+            folder or has no run to resume.
         FileExistsError: the folder holds a run already.
     """
     source = as_run(run, data)
+    check_folder(out, resume=resume, overwrite=overwrite, source=source)
+    check_trained(source)
     if not resume:
         overrides = {"learning_rate": source.recipe.learning_rate / 10, "epochs": epochs, **overrides}
     method = Awareness(
@@ -392,8 +403,9 @@ def _copy(model):
     except (TypeError, ValueError, NotImplementedError) as error:
         if not hasattr(model, "layers") or (isinstance(error, TypeError) and "functional" in str(error)):
             raise
+        reason = " ".join(str(error).split("\n\n")[0].split())  # Keras goes on with an example
         raise ValueError(
-            f"model {model.name!r} cannot be copied: {error}; give its own layers a get_config that returns all arguments"
+            f"model {model.name!r} cannot be copied: {reason} Give its own layers a get_config that returns all arguments"
         ) from error
     copy.set_weights(model.get_weights())
     return copy
@@ -457,11 +469,11 @@ def _calibrate(plain, points, rounders, rows):
     ends = np.zeros((len(names), 2))  # zero is in every range
     for start in range(0, len(rows), 64):
         for place, part in enumerate(keras.tree.flatten(stage.predict_on_batch(rows[start : start + 64]))):
-            ends[place] = min(ends[place, 0], part.min()), max(ends[place, 1], part.max())
+            ends[place] = np.minimum(ends[place, 0], part.min()), np.maximum(ends[place, 1], part.max())  # NaN stays
     bad = [name for name, pair in zip(names, ends, strict=True) if not np.isfinite(pair).all()]
     if bad:
         raise ValueError(
-            f"the activations of {', '.join(bad[:3])} are NaN or infinite on these rows; train the model anew"
+            f"the activations of {', '.join(bad[:3])} are NaN or infinite on these rows; look at the rows, or train again"
         )
     for name, (low, high) in zip(names, ends, strict=True):
         layer = rounders[name]

@@ -20,7 +20,7 @@ from zoo.compress.awareness import RANGES, tune_quantized
 from zoo.compress.channels import prune_channels
 from zoo.compress.costs import macs
 from zoo.compress.distillation import distill
-from zoo.training import Run, as_run
+from zoo.training import Run, as_run, check_trained
 
 PRECISIONS = ("fp32", "fp16", "int8", "w8", "w4")
 _CALIBRATION = 256  # rows that set the INT8 ranges
@@ -204,7 +204,7 @@ def fit(
     folder = Path(out) if out else Path("runs") / f"{run.recipe.model}-{Path(run.recipe.data).stem}-fit"
     _check_folder(folder, overwrite)
     bench = _Bench(run, folder, limits, tuple(precisions), epochs, rows, threads, (lambda *_: None) if quiet else print)
-    bench.check_trained()
+    check_trained(run)
     folder.mkdir(parents=True, exist_ok=True)
     bench.add(1.0, run)
     for _ in range(trials):
@@ -347,23 +347,6 @@ class _Bench:
 
     def score(self, answers: dict[str, np.ndarray]) -> float:
         return self.task.score(self.splits.validation.y, answers[self.task.output])
-
-    def check_trained(self) -> None:
-        """Refuse a model that is no better than an answer that never changes."""
-        from zoo.evaluate.report import answers
-
-        y, part = self.splits.train.y, self.splits.validation
-        found = self.task.score(part.y, answers(self.run.model, self.run.signature, part.x))
-        if self.run.signature.task == "regression":
-            constant = np.full((len(part), 1), np.mean(y))
-        else:
-            constant = np.tile(np.bincount(y, minlength=self.run.signature.outputs), (len(part), 1))
-        idle = self.task.score(part.y, constant)
-        if not found > idle:
-            raise ValueError(
-                f"the model scores {found:.4f} on the validation rows, no better than always the same answer ({idle:.4f}); "
-                "train it first"
-            )
 
     def add(self, share: float, run: Run) -> None:
         """Measure a run's model in each form; where 8-bit integers alone lose too much, train it under quantization."""

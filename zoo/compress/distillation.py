@@ -24,7 +24,7 @@ from zoo import registry, tasks
 from zoo.data import images
 from zoo.data.signature import ImagePreprocess
 from zoo.evaluate.report import opened, predictor
-from zoo.training import Run, as_run, load, train, tune
+from zoo.training import Run, as_run, check_folder, load, train, tune
 from zoo.training.fit import Method
 
 CACHE_BYTES = 2**30  # teacher outputs kept in memory at most; beyond, they are computed batch by batch
@@ -84,7 +84,7 @@ def distill(
         KeyError: no such student.
         TypeError: teacher or student is none of these.
         ValueError: teacher and data do not fit, the teacher was never trained or answers NaN, a layer is not there,
-            or a value is out of range.
+            a value is out of range, or `out` is the teacher's own folder or has no run to resume.
         FileExistsError: the folder holds a run already.
 
     Source: Hinton et al. 2015, section 2; Romero et al. 2014, equation 3.
@@ -106,6 +106,7 @@ def distill(
         "feature_weight": feature_weight,
     }
     lesson = Distillation(known, **settings)
+    check_folder(out, resume=resume, overwrite=overwrite, source=known.run)
     if resume:
         lesson.check_same(Path(out) / SETTINGS)
     common = dict(out=out, resume=resume, overwrite=overwrite, quiet=quiet, save_every=save_every, method=lesson)
@@ -115,6 +116,7 @@ def distill(
         own = {} if resume else {name: known.recipe[name] for name in ("target", "seed") if known.recipe.get(name)}
         return train(student, source, callbacks=callbacks, **common, **{**own, **overrides})
     run = as_run(student, data if hasattr(student, "recipe") or isinstance(student, str | Path) else source)
+    check_folder(out, resume=resume, overwrite=overwrite, source=run)
     network = keras.models.clone_model(run.model)
     network.set_weights(run.model.get_weights())
     return tune(run, network, callbacks=callbacks, **common, **overrides)
@@ -135,6 +137,7 @@ class Teacher:
     """Who is asked: a Keras model with or without its signature, or a bundle.
 
     Attributes:
+        run: the run, if it is one.
         network: Keras model giving logits or standardised values, None for a bundle.
         signature: the teacher's own, None where only a Keras model was given.
         recipe: what is known of its training, `data`, `target` and `seed` among it.
@@ -147,10 +150,10 @@ class Teacher:
             teacher = load(teacher)
         if isinstance(teacher, str | Path):
             teacher = opened(teacher)
-        self.network = self.signature = self.bundle = self.labels = self.task = None
+        self.run = self.network = self.signature = self.bundle = self.labels = self.task = None
         self.recipe = {}
         if hasattr(teacher, "model") and hasattr(teacher, "signature"):  # a run
-            self.network, self.signature = teacher.model, teacher.signature
+            self.run, self.network, self.signature = teacher, teacher.model, teacher.signature
             self.recipe = dataclasses.asdict(teacher.recipe)
             self.labels, self.task = self.signature.labels, self.signature.task
             self.name = str(teacher.folder or teacher.recipe.model)
@@ -364,12 +367,8 @@ class Distillation(Method):
                 f"{len(raw)} validation rows; train it again with a lower learning rate"
             )
         task = tasks.get(signature.task)
-        y = self.data.train.y
-        if signature.task == "regression":
-            constant = np.full((len(part), 1), np.mean(y))
-        else:
-            constant = np.tile(np.bincount(y, minlength=self.outputs), (len(part), 1))
-        found, idle = task.score(part.y, task.answer(raw, signature)), task.score(part.y, constant)
+        found = task.score(part.y, task.answer(raw, signature))
+        idle = tasks.idle(signature, self.data.train.y, part.y)
         if not found > idle:
             raise ValueError(
                 f"the teacher {self.teacher.name!r} scores {found:.4f} on the validation rows, no better than always the "

@@ -346,8 +346,13 @@ def compressed_bytes(model: keras.Model) -> int:
     return sum(len(zlib.compress(np.ascontiguousarray(weight).tobytes())) for weight in model.get_weights())
 
 
-def zeros_report(model: keras.Model) -> str:
-    """What the zeros of a model are worth, as lines to print: their share, the bytes they save, and what stays."""
+def zeros_report(model: keras.Model, before: keras.Model | None = None) -> str:
+    """What the zeros of a model are worth, as lines to print: their share, the bytes they save, and what stays.
+
+    Args:
+        model: with zeros.
+        before: the model as it was without them, to compare with.
+    """
     rows = sparsity(model)
     raw = sum(weight.nbytes for weight in model.get_weights())
     packed = compressed_bytes(model)
@@ -356,6 +361,7 @@ def zeros_report(model: keras.Model) -> str:
     lines.append(
         f"all kernels: {total.share:.1%} of {total.weights:,} weights are zero; {raw:,} bytes of weights, "
         f"{packed:,} compressed ({packed / max(raw, 1):.0%})"
+        + (f", {compressed_bytes(before):,} compressed before" if before is not None else "")
     )
     lines.append(
         "zeros shrink the compressed file alone: memory and latency stay as they were; removing channels shrinks both"

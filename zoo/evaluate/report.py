@@ -109,7 +109,7 @@ def evaluate(
     if not isinstance(data, Data) and str(data) not in names():
         target = target or known.get("target") or None
     data = load(data, input_shape=shape if shape and len(shape) == 3 else None, target=target)
-    _check_fit(data, known)
+    check_fit(data, known)
     part = getattr(data, split)
     return judge(data.signature, part.y, predict(part.x, data.signature), split)
 
@@ -134,8 +134,12 @@ def knowledge(model) -> dict:
     return {"labels": manifest.labels, "columns": columns, "target": manifest.training.get("recipe", {}).get("target")}
 
 
-def _check_fit(data: Data, known: dict) -> None:
-    """Refuse data whose classes or columns are not those the model was trained for."""
+def check_fit(data: Data, known: dict) -> None:
+    """Refuse data whose classes or columns are not those the model was trained for, which `knowledge` tells.
+
+    Raises:
+        ValueError: they differ.
+    """
     step = data.signature.preprocess
     columns = () if step.kind == "image" else (*step.numbers, *step.categories)
     for what, own, there in (

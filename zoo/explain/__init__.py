@@ -37,7 +37,7 @@ def explain(
     background's mean image. The contributions of a row add up to its answer minus the background's.
 
     Args:
-        model: bundle, path of a bundle folder, run, or Keras model giving logits.
+        model: bundle, path of a bundle folder, run, Keras model giving logits, or `Subject`.
         x: raw inputs, `{"image": uint8 (batch, height, width, channels)}` or `{"numbers": float32 (batch, columns),
             "categories": str (batch, columns)}`; a bare array stands for the images, or for the numbers of a table
             that has no categories. Missing numbers are NaN.
@@ -60,7 +60,7 @@ def explain(
     Source: Lundberg & Lee 2017 (arXiv:1705.07874); Owen 1977 for the tree.
     """
     started = time.perf_counter()
-    subject = subject_of(model, signature, background, precision)
+    subject = model if isinstance(model, Subject) else subject_of(model, signature, background, precision)
     raw = subject.check(x)
     method, why = shapley.choose(method, subject)
     answers = subject.predict(raw)

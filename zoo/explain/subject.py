@@ -158,15 +158,31 @@ def _session(path: str, _changed: int) -> Any:
 
 
 def _of_keras(model: Any, signature: Any, background: Raw | None) -> Subject:
-    step = signature.preprocess
-    image = step.kind == "image"
-
     def predict(raw: Raw) -> np.ndarray:
         from zoo import tasks
 
         logits = model.predict_on_batch(signature.inputs(raw))
         return tasks.get(signature.task).answer(logits, signature)
 
+    return subject_with(model.name, signature, predict, background)
+
+
+def subject_with(
+    name: str, signature: Any, predict: Callable[[Raw], np.ndarray], background: Raw | None = None
+) -> Subject:
+    """The subject behind a function from raw inputs to answers.
+
+    Args:
+        name: what it is called in messages.
+        signature: `zoo.data.Signature` of its inputs and answers.
+        predict: raw inputs -> answers (batch, outputs).
+        background: raw rows that stand for "unknown"; the training mean of the signature if None.
+
+    Raises:
+        ValueError: the background does not fit.
+    """
+    step = signature.preprocess
+    image = step.kind == "image"
     source = "given"
     if background is None:
         source = "training mean of the signature"
@@ -178,7 +194,7 @@ def _of_keras(model: Any, signature: Any, background: Raw | None) -> Subject:
             if step.categories:
                 background["categories"] = np.full((1, len(step.categories)), "")
     return _finish(
-        name=model.name,
+        name=name,
         kind=step.kind,
         task=signature.task,
         labels=signature.labels,

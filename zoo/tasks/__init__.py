@@ -70,6 +70,21 @@ def get(name: str) -> Task:
     return import_module(f"zoo.tasks.{_FILES[name]}").TASK
 
 
+def idle(signature: Any, known: np.ndarray, y: np.ndarray) -> float:
+    """Score of an answer that never changes: the mean of the targets known from training, or their commonest class.
+
+    Args:
+        signature: `zoo.data.Signature`, with task and labels.
+        known: training targets.
+        y: targets to be scored on.
+    """
+    if signature.task == "regression":
+        constant = np.full((len(y), 1), np.mean(known))
+    else:
+        constant = np.tile(np.bincount(known, minlength=signature.outputs), (len(y), 1))
+    return get(signature.task).score(y, constant)
+
+
 def interval(task: Task, y: np.ndarray, answer: np.ndarray, resamples: int = 1000, seed: int = 0) -> Interval:
     """Score with a percentile bootstrap interval over rows (Efron & Tibshirani 1993, chapter 13)."""
     generator = np.random.default_rng(seed)

@@ -164,6 +164,7 @@ def tune(
     Returns:
         The new run; the old one is unchanged.
     """
+    check_folder(out, resume=resume, overwrite=overwrite, source=run)
     if network is None:
         network = keras.models.clone_model(run.model)
         network.set_weights(run.model.get_weights())
@@ -244,6 +245,24 @@ def as_run(model: Any, data: Any = None) -> Run:
     known = model.name in registry.names()
     recipe = recipes.find(model.name, _name(data), registry.entry(model.name).recipe if known else {})
     return Run(model, splits.signature, recipe, None, [], {}, splits)
+
+
+def check_trained(run: Run) -> None:
+    """Refuse a model that is no better on the validation rows than an answer that never changes.
+
+    Raises:
+        ValueError: it is not, or there are no such rows.
+    """
+    part, task = run.data.validation, tasks.get(run.signature.task)
+    if not len(part) or not len(run.data.train):
+        raise ValueError(f"data {run.data.name!r} has no rows for training or validation; both are needed")
+    found = task.score(part.y, answers(run.model, run.signature, part.x))
+    idle = tasks.idle(run.signature, run.data.train.y, part.y)
+    if not found > idle:
+        raise ValueError(
+            f"the model scores {found:.4f} on the validation rows, no better than always the same answer ({idle:.4f}); "
+            "train it first"
+        )
 
 
 def _name(source: Any) -> str:
@@ -379,8 +398,27 @@ def load(folder: str | Path) -> Run:
     return Run(network, Signature.load(folder / "signature.json"), recipe, folder, history, metrics)
 
 
-def _prepare(folder, resume, overwrite):
+def check_folder(
+    folder: str | Path, *, resume: bool = False, overwrite: bool = False, source: Run | None = None
+) -> None:
+    """Refuse a folder before any work is done for the run that is to be written there.
+
+    Args:
+        folder: of the run.
+        resume: go on with the killed run in it.
+        overwrite: replace a run that is there.
+        source: run that the new one is made from, whose own folder stays.
+
+    Raises:
+        NotADirectoryError: it is a file.
+        FileExistsError: it holds something that must not be replaced.
+        ValueError: it holds no killed run to resume, or it is the source's.
+    """
+    folder = Path(folder)
+    if source is not None and source.folder is not None and folder.resolve() == source.folder.resolve():
+        raise ValueError(f"{folder} holds the run itself, which stays as it is; choose another folder")
     if resume:
+        _resumed(folder)
         return
     if folder.exists() and not folder.is_dir():
         raise NotADirectoryError(f"{folder} is a file; choose another folder for the run")
@@ -395,6 +433,14 @@ def _prepare(folder, resume, overwrite):
                 f"{folder} is not empty; {cure}{'or ' if cure else ''}choose another folder "
                 f"(on the command line {flags}{'or ' if flags else ''}--out)"
             )
+
+
+def _prepare(folder: Path, resume: bool, overwrite: bool) -> None:
+    """Make the folder of a new run, empty; that of a resumed one stays as it is."""
+    check_folder(folder, resume=resume, overwrite=overwrite)
+    if resume:
+        return
+    if folder.exists() and any(folder.iterdir()):
         shutil.rmtree(folder)
     folder.mkdir(parents=True, exist_ok=True)
 
@@ -411,6 +457,7 @@ def baseline(data: Data) -> float:
     """
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import LogisticRegression, Ridge
+    from threadpoolctl import threadpool_limits
 
     signature = data.signature
     flat = {
@@ -419,7 +466,8 @@ def baseline(data: Data) -> float:
     }
     rows = np.random.default_rng(0).permutation(len(flat["train"]))[:10_000]
     model = Ridge() if signature.task == "regression" else LogisticRegression(max_iter=300)
-    with warnings.catch_warnings():
+    # several threads gain little on so few rows, and where others use the processor they take 200 times as long
+    with warnings.catch_warnings(), threadpool_limits(1):
         warnings.simplefilter("ignore", ConvergenceWarning)  # 300 steps are near enough
         fitted = model.fit(flat["train"][rows], np.ravel(data.train.y)[rows])
     if signature.task == "regression":

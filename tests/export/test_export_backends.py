@@ -1,0 +1,57 @@
+"""Models of the JAX and PyTorch backends export as those of TensorFlow do; one process per backend."""
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from kinds import KINDS
+
+pytestmark = pytest.mark.slow
+# kinds that Keras itself cannot run on a backend, or computes otherwise there than on the two others
+OWN = {
+    "jax": {"multi_head_values", "norm", "norm_of_order_1"},
+    "torch": {
+        "multi_head_values",
+        "average_pool1d_same",
+        "layer_norm_of_axis_1",
+        "resizing_bicubic_free_size",
+        "image_resize_lanczos3",
+        "slice_backwards",
+        "pad_symmetric",
+    },
+}
+
+
+@pytest.fixture(scope="module", params=OWN)
+def report(request, tmp_path_factory):
+    if importlib.util.find_spec(request.param) is None:
+        pytest.skip(f"{request.param} is not installed")
+    folder = tmp_path_factory.mktemp(request.param)
+    script = Path(__file__).with_name("backend_export.py")
+    environment = {**os.environ, "KERAS_BACKEND": request.param, "JAX_PLATFORMS": "cpu"}
+    done = subprocess.run(
+        [sys.executable, script, folder], env=environment, capture_output=True, text=True, timeout=900, check=False
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    found = json.loads((folder / "report.json").read_text())
+    assert found["backend"] == request.param
+    return found
+
+
+def test_every_builder_exports_and_becomes_a_bundle(report):
+    for name, found in report["builders"].items():
+        assert found["float32"] <= 1e-4, name
+        for policy in ("mixed_float16", "mixed_bfloat16"):  # the file is float32, so they differ by what half is worth
+            assert found[policy] <= 0.05, (name, policy)
+        assert {"fp32", "fp16", "int8", "model.ort", "model.int8.ort"} <= set(found["forms"]), name
+        assert report["backend"] in found["versions"]
+    assert {"model.tflite", "model.int8.tflite"} <= set(report["builders"]["lenet"]["forms"])
+
+
+def test_layer_kinds_need_no_tensorflow(report):
+    assert set(report["kinds"]) <= OWN[report["backend"]], report["kinds"]
+    assert len(KINDS) - len(report["kinds"]) > 300
