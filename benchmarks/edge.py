@@ -16,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -91,7 +92,9 @@ def make(folder: Path, name: str, data: str) -> tuple[Path, Path, Path]:
     signature = splits.signature
     model = registry.get(name, input_shape=signature.preprocess.shape, classes=signature.outputs)
     model.save(folder / "model.keras")
-    bundle = export.to_bundle(model, folder / "store" / data / "1", data=splits, int8=False)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # that it was never trained
+        bundle = export.to_bundle(model, folder / "store" / data / "1", data=splits, int8=False)
     row = {key: values[:1] for key, values in splits.test.x.items()}
     np.save(folder / "own.npy", signature.inputs(row))
     np.save(folder / "raw.npy", next(iter(row.values())))

@@ -173,7 +173,6 @@ def accuracy(given: argparse.Namespace, folder: Path, nncf: Any) -> int:
         source = export.to_onnx(run.model, folder / f"{model}.onnx", signature=run.signature)
         splits = run.data
         rows = {name: values[:CALIBRATION] for name, values in splits.train.x.items()}
-
         test = judge(task, splits.test.y)
         before = test(parity.run(parity.session(source), splits.test.x))
         try:
@@ -205,8 +204,8 @@ def accuracy(given: argparse.Namespace, folder: Path, nncf: Any) -> int:
                 "drop_points": drop["ours"],
                 "drop_points_nncf": drop["nncf"],
                 "method": made.method if made else "refused",
-                "layers": made.layers if made else "",
                 "kept_float": len(made.kept_float) if made else "",
+                "layers": made.layers if made else "",
             },
             packages=PACKAGES,
         )

@@ -110,21 +110,31 @@ def quantize(
 
     Raises:
         RefusedError: nothing to quantize, or the score falls further than allowed with any choice of layers.
-        ExportError: no calibration rows, rows of another shape or that are all alike, or NaN inside the model.
-        ValueError: unknown method, or `ranges` or `keep_float` name no layer of the model.
+        ExportError: no calibration rows, rows of another shape or type or that are all alike, or NaN inside the model.
+        ValueError: unknown method, `ranges` or `keep_float` name no layer of the model, or `keep_float` all of them.
     """
     if method not in ("auto", *METHODS):
         raise ValueError(f"method must be one of auto, {', '.join(METHODS)}, got {method!r}")
+    parity.check_numbers(max_drop=max_drop)
     model = onnx.load(str(source))
     network = Network(model)
     if not network.layers:
         raise RefusedError("nothing to quantize: it has no convolution and no dense layer that could run in 8 bits")
-    forced = _known(tuple(keep_float), network.layers, "keep_float")
+    if isinstance(keep_float, str):
+        raise ValueError(f"keep_float must hold names of layers, got {keep_float!r}; give [{keep_float!r}]")
+    forced = _known(tuple(dict.fromkeys(keep_float)), network.layers, "keep_float")
+    if len(forced) == len(network.layers):
+        raise ValueError(f"keep_float names all {len(forced)} layers that can be in 8 bits; leave one out")
     live = parity.session(source)
     for name, rows in {"calibration": calibration, "validation": validation}.items():
         if rows is not None:
             _check_rows(live, rows, name)
     before = score(parity.run(live, validation))
+    if not np.isfinite(before):
+        raise RefusedError(
+            f"the score of the float model on the validation rows is {before}, which says nothing of 8 bits; "
+            "give rows that it can answer"
+        )
     given = _given(model, network, ranges or {})
     with files.draft(path) as draft:
         trials = []
@@ -199,7 +209,7 @@ def _search(
 
     if passes(forced):
         return forced, {}
-    if not before - before <= max_drop or len(forced) == len(trial.order):
+    if max_drop < 0:
         raise _refusal(trial, before, max_drop)
     harms = _harms(trial, quiet)
     ranked = [*forced, *sorted(set(trial.order) - set(forced), key=lambda layer: (-harms[layer], layer))]
@@ -262,6 +272,9 @@ def _check_rows(live: onnxruntime.InferenceSession, rows: parity.Arrays, what: s
     expected = {port.name: tuple(port.shape[1:]) for port in live.get_inputs()}
     if rows.keys() != expected.keys():
         raise ExportError(f"the {what} rows must have the inputs {sorted(expected)}, got {sorted(rows)}")
+    kinds = {name: type(values).__name__ for name, values in rows.items() if not isinstance(values, np.ndarray)}
+    if kinds:
+        raise ExportError(f"the {what} rows must be numpy arrays by input, got {kinds}")
     counts = {name: len(values) for name, values in rows.items()}
     if min(counts.values()) == 0 or len(set(counts.values())) > 1:
         raise ExportError(f"the {what} rows must be as many for every input and at least one, got {counts}")
@@ -272,8 +285,14 @@ def _check_rows(live: onnxruntime.InferenceSession, rows: parity.Arrays, what: s
         )
         if not fits:
             raise ExportError(
-                f"the {what} rows of input {name!r} must be (rows, {str(shape)[1:-1]}), got {rows[name].shape}"
+                f"the {what} rows of input {name!r} must be (rows, {', '.join(map(str, shape))}), "
+                f"got {rows[name].shape}"
             )
+    for port in live.get_inputs():
+        dtype = {"float": "float32", "double": "float64"}.get(port.type[7:-1], port.type[7:-1])  # of tensor(float)
+        got = rows[port.name].dtype
+        if got.kind not in "UO" if dtype == "string" else got != dtype:
+            raise ExportError(f"the {what} rows of input {port.name!r} must be {dtype}, got {got}")
     if what == "calibration" and parity.alike(rows):
         raise ExportError(
             f"the {max(counts.values())} calibration rows are all alike, which says nothing about ranges; "

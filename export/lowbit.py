@@ -179,7 +179,8 @@ def _matrix(
     rows = np.ascontiguousarray(kernel if given.get("transB") else kernel.T)  # (outputs, inputs)
     biased = len(node.input) > 2 and bool(node.input[2])
     result = f"{node.output[0]}/product" if biased else node.output[0]
-    base = f"{node.input[1]}/{bits}bit"
+    # one array may be read in several forms, as where an embedding's table also gives the logits
+    base = f"{node.input[1]}/{'outputs_first/' if given.get('transB') else ''}{bits}bit"
     names = [f"{base}/values", f"{base}/scales"]
     if block is None:
         scale = _row_scales(rows)
@@ -266,7 +267,7 @@ def _table(
     if table is None or table.ndim != 2 or table.dtype != np.float32 or table.size < _SMALL or axis != 0:
         return None
     scale = _row_scales(table)
-    base = f"{node.input[0]}/8bit"
+    base = f"{node.input[0]}/table_8bit"
     stored[f"{base}/values"] = np.round(table / scale).astype(np.int8)
     stored[f"{base}/scales"] = scale
     ids = node.input[1]

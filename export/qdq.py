@@ -83,6 +83,7 @@ class Network:
     Attributes:
         proto: the model without its weights.
         weights: initializers by name.
+        weighted: nodes with weights by name, in the order of the graph.
         layers: nodes with weights by Keras layer, in the order of the graph.
     """
 
@@ -98,8 +99,9 @@ class Network:
             for name in node.input:
                 self.readers.setdefault(name, []).append(node)
         self.maker = {name: node for node in self.nodes for name in node.output}
+        self.weighted = {found.node.name: found for found in self._weighted()}
         self.layers: dict[str, list[Weighted]] = {}
-        for found in self._weighted():
+        for found in self.weighted.values():
             self.layers.setdefault(found.layer, []).append(found)
 
     def _weighted(self) -> Iterator[Weighted]:
@@ -108,10 +110,8 @@ class Network:
         for node in reversed(self.nodes):
             weighted = self._parse(node)
             ahead = any(name in followed for name in node.output)
-            if weighted and (
-                ahead or node.op_type != "Conv"
-            ):  # a last convolution stays in float: its result would not
-                weighted.rounds = node.op_type == "Conv"
+            # a last convolution stays in float, since its result must
+            if weighted and (ahead or not weighted.rounds):
                 found.append(weighted)
             if weighted or ahead:
                 followed.update(node.input)
@@ -142,13 +142,12 @@ class Network:
                 return None
             if bias and self.weights[bias].shape != (kernel.shape[axis],):
                 return None
-        return Weighted(node, layer_of(node) or node.name, node.input[1], axis, bias, False)
+        return Weighted(node, layer_of(node) or node.name, node.input[1], axis, bias, node.op_type == "Conv")
 
     def place(self, float_layers: Collection[str] = ()) -> Placed:
         """Choose what runs in 8 bits when some Keras layers are left in float."""
-        chosen = [each for layer, nodes in self.layers.items() if layer not in float_layers for each in nodes]
-        anchors = {each.node.name: each for each in chosen}
-        wanted = dict.fromkeys(each.input for each in chosen)  # tensors that somebody reads in 8 bits
+        anchors = {name: each for name, each in self.weighted.items() if each.layer not in float_layers}
+        wanted = dict.fromkeys(each.input for each in anchors.values())  # tensors that somebody reads in 8 bits
         placed = Placed(set(anchors), {name: name for name in wanted})
         joins = {node.name for node in reversed(self.nodes) if self._joins(node, wanted, float_layers)}
         for node in self.nodes:
@@ -210,23 +209,21 @@ class Network:
     def tensors(self) -> dict[str, View | None]:
         """Tensors to calibrate for any choice of layers, with the view for their means where a bias is corrected."""
         views: dict[str, View | None] = dict.fromkeys(self._everything())
-        for nodes in self.layers.values():
-            for each in nodes:
-                views[each.input] = each.view(self.weights)
+        for each in self.weighted.values():
+            views[each.input] = each.view(self.weights)
         return views
 
     def _everything(self) -> Iterator[str]:
         """Tensors that some choice of layers rounds with a range of their own: leaving layers out adds none."""
         yield from dict.fromkeys(self.place().tensors.values())
-        for nodes in self.layers.values():
-            for each in nodes:
-                yield each.input
-                if each.rounds:
-                    yield self.behind_clip(each.node)
+        for each in self.weighted.values():
+            yield each.input
+            if each.rounds:
+                yield self.behind_clip(each.node)
 
     def integers(self, seen: Mapping[str, Seen]) -> dict[str, Integers]:
         """Weights of every node in 8 bits, by node name; biases take up the mean error of the weights."""
-        return {each.node.name: _integers(each, self.weights, seen) for nodes in self.layers.values() for each in nodes}
+        return {name: _integers(each, self.weights, seen) for name, each in self.weighted.items()}
 
     def write(
         self, placed: Placed, integers: Mapping[str, Integers], seen: Mapping[str, Seen]
@@ -240,17 +237,12 @@ class Network:
         nodes: list[onnx.NodeProto] = []
 
         def pair(name: str) -> None:
-            scale, zero = scale_of(seen[placed.tensors[name]])
-            weights[f"{name}/scale"], weights[f"{name}/zero_point"] = scale, zero
             given = [f"{name}/scale", f"{name}/zero_point"]
-            nodes.append(
-                helper.make_node("QuantizeLinear", [name, *given], [f"{name}/quantized"], f"{name}/QuantizeLinear")
-            )
-            nodes.append(
-                helper.make_node(
-                    "DequantizeLinear", [f"{name}/quantized", *given], [rounded[name]], f"{name}/DequantizeLinear"
-                )
-            )
+            weights.update(zip(given, scale_of(seen[placed.tensors[name]]), strict=True))
+            whole = f"{name}/quantized"
+            nodes.append(helper.make_node("QuantizeLinear", [name, *given], [whole], f"{name}/QuantizeLinear"))
+            names = [whole, *given]
+            nodes.append(helper.make_node("DequantizeLinear", names, [rounded[name]], f"{name}/DequantizeLinear"))
 
         for value in graph.input:
             if value.name in rounded:
@@ -268,7 +260,8 @@ class Network:
         del graph.node[:]
         graph.node.extend(nodes)
         read = {name for node in nodes for name in node.input}
-        weights |= {name: array for name, array in self.weights.items() if name in read or _has_subgraph(nodes)}
+        whole = _has_subgraph(nodes)  # which may read any of them
+        weights |= {name: array for name, array in self.weights.items() if whole or name in read}
         return proto, weights
 
     def _write_weights(
@@ -279,34 +272,24 @@ class Network:
         weights: dict[str, np.ndarray],
         nodes: list[onnx.NodeProto],
     ) -> None:
-        each = next(e for e in self.layers[layer_of(node) or node.name] if e.node.name == node.name)
-        names = [f"{node.name}/weight_int8", f"{node.name}/weight_scale"]
-        weights |= dict(zip(names, (integers.values, integers.scale), strict=True))
-        zero = f"{node.name}/weight_zero_point"
-        weights[zero] = np.zeros(integers.scale.shape, np.int8)
-        name = f"{node.name}/weight"
-        nodes.append(
-            helper.make_node(
-                "DequantizeLinear", [*names, zero], [f"{name}_float"], f"{name}/DequantizeLinear", axis=each.axis
-            )
-        )
-        node.input[1] = f"{name}_float"
+        each = self.weighted[node.name]
+        names = [f"{node.name}/weight_int8", f"{node.name}/weight_scale", f"{node.name}/weight_zero_point"]
+        zero = np.zeros(integers.scale.shape, np.int8)
+        weights.update(zip(names, (integers.values, integers.scale, zero), strict=True))
+        nodes.append(_dequantized(names, f"{node.name}/weight", each.axis))
+        node.input[1] = nodes[-1].output[0]
         if integers.bias is None:
             return
-        scale, _ = scale_of(seen[each.input])
-        name = f"{node.name}/bias"
-        weights[f"{name}_int32"], weights[f"{name}_scale"] = integers.bias, (integers.scale * scale).astype(np.float32)
-        nodes.append(
-            helper.make_node(
-                "DequantizeLinear",
-                [f"{name}_int32", f"{name}_scale"],
-                [f"{name}_float"],
-                f"{name}/DequantizeLinear",
-                axis=0,
-            )
-        )
-        del node.input[2:]
-        node.input.append(f"{name}_float")
+        scale = (integers.scale * scale_of(seen[each.input])[0]).astype(np.float32)
+        names = [f"{node.name}/bias_int32", f"{node.name}/bias_scale"]
+        weights.update(zip(names, (integers.bias, scale), strict=True))
+        nodes.append(_dequantized(names, f"{node.name}/bias", 0))
+        node.input[2] = nodes[-1].output[0]
+
+
+def _dequantized(names: list[str], base: str, axis: int) -> onnx.NodeProto:
+    """Node that widens constants, with a scale for each place along an axis."""
+    return helper.make_node("DequantizeLinear", names, [f"{base}_float"], f"{base}/DequantizeLinear", axis=axis)
 
 
 def _has_subgraph(nodes: list[onnx.NodeProto]) -> bool:

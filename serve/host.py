@@ -77,8 +77,8 @@ def run(
     models: Store = app.extensions["store"]
     if not models.models:
         reasons = "".join(f"\n  {'/'.join(key)}: {reason}" for key, reason in models.refused.items())
-        cure = "make a bundle first: zoo export RUN STORE/NAME/1"
-        raise BundleError(f"no bundle in {str(store)!r} can be served; {cure}{reasons}")
+        cure = ":" if reasons else "; make a bundle first: zoo export RUN STORE/NAME/1"
+        raise BundleError(f"no bundle in {str(store)!r} can be served{cure}{reasons}")
     sockets: dict[int, Any] = {}
     try:
         create_server(

@@ -192,15 +192,15 @@ def remembered(key: str) -> str | None:
     """Engine chosen earlier on this machine, None if none was."""
     try:
         engine = json.loads(_memory().read_text(encoding="utf-8")).get(key)
-    except (OSError, ValueError, AttributeError):  # no such file, or a damaged one
+    except (OSError, ValueError, AttributeError, RuntimeError):  # no such file, a damaged one, or a user without a home
         return None
     return engine if engine in ENGINES else None
 
 
 def remember(key: str, engine: str) -> None:
     """Keep a choice for the next start; a folder that cannot be written to is no error."""
-    place = _memory()
     try:
+        place = _memory()
         place.parent.mkdir(parents=True, exist_ok=True)
         try:
             known = dict(json.loads(place.read_text(encoding="utf-8")))
@@ -209,7 +209,7 @@ def remember(key: str, engine: str) -> None:
         with tempfile.NamedTemporaryFile("w", dir=place.parent, delete=False, encoding="utf-8") as draft:
             json.dump({**known, key: engine}, draft, indent=1)
         Path(draft.name).replace(place)
-    except OSError:
+    except (OSError, RuntimeError):
         return
 
 

@@ -26,7 +26,9 @@ Moved = Annotated[str | None, typer.Option("--data", help="Where the run's data 
 def main() -> None:
     """Run the command line; what a user can cause ends in one line of text and status 1."""
     import os
+    import warnings
 
+    warnings.showwarning = lambda message, *_, **__: print(f"warning: {message}", file=sys.stderr)
     try:
         app()
     except (ValueError, TypeError, LookupError, OSError, ImportError, FloatingPointError) as error:

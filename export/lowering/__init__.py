@@ -24,9 +24,9 @@ def lowers(*kinds: type) -> Callable[[Emitter], Emitter]:
     """Mark the function that writes the ONNX nodes of some layer or operation classes.
 
     It is called as `function(graph, operation, *args, **kwargs)` with the arguments of the Keras call, tensors being
-    `Value`s, and returns a name (axis order of Keras), a `Value`, or a tuple of these for several outputs. It may raise
-    `NotLoweredError` before it adds a node. Masks are at `value.mask`; the result takes the first input's mask over,
-    unless the function gives its `Value` another one.
+    `Value`s and masks filled in, and returns a name (axis order of Keras), a `Value`, or a tuple of these for several
+    outputs. A value of another dtype than Keras gives is cast; the masks of the results are what Keras makes of them.
+    It may raise `NotLoweredError` before it adds a node.
     """
 
     def mark(function: Emitter) -> Emitter:

@@ -213,13 +213,13 @@ def _global_max(graph: Graph, layer: Any, x: Value) -> Value:
 
 
 @lowers(layers.ZeroPadding1D, layers.ZeroPadding2D, layers.ZeroPadding3D)
-def _zero_padding(graph: Graph, layer: Any, x: Value) -> Value | str:
+def _zero_padding(graph: Graph, layer: Any, x: Value) -> Value:
     pairs = [layer.padding] if isinstance(layer.padding[0], int) else list(layer.padding)
-    if getattr(layer, "data_format", "channels_last") == "channels_last":
-        made = Padded(graph, x, pairs)
-        made.dtype = x.dtype
-        return made
-    return graph.add("Pad", x, np.array(flat([(0, 0), (0, 0), *pairs]), np.int64))
+    made: Value = Padded(graph, x, pairs)
+    if getattr(layer, "data_format", "channels_last") == "channels_first":
+        made = Value(graph, graph.add("Pad", x, np.array(flat([(0, 0), (0, 0), *pairs]), np.int64)))
+    made.dtype = x.dtype
+    return made
 
 
 @lowers(layers.Cropping1D, layers.Cropping2D, layers.Cropping3D)

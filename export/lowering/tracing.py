@@ -374,7 +374,7 @@ def _replacements(trace: Trace) -> list[tuple[Any, Any]]:
 
     @replaces(ops.full)
     def full(shape: Any, fill_value: Any, dtype: Any = None) -> Any:
-        if not _symbolic(shape):
+        if not _symbolic(shape, fill_value):
             return old["full"](shape, fill_value, dtype=dtype)
         return _full(shape, fill_value, dtype or keras.config.floatx())
 

@@ -36,7 +36,7 @@ def builders(folder):
                 part = dataclasses.replace(
                     splits.train, x={k: v[:128] for k, v in splits.train.x.items()}, y=splits.train.y[:128]
                 )
-                recipe = Recipe(name, splits.name, epochs=6, batch_size=16, learning_rate=0.01).override(**entry.recipe)
+                recipe = Recipe(name, splits.name, epochs=2, batch_size=16, learning_rate=0.01).override(**entry.recipe)
                 fit(model, dataclasses.replace(splits, train=part), recipe, quiet=True)
                 options = dict(data=splits, float16=True, ort=True, max_drop=1.0)
                 bundle = export.to_bundle(model, folder / name / "1", litert=name == "lenet", **options)
@@ -50,7 +50,7 @@ def builders(folder):
 
 
 def kinds(path):
-    """Layer kinds that do not export here, with the reason; none goes through TensorFlow."""
+    """Layer kinds that Keras runs here and that do not export, with the reason; none goes through TensorFlow."""
 
     def refuse(*_, **__):
         raise ValueError("needs TensorFlow")
@@ -61,7 +61,8 @@ def kinds(path):
         try:
             export.to_onnx(kind.model(), path, golden=kind.inputs(rows=3, size=8), tolerance=kind.tolerance)
         except Exception as error:
-            found[name] = str(error)
+            if not str(error).startswith("Keras cannot run"):
+                found[name] = str(error)
     return found
 
 

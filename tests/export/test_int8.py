@@ -3,6 +3,7 @@
 import keras
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 from keras import layers
 
@@ -81,6 +82,69 @@ def test_a_network_of_many_kinds_agrees(digits, method, tmp_path):
     assert 0 < np.abs(found - truth).max() < 0.1 * (truth.max(axis=0) - truth.min(axis=0)).max()
 
 
+def small(kind):
+    """A network of one kind, of weights that were drawn at random."""
+    shape = {"sequence": (16, 4), "volume": (6, 6, 6, 2), "columns": (8,), "shared": (8,)}.get(kind, (8, 8, 4))
+    rows = x = keras.Input(shape, name="x")
+    if kind == "sequence":
+        x = layers.Conv1D(8, 3, padding="causal", activation="relu", name="first")(x)
+        x = layers.Conv1D(8, 3, dilation_rate=2, padding="same", activation="relu", name="second")(x)
+        x = layers.GlobalAveragePooling1D(name="mean")(x)
+    elif kind == "volume":
+        x = layers.Conv3D(8, 3, activation="relu", name="first")(x)
+        x = layers.Flatten(name="flat")(layers.AveragePooling3D(2, name="pool")(x))
+    elif kind == "columns":
+        x = layers.Dense(16, activation="relu", name="first")(x)
+        x = layers.Dense(16, activation="relu", name="second")(x)
+    elif kind == "shared":
+        twice = layers.Dense(8, activation="relu", name="twice")
+        x = twice(twice(x))
+    elif kind == "branches":
+        x = layers.Conv2D(8, 3, padding="same", activation="relu6", name="first")(x)
+        left = layers.Conv2D(8, 1, activation="relu", name="left")(x)
+        right = layers.AveragePooling2D(3, 1, padding="same", name="smooth")(x)
+        right = layers.Conv2D(4, 1, activation="relu", name="right")(right)
+        x = layers.AveragePooling2D(2, name="pool")(layers.Concatenate(name="both")([left, right]))
+        x = layers.Conv2D(8, 1, activation="relu6", name="last")(x)
+        x = layers.GlobalAveragePooling2D(name="mean")(x)
+    else:  # squeeze and excite
+        x = layers.Conv2D(8, 3, padding="same", activation="swish", name="first")(x)
+        gate = layers.GlobalAveragePooling2D(keepdims=True, name="squeeze")(x)
+        gate = layers.Conv2D(4, 1, activation="relu", name="narrow")(gate)
+        gate = layers.Conv2D(8, 1, activation="sigmoid", name="wide")(gate)
+        x = layers.Conv2D(8, 1, name="last")(layers.Multiply(name="excite")([x, gate]))
+        x = layers.GlobalAveragePooling2D(name="mean")(x)
+    return keras.Model(rows, layers.Dense(3, name="logits")(x), name=kind)
+
+
+@pytest.mark.parametrize("kind", ["sequence", "volume", "columns", "shared", "branches", "excited"])
+def test_nothing_goes_back_to_float_inside_a_network(kind, tmp_path):
+    keras.utils.set_random_seed(0)
+    model = small(kind)
+    rows = {"x": np.random.default_rng(0).standard_normal((64, *model.input_shape[1:])).astype(np.float32)}
+    source = export.to_onnx(model, tmp_path / "model.onnx", golden={"x": rows["x"][:4]})
+    path = tmp_path / "int8.onnx"
+    result = int8.quantize(source, path, calibration=rows, validation=rows, score=lambda _: 1.0, method="minmax")
+    assert result.kept_float == () and result.layers == sum(bool(layer.weights) for layer in model.layers)
+    options = onnxruntime.SessionOptions()
+    options.optimized_model_filepath = str(tmp_path / "optimized.onnx")
+    options.log_severity_level = 3
+    live = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    kinds = [node.op_type for node in onnx.load(tmp_path / "optimized.onnx").graph.node]
+    assert kinds.count("QuantizeLinear") == 1  # of the input
+    assert set(kinds) - {"QuantizeLinear", "Transpose", "Reshape", "Flatten", "Unsqueeze", "Squeeze"} <= {
+        "QLinearConv",
+        "QGemm",
+        "QLinearAveragePool",
+        "QLinearGlobalAveragePool",
+        "QLinearConcat",
+        "QLinearSigmoid",
+        "QLinearMul",
+    }
+    truth = parity.run(parity.session(source), rows)["logits"]
+    assert 0 < np.abs(live.run(["logits"], rows)[0] - truth).mean() < 0.03 * truth.std()
+
+
 def spoiled():
     """A model whose hidden1 gets one huge constant beside small informative values: 8 bits lose the latter."""
     inputs = keras.Input((2,), name="inputs")
@@ -115,6 +179,15 @@ def test_the_layer_that_hurts_is_left_in_float(crosses, tmp_path):
     )
     assert "hidden1" in result.kept_float and "hidden2" not in result.kept_float
     assert result.before == 1 and result.after >= 0.95
+    assert [each.layer for each in result.harms if each.kept] == list(result.kept_float)
+    assert result.harms[0].layer == "hidden1" and {each.layer for each in result.harms} == {
+        "hidden0",
+        "hidden1",
+        "hidden2",
+        "logits",
+    }
+    assert result.harms[0].harm > 10 * result.harms[1].harm > 0
+    assert str(result).splitlines()[1].split() == ["hidden1", f"{result.harms[0].harm:.4f}", "float"]
     found = parity.run(parity.session(tmp_path / "int8.onnx"), raw)["probabilities"]
     assert (found.argmax(axis=1) == y).mean() == result.after
 
@@ -158,12 +231,19 @@ def scalars(path):
 def test_refused_with_figures_when_nothing_helps(lenet, digits, tmp_path):
     source = export.to_onnx(lenet, tmp_path / "model.onnx", signature=digits.signature)
     truth = parity.run(parity.session(source), digits.validation.x)["probabilities"]
-    message = r"falls from 1\.0000 by more than 0\.003: 0\.0000 with no layer left in float; 0\.0000 with \w+, .* left in"
+    old = tmp_path / "model.int8.onnx"
+    old.write_bytes(b"old")
+    message = (
+        r"falls from 1\.0000 by more than 0\.003: 0\.0000 with no layer left in float; 0\.0000 with \w+, .* left in"
+    )
     with pytest.raises(int8.RefusedError, match=message):
         quantize(lenet, digits, tmp_path, score=lambda found: float((found["probabilities"] == truth).all()))
-    with pytest.raises(int8.RefusedError, match=r"falls from 0\.\d+ by more than -1: 0\.\d+ with no layer left in float"):
+    with pytest.raises(
+        int8.RefusedError, match=r"falls from 0\.\d+ by more than -1: 0\.\d+ with no layer left in float"
+    ):
         quantize(lenet, digits, tmp_path, max_drop=-1)
-    assert not (tmp_path / "model.int8.onnx").exists()
+    assert old.read_bytes() == b"old"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["model.int8.onnx", "model.onnx"]
 
 
 def test_nothing_to_quantize(digits, tmp_path):
@@ -187,6 +267,9 @@ def rows_of(digits, change):
         (lambda x: x[..., 0], r"must be \(rows, 8, 8, 1\), got \(8, 8, 8\)"),
         (lambda x: np.repeat(x[:1], 8, axis=0), "the 8 calibration rows are all alike"),
         (np.zeros_like, "the 8 calibration rows are all alike"),
+        (lambda x: x.astype(np.float32), "calibration rows of input 'image' must be uint8, got float32"),
+        (lambda x: x.astype(str), "calibration rows of input 'image' must be uint8, got <U"),
+        (lambda x: x.tolist(), "calibration rows must be numpy arrays by input, got {'image': 'list'}"),
     ],
 )
 def test_bad_rows_leave_the_old_file(lenet, digits, change, message, tmp_path):
@@ -210,7 +293,19 @@ def test_bad_rows_leave_the_old_file(lenet, digits, change, message, tmp_path):
             "method must be one of auto, minmax, mse, entropy, percentile, got 'median'",
         ),
         ({"keep_float": ["hiden0"]}, ValueError, "keep_float names 'hiden0', .* Did you mean 'hidden0'"),
-        ({"score": lambda _: float("nan")}, int8.RefusedError, "the score falls from nan"),
+        (
+            {"keep_float": "hidden0"},
+            ValueError,
+            r"keep_float must hold names of layers, got 'hidden0'; give \['hidden0",
+        ),
+        (
+            {"keep_float": ["stage0_conv", "stage1_conv", "hidden0", "features", "logits"]},
+            ValueError,
+            "keep_float names all 5 layers that can be in 8 bits; leave one out",
+        ),
+        ({"max_drop": "0.3"}, ExportError, "max_drop must be a number, got max_drop='0.3'"),
+        ({"max_drop": float("nan")}, ExportError, "max_drop must be a number, got max_drop=nan"),
+        ({"score": lambda _: float("nan")}, int8.RefusedError, "the score of the float model .* is nan, which says"),
     ],
 )
 def test_bad_options_leave_the_old_file(lenet, digits, options, error, message, tmp_path):

@@ -5,7 +5,7 @@ import numpy as np
 import onnx
 import pytest
 from keras import layers
-from onnx import TensorProto, numpy_helper
+from onnx import TensorProto, helper, numpy_helper
 
 import export
 from export import ExportError, lowbit, parity
@@ -87,7 +87,9 @@ def test_weights_in_few_bits_agree_within_bounds(source, rows, bits, block, most
     assert path.stat().st_size < (0.45 if bits == 8 else 0.4) * source.stat().st_size
     kind = "DynamicQuantizeMatMul" if bits == 8 and block is None else "MatMulNBits"
     assert kinds(path).count(kind) >= 4
-    table = next(t for t in onnx.load(path).graph.initializer if t.name.endswith("/8bit/values") and t.dims[0] == 300)
+    table = next(
+        t for t in onnx.load(path).graph.initializer if t.name.endswith("/table_8bit/values") and t.dims[0] == 300
+    )
     assert table.data_type == TensorProto.INT8  # the embedding
 
 
@@ -109,6 +111,31 @@ def test_packed_weights_lose_what_rounding_to_equal_steps_does(inputs, bits, blo
     assert (error <= np.square(step)).all()  # half a step, and as much again where the zero point is rounded
     assert error.mean() < 1.1 * np.square(step).mean() / 12  # that of rounding to equal steps
     assert (found[2, :block] == 0).all()
+
+
+@pytest.mark.parametrize(("bits", "block"), [(8, None), (8, 32), (4, 32)])
+def test_one_array_may_be_read_in_several_forms(bits, block, tmp_path):
+    random = np.random.default_rng(0)
+    weights = {"table": random.standard_normal((100, 64)), "square": random.standard_normal((64, 64)) / 8}
+    nodes = [
+        helper.make_node("Gather", ["table", "tokens"], ["rows"], "embedding"),  # (batch, 64)
+        helper.make_node("MatMul", ["rows", "square"], ["mixed"], "mix"),
+        helper.make_node("Gemm", ["mixed", "square"], ["back"], "back", transB=1),
+        helper.make_node("Gemm", ["back", "table"], ["logits"], "tied", transB=1),
+    ]
+    edges = [
+        [helper.make_tensor_value_info(name, kind, shape)]
+        for name, kind, shape in (("tokens", TensorProto.INT64, ["batch"]), ("logits", TensorProto.FLOAT, None))
+    ]
+    stored = [numpy_helper.from_array(value.astype(np.float32), name) for name, value in weights.items()]
+    opsets = [helper.make_opsetid("", 18)]
+    source = tmp_path / "model.onnx"
+    graph = helper.make_graph(nodes, "tied", *edges, stored)
+    onnx.save(helper.make_model(graph, opset_imports=opsets, ir_version=9), source)
+    rows = {"tokens": np.arange(100)}
+    path = lowbit.to_low_bit(source, tmp_path / "small.onnx", bits=bits, block=block, golden=rows, tolerance=1)
+    assert 0 < change(path, source, rows) < (0.03 if bits == 8 else 0.2)
+    assert not {"table", "square"} & {tensor.name for tensor in onnx.load(path).graph.initializer}
 
 
 def test_too_small_for_8_or_4_bits(tmp_path):

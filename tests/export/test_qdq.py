@@ -211,3 +211,20 @@ def test_a_gemm_that_does_more_than_multiply_is_left_alone(change):
     model = dense(np.ones((3, 3)), np.zeros(3))
     model.graph.node[0].attribute.extend(helper.make_attribute(key, value) for key, value in change.items())
     assert not Network(model).layers
+
+
+def test_a_layer_used_twice_has_integers_for_each_use(tmp_path):
+    random = np.random.default_rng(0)
+    nodes = [
+        helper.make_node("Gemm", ["x", "kernel", "bias"], ["once"], "shared/Gemm"),
+        helper.make_node("Gemm", ["once", "kernel", "bias"], ["logits"], "shared/Gemm_1"),
+    ]
+    weights = {"kernel": random.standard_normal((4, 4)), "bias": random.standard_normal(4)}
+    model = graph(nodes, weights, [4])
+    x = random.standard_normal((50, 4)).astype(np.float32)
+    path, made = written(model, x, tmp_path / "int8.onnx")
+    assert list(Network(model).layers) == ["shared"]
+    biases = [numpy_helper.to_array(t) for t in made.initializer if t.name.endswith("bias_int32")]
+    assert len(biases) == 2 and not np.array_equal(*biases)  # their inputs have steps of their own
+    truth = parity.run(parity.session(model.SerializeToString()), {"x": x})["logits"]
+    assert np.abs(parity.run(parity.session(path), {"x": x})["logits"] - truth).max() < 0.03 * np.abs(truth).max()

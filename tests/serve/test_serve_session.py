@@ -1,15 +1,19 @@
 """Engines: the same answers from each, clear errors, and a choice that is measured once and remembered."""
 
 import json
+import os
+import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from importlib.util import find_spec
+from pathlib import Path
 
 import numpy as np
 import pytest
 from small_bundles import image_graph, softmax, write_image, write_value
 
 from serve import session
+from serve.__main__ import main
 from serve.manifest import BundleError, read
 from serve.runtime import Model, Store
 
@@ -67,9 +71,9 @@ def test_openvino_takes_other_batches_and_missing_numbers(tmp_path):
         np.testing.assert_allclose(model.predict({"numbers": numbers})["value"], np.full((rows, 1), 130), rtol=1e-6)
 
 
-@needs_openvino
-def test_openvino_answers_several_threads_at_once(bundle):
-    model = Model(bundle, engine="openvino", threads=1)
+@pytest.mark.parametrize("engine", ["onnxruntime", pytest.param("openvino", marks=needs_openvino)])
+def test_several_threads_are_answered_at_once(bundle, engine):
+    model = Model(bundle, engine=engine, threads=1)
     batches = [images(rows) for rows in range(1, 41)]
     with ThreadPoolExecutor(8) as pool:
         found = list(pool.map(lambda batch: model.predict({"image": batch})["probabilities"], batches))
@@ -82,6 +86,28 @@ def test_openvino_that_is_not_installed_is_named(bundle, monkeypatch):
     monkeypatch.setitem(sys.modules, "openvino", None)
     with pytest.raises(BundleError, match="engine 'openvino' is not installed; run: pip install openvino"):
         Model(bundle, engine="openvino", threads=1)
+
+
+def test_a_server_names_a_missing_openvino(bundle, tmp_path):
+    (tmp_path / "openvino.py").write_text("raise ImportError('no such library')")
+    command = [sys.executable, "-m", "serve", str(bundle.folder.parents[1]), "--engine", "openvino", "--port", "0"]
+    path = os.pathsep.join([str(tmp_path), *filter(None, [os.environ.get("PYTHONPATH")])])
+    found = subprocess.run(
+        command, check=False, capture_output=True, text=True, timeout=60, env={**os.environ, "PYTHONPATH": path}
+    )
+    assert found.returncode == 1 and "Traceback" not in found.stderr
+    message = "can be served:\n  sides/1: engine 'openvino' is not installed; run: pip install openvino"
+    assert message in found.stderr and "make a bundle" not in found.stderr
+
+
+def test_help_tells_precisions_and_engines(capsys, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["serve", "--help"])
+    with pytest.raises(SystemExit) as stopped:
+        main()
+    text = " ".join(capsys.readouterr().out.split())
+    assert stopped.value.code == 0
+    assert "fp32, fp16, int8, w8 or w4" in text
+    assert "{onnxruntime,openvino,auto}" in text and "auto for the faster one here (default: onnxruntime)" in text
 
 
 def test_auto_needs_no_openvino(bundle, monkeypatch, memory):
@@ -142,6 +168,16 @@ def test_a_damaged_memory_is_written_anew(memory, content):
 def test_a_memory_that_cannot_be_written_is_no_error(tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    session.remember("key", "openvino")
+    assert session.remembered("key") is None
+
+
+def test_a_user_without_a_home_is_no_error(monkeypatch):
+    def nowhere():
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setattr(Path, "home", nowhere)
     session.remember("key", "openvino")
     assert session.remembered("key") is None
 

@@ -226,15 +226,15 @@ class Changes:
         """Negative flips among the worst rows, in that order."""
         return self.worst[np.isin(self.worst, self.negative_flips)][:_SHOWN]
 
-    def _story(self, row: int, separator: str = ", ") -> str:
+    def _story(self, row: int) -> str:
         """One row in words."""
         if self.p_value is None:
             true, one, two = float(np.ravel(self.y[row])[0]), float(self.before[row, 0]), float(self.after[row, 0])
-            return separator.join([f"is {true:.4g}", f"was {one:.4g}", f"now {two:.4g}"])
+            return f"is {true:.4g}, was {one:.4g}, now {two:.4g}"
         parts = [f"is {self.labels[int(self.y[row])]}"]
         for word, found in (("was", self.before[row]), ("now", self.after[row])):
             parts.append(f"{word} {self.labels[int(found.argmax())]} {found.max():.0%}")
-        return separator.join(parts)
+        return ", ".join(parts)
 
     def to_dict(self) -> dict[str, Any]:
         """Every figure and the indices of the flipped rows, in JSON types; what is not known is None."""
@@ -711,7 +711,7 @@ def picture(found: Changes, path: str | Path) -> Path:
             axes.axis("off")
             if row is not None:
                 _draw_image(axes, found.shown["image"][list(found.worst).index(row)])
-                axes.set_title(found._story(row, "\n"), fontsize=8, color=_INK)
+                axes.set_title(_caption(found, row), fontsize=8, color=_INK)
     upper.suptitle(
         f"{found.names[0]} → {found.names[1]}\n{found.metric} {found.scores[0].score:.4f} → {found.scores[1].score:.4f} on "
         f"{found.rows:,} {found.split} rows of {found.data}",
@@ -791,6 +791,15 @@ def _draw_moves(found: Changes, axes: Any) -> None:
     axes.set_title(f"change of the answer, {found.mean_change:.4g} on average", fontsize=10, color=_INK)
     axes.set_xlabel(found.labels[0], fontsize=9)
     axes.set_ylabel("rows", fontsize=9)
+
+
+def _caption(found: Changes, row: int) -> str:
+    """A lost row over its image: the right answer before, the wrong one after."""
+    lines = []
+    for answer in (found.before[row], found.after[row]):
+        label = found.labels[int(answer.argmax())]
+        lines.append(f"“{label if len(label) < 14 else f'{label[:12]}…'}” {answer.max():.0%}")
+    return "\n→ ".join(lines)
 
 
 def _draw_image(axes: Any, image: np.ndarray) -> None:
