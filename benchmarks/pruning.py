@@ -9,7 +9,6 @@ measures ResNet-50 with half of its arithmetic at 1 and 2 threads, untrained, in
 import argparse
 import sys
 import tempfile
-import time
 from pathlib import Path
 
 import numpy as np
@@ -21,37 +20,11 @@ POINTS = 1.0  # of accuracy that may be lost; half of that at half of the arithm
 HALF = 0.6  # times the latency, at most, at half of the arithmetic
 
 
-def latencies(paths: dict[str, Path], rows: dict[str, np.ndarray], threads: int, runs: int) -> dict[str, float]:
-    """Median milliseconds of each file at batch 1, the files taking turns.
-
-    Args:
-        paths: ONNX files by name.
-        rows: raw inputs by name, each (1, ...).
-        threads: threads inside an operator.
-        runs: timed runs of each file, after a tenth as many for warming up.
-    """
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    sessions = {
-        name: onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-        for name, path in paths.items()
-    }
-    seconds: dict[str, list[float]] = {name: [] for name in paths}
-    for turn in range(runs + runs // 10):
-        for name, session in sessions.items():
-            started = time.perf_counter()
-            session.run(None, rows)
-            if turn >= runs // 10:
-                seconds[name].append(time.perf_counter() - started)
-    return {name: float(np.median(values)) * 1e3 for name, values in seconds.items()}
-
-
 def latency_at_half(options: argparse.Namespace, folder: Path) -> bool:
     """Rows of ResNet-50 with half of its arithmetic; whether a target is missed."""
     import export
     import zoo
+    from export.timing import milliseconds
 
     whole = zoo.get("resnet50")
     round_to = options.round_to if options.round_to > 1 else 8
@@ -61,7 +34,10 @@ def latency_at_half(options: argparse.Namespace, folder: Path) -> bool:
     image = np.random.default_rng(options.seed).normal(size=(1, 224, 224, 3)).astype(np.float32)
     missed = False
     for threads in (1, 2):
-        found = latencies(paths, {whole.inputs[0].name: image}, threads, min(options.runs, 50))
+        times = milliseconds(
+            list(paths.values()), {whole.inputs[0].name: image}, threads=threads, repeats=50, seconds=5
+        )
+        found = dict(zip(paths, times, strict=True))
         ratio = found["small"] / found["full"]
         missed |= ratio > HALF
         append(
@@ -85,6 +61,7 @@ def measure(options: argparse.Namespace, folder: Path) -> dict[str, object]:
     """One row of the results."""
     import export
     import zoo
+    from export.timing import milliseconds
     from zoo.evaluate.report import answers, judge
     from zoo.training import tune
 
@@ -100,7 +77,8 @@ def measure(options: argparse.Namespace, folder: Path) -> dict[str, object]:
         name: export.to_onnx(model, folder / f"{name}.onnx", signature=run.signature) for name, model in models.items()
     }
     row = {name: values[:1] for name, values in run.data.test.x.items()}
-    milliseconds = latencies(paths, row, options.threads, options.runs)
+    times = milliseconds(list(paths.values()), row, threads=options.threads, repeats=options.runs, seconds=10)
+    latency = dict(zip(paths, times, strict=True))
     size = {name: path.stat().st_size for name, path in paths.items()}
     return {
         "threads": options.threads,
@@ -122,9 +100,9 @@ def measure(options: argparse.Namespace, folder: Path) -> dict[str, object]:
         "onnx_bytes": size["full"],
         "onnx_bytes_small": size["small"],
         "smaller": round(size["full"] / size["small"], 2),
-        "milliseconds": round(milliseconds["full"], 4),
-        "milliseconds_small": round(milliseconds["small"], 4),
-        "faster": round(milliseconds["full"] / milliseconds["small"], 2),
+        "milliseconds": round(latency["full"], 4),
+        "milliseconds_small": round(latency["small"], 4),
+        "faster": round(latency["full"] / latency["small"], 2),
     }
 
 
