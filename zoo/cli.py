@@ -393,6 +393,7 @@ def compress(
         if quiet:
             typer.echo(str(found))
         typer.echo(f"export it with: zoo export {found.run.folder} store/NAME/1 --precision {found.precision}")
+        typer.echo(f"what changed beyond the score: zoo changes {run} {found.point.file}")
         return
     from zoo.compress import distill, shrink, tune_quantized, zeros_report
 
@@ -420,7 +421,8 @@ def compress(
             typer.echo("\n".join(zeros_report(small.model, source.model).splitlines()[-2:]))
     typer.echo(
         f"{small.metrics['test']:.4f} on test rows ({source.metrics['test']:.4f} before), "
-        f"{small.model.count_params():,} parameters, in {out}"
+        f"{small.model.count_params():,} parameters, in {out}\n"
+        f"what changed beyond the score: zoo changes {run} {out}"
     )
 
 
