@@ -173,6 +173,7 @@ def _show_layers(entry: Any, arguments: dict[str, object], as_json: bool) -> Non
             "params": sum(row.params for row in rows),
             "trainable": trained,
             "macs": total,
+            "flops": 2 * total,
             "layers": [row._asdict() for row in rows],
         }
         typer.echo(json.dumps({"name": entry.name, **described}, indent=2))
@@ -188,7 +189,9 @@ def _show_layers(entry: Any, arguments: dict[str, object], as_json: bool) -> Non
             f"{row.layer:<{width}}  {row.kind:<22} {row.output_shape!s:<20} {row.params:>12,} {macs:>16} {share:>6}"
         )
     typer.echo(f"{'all':<{width}}  {'':<22} {'':<20} {sum(row.params for row in rows):>12,} {total:>16,}")
-    typer.echo(f"{trained:,} of the parameters are trained")
+    typer.echo(
+        f"{trained:,} of the parameters are trained; {2 * total:,} floating point operations, two a multiplication"
+    )
     unknown = sum(row.macs is None for row in rows)
     if unknown:
         typer.echo(
