@@ -395,7 +395,9 @@ def compress(
         )
         if quiet:
             typer.echo(str(found))
-        typer.echo(f"export it with: zoo export {found.run.folder} store/NAME/1 --precision {found.precision}")
+        typer.echo(
+            f"export it with: zoo export {found.run.folder} store/NAME/1 --precision {found.precision} --max-drop {found.limits.drop:g}"
+        )
         typer.echo(f"what changed beyond the score: zoo changes {run} {found.point.file}")
         return
     from zoo.compress import distill, shrink, tune_quantized, zeros_report
@@ -422,6 +424,10 @@ def compress(
         )
         if zeros is not None and quiet:
             typer.echo("\n".join(zeros_report(small.model, source.model).splitlines()[-2:]))
+    if student is not None and small.model.count_params() > source.model.count_params():
+        typer.echo(
+            f"{student} has more parameters than its teacher ({source.model.count_params():,}); a smaller one saves more"
+        )
     typer.echo(
         f"{small.metrics['test']:.4f} on test rows ({source.metrics['test']:.4f} before), "
         f"{small.model.count_params():,} parameters, in {out}\n"

@@ -312,7 +312,8 @@ def picture(points: tuple[Point, ...] | list[Point], limits: Limits, chosen: Poi
         if limit:
             axes.axvline(limit, color="tab:red", lw=1, ls=":", label=f"limit, {limit:g}")
         if chosen is not None:
-            axes.scatter([cost(chosen)], [chosen.score], s=160, facecolors="none", edgecolors="black", label="chosen")
+            name = f"chosen, {chosen.share:.0%} {chosen.precision}"  # a point on the same spot may be the one annotated
+            axes.scatter([cost(chosen)], [chosen.score], s=160, facecolors="none", edgecolors="black", label=name)
         axes.set(xscale="log", xlabel=label)
         axes.margins(0.12)
         axes.legend(loc="lower right", fontsize=8)
@@ -429,7 +430,7 @@ class _Bench:
             closest = min(points, key=limits.distance)
             raise BudgetError(
                 f"nothing is within {limits}. {closest} came closest: a drop of {closest.drop:.4f}, {closest.size:,} bytes, "
-                f"{closest.ms:.3f} ms. Allow more, or train longer after pruning (epochs=)",
+                f"{closest.ms:.3f} ms ({' and '.join(limits.broken(closest))}). Allow more, or train for more epochs after pruning",
                 points,
                 closest,
             )

@@ -386,7 +386,7 @@ def load(folder: str | Path) -> Run:
     ]
     if missing:
         raise FileNotFoundError(
-            f"{folder} holds no finished run: {missing[0]} is missing; train with out={str(folder)!r} first"
+            f"{folder} holds no finished run: {missing[0]} is missing; give the folder that a training wrote"
         )
     with (folder / "history.csv").open(newline="", encoding="utf-8") as file:
         history = [{key: float(value) for key, value in row.items()} for row in csv.DictReader(file)]
