@@ -291,12 +291,14 @@ def table(points: tuple[Point, ...] | list[Point], limits: Limits, chosen: Point
 def picture(points: tuple[Point, ...] | list[Point], limits: Limits, chosen: Point | None, path: str | Path) -> Path:
     """Score over latency and over size, with the front of each; numbers are shares of the arithmetic."""
     import matplotlib.pyplot as plt
+    from matplotlib.ticker import LogLocator, NullLocator, StrMethodFormatter
 
-    figure, panels = plt.subplots(1, 2, figsize=(11, 4.5), sharey=True, layout="constrained")
+    figure, panels = plt.subplots(1, 2, figsize=(11, 5), sharey=True, layout="constrained")
     reference = max(point.score + point.drop for point in points)
-    for axes, cost, label, limit in (
-        (panels[0], lambda point: point.ms, "milliseconds of a request", limits.ms),
-        (panels[1], lambda point: point.size / 1024, "KB of the file", limits.size and limits.size / 1024),
+    named: dict[str, Any] = {}
+    for axes, cost, unit, label, limit in (
+        (panels[0], lambda point: point.ms, "ms", "milliseconds of a request", limits.ms),
+        (panels[1], lambda point: point.size / 1024, "KB", "KB of the file", limits.size and limits.size / 1024),
     ):
         for precision in PRECISIONS:
             some = [point for point in points if point.precision == precision]
@@ -310,13 +312,18 @@ def picture(points: tuple[Point, ...] | list[Point], limits: Limits, chosen: Poi
             axes.annotate(text, (cost(point), point.score), (0, 7), textcoords="offset points", fontsize=8, ha="center")
         axes.axhline(reference - limits.drop, color="tab:red", lw=1, ls="--", label=f"largest drop, {limits.drop:g}")
         if limit:
-            axes.axvline(limit, color="tab:red", lw=1, ls=":", label=f"limit, {limit:g}")
+            axes.axvline(limit, color="tab:red", lw=1, ls=":", label=f"limit, {limit:g} {unit}")
         if chosen is not None:
             name = f"chosen, {chosen.share:.0%} {chosen.precision}"  # a point on the same spot may be the one annotated
             axes.scatter([cost(chosen)], [chosen.score], s=160, facecolors="none", edgecolors="black", label=name)
         axes.set(xscale="log", xlabel=label)
         axes.margins(0.12)
-        axes.legend(loc="lower right", fontsize=8)
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5, 7)))
+        axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+        axes.xaxis.set_minor_locator(NullLocator())
+        handles, names = axes.get_legend_handles_labels()
+        named |= dict(zip(names, handles, strict=True))
+    figure.legend(named.values(), named.keys(), loc="outside lower center", ncols=len(named), fontsize=8)
     panels[0].set_ylabel("validation score")
     figure.savefig(path, dpi=120)
     plt.close(figure)
