@@ -44,6 +44,8 @@ def refuses(port, within):
             socket.create_connection(("127.0.0.1", port), timeout=10).close()
         except ConnectionRefusedError:
             return True
+        except ConnectionResetError:  # the server closed its port while this one waited there
+            continue
         time.sleep(0.02)
     return False
 
