@@ -73,7 +73,7 @@ def test_the_wheel_holds_every_file_and_extra(wheel):
     }
     assert {name for name in names if ".dist-info/" not in name} == sources
     assert {"zoo/py.typed", "export/py.typed", "serve/py.typed", "serve/page/index.html"} <= sources
-    extras = {"train", "export", "explain", "serve", "jax", "gpu", "cluster", "all", "dev"}
+    extras = {"train", "export", "explain", "serve", "openvino", "jax", "gpu", "cluster", "all", "bench", "dev"}
     assert set(facts.get_all("Provides-Extra")) == extras
 
 
