@@ -130,7 +130,9 @@ class _OpenVino:
         }
         try:
             core = openvino.Core()
-            self._compiled = core.compile_model(core.read_model(str(path)), "CPU", settings)
+            network = core.read_model(str(path))
+            _sum_in_convolutions(network)
+            self._compiled = core.compile_model(network, "CPU", settings)
         except Exception as error:  # OpenVINO raises RuntimeError of its own text
             reason = str(error).strip().splitlines()[-1:] or [type(error).__name__]
             raise BundleError(
@@ -149,6 +151,38 @@ class _OpenVino:
         answers = [np.array(found[name]) for name in wanted]
         self._idle.put(request)
         return answers
+
+
+def _sum_in_convolutions(network: Any) -> None:
+    """Leave out the rounding between a convolution and the sum that alone reads it, at one input of each sum.
+
+    ONNX Runtime adds two 8-bit values; OpenVINO adds inside the convolution, before anything is rounded.
+    """
+    for add in network.get_ops():
+        if add.get_type_name() != "Add":
+            continue
+        for port in reversed(add.inputs()):
+            source = _before_rounding(port.get_source_output())
+            if source is not None and _is_convolution(source.get_node()):
+                port.replace_source_output(source)
+                break
+
+
+def _before_rounding(output: Any) -> Any:
+    """What was rounded to give this output; None if it is no rounded value, or has another reader on the way."""
+    for kind in ("Multiply", "Subtract", "Convert", "Convert", "FakeQuantize"):
+        node = output.get_node()
+        if node.get_type_name() != kind or len(output.get_target_inputs()) != 1:
+            return None
+        output = node.input_value(0)
+    return output if len(output.get_target_inputs()) == 1 else None
+
+
+def _is_convolution(node: Any) -> bool:
+    """Whether a node is a convolution, or the sum with its bias."""
+    nodes = [node, *(port.get_source_output().get_node() for port in node.inputs())]
+    kinds = {each.get_type_name() for each in (nodes if node.get_type_name() == "Add" else nodes[:1])}
+    return bool(kinds & {"Convolution", "GroupConvolution"})
 
 
 def _openvino_type(port: Any) -> str:

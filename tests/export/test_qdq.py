@@ -9,6 +9,7 @@ from onnx import TensorProto, helper, numpy_helper
 from export import calibration, files, parity
 from export.calibration import Seen
 from export.qdq import Network, scale_of
+from serve import session
 
 
 def graph(nodes, weights, shape, opset=18):
@@ -182,6 +183,24 @@ def test_no_value_goes_back_to_float_inside_a_residual_network(tmp_path):
     found = parity.run(parity.session(path), {"x": x})["logits"]
     assert np.abs(found - truth).max() < 0.03 * np.abs(truth).max()
     assert made.output[0].name == "logits" and "logits/scale" not in {t.name for t in made.initializer}
+
+
+def test_openvino_sums_inside_convolutions(tmp_path):
+    openvino = pytest.importorskip("openvino")
+    x = np.random.default_rng(1).standard_normal((32, 8, 6, 6)).astype(np.float32)
+    model = residual()
+    path, _ = written(model, x, tmp_path / "int8.onnx")
+    network = openvino.Core().read_model(str(path))
+
+    def roundings():
+        return sum(node.get_type_name() == "FakeQuantize" for node in network.get_ops())
+
+    before = roundings()
+    session._sum_in_convolutions(network)
+    assert before - roundings() == 2  # one of each sum, though both inputs of the second are convolutions
+    truth = parity.run(parity.session(model.SerializeToString()), {"x": x})["logits"]
+    [found] = session.open_session(path, "openvino", 1).run(["logits"], {"x": x})
+    assert np.abs(found - truth).max() < 0.03 * np.abs(truth).max()
 
 
 def test_a_layer_left_in_float_keeps_its_weights(tmp_path):
