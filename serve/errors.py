@@ -1,5 +1,6 @@
 """The one error a client can cause."""
 
+import json
 from difflib import get_close_matches
 from typing import Any
 
@@ -24,6 +25,11 @@ class RequestError(ValueError):
         """What is wrong, what was received, what to do."""
         return str(self)
 
+    @property
+    def body(self) -> bytes:
+        """The error as the inference protocols write it: the text under "error", and the code beside it."""
+        return json.dumps({"error": self.message, "code": self.code}, ensure_ascii=False).encode()
+
 
 def shown(value: Any) -> str:
     """A client's value for a message, cut to 60 characters."""
@@ -35,5 +41,5 @@ def shown(value: Any) -> str:
 
 def did_you_mean(name: str, known: Any) -> str:
     """' Did you mean ...?' for the nearest known names, or an empty string."""
-    near = get_close_matches(name, list(known), n=2, cutoff=0.5)
+    near = get_close_matches(name, list(known), n=2, cutoff=0.5) if len(name) <= 100 else []  # the work grows with it
     return f" Did you mean {' or '.join(map(repr, near))}?" if near else ""
