@@ -139,7 +139,10 @@ def verify(folder: Path) -> int:
         if not separator or len(digest) != 64:
             raise Refusal(f"{sums} is damaged at {line[:80]!r}; copy the bundle again")
         listed[name] = digest
-    found = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.is_file() and path != sums}
+    beside = (sums, folder / "SIGNATURE")  # signatures are for servers, which know whom to trust
+    found = {
+        path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.is_file() and path not in beside
+    }
     for name in sorted(set(listed) - set(found)):
         raise Refusal(f"{name} is missing from {folder}; copy the bundle again")
     for name in sorted(set(found) - set(listed)):

@@ -76,7 +76,13 @@ class Explainer:
                 busy = f"the explainer was busy for {self.timeout:g} seconds; try again soon"
                 raise RequestError("explainer_busy", busy, 503, {"Retry-After": "5"})
             try:
-                request = {"folder": str(bundle.folder), "precision": precision, "method": method, "target": label}
+                request = {
+                    "folder": str(bundle.folder),
+                    "digest": bundle.digest,
+                    "precision": precision,
+                    "method": method,
+                    "target": label,
+                }
                 answer = self._ask(_pack(request, inputs))
             finally:
                 self._turn.release()
@@ -173,10 +179,8 @@ def _answer(frame: bytes, target: str, opened: dict[str, Bundle]) -> dict[str, A
     module, _, function = target.partition(":")
     try:
         explain = getattr(import_module(module), function)
-        folder = request.pop("folder")
-        if folder not in opened:
-            opened[folder] = bundles.read(folder)
-        explanation = explain(opened[folder], inputs, **request)
+        bundle = _opened(request.pop("folder"), request.pop("digest"), opened)
+        explanation = explain(bundle, inputs, **request)
         picture = io.BytesIO()
         explanation.plot(picture)
         encoded = base64.b64encode(picture.getvalue()).decode()
@@ -189,6 +193,15 @@ def _answer(frame: bytes, target: str, opened: dict[str, Bundle]) -> dict[str, A
     except Exception as error:  # whatever an explainer raises, the worker lives on and the client gets a reason
         message = f"the explainer failed with {type(error).__name__}: {error}"[:500]
         return {"code": "explain_failed", "status": 500, "error": message}
+
+
+def _opened(folder: str, digest: str, opened: dict[str, Bundle]) -> Bundle:
+    """The bundle that the server verified, read once; what lies in its folder by now may be another one."""
+    if folder not in opened or opened[folder].digest != digest:
+        opened[folder] = bundles.read(folder)
+    if digest and opened[folder].digest != digest:
+        raise ValueError("the model's files changed since the server loaded them; load the model again to explain it")
+    return opened[folder]
 
 
 def work(target: str) -> None:

@@ -2,18 +2,36 @@
 
 A bundle is the folder `store/<name>/<version>/`. `SHA256SUMS` lists every other file; a file that is missing,
 changed or not listed refuses the whole bundle. Files are hashed in blocks, once, so that they may be of any size.
+`SIGNATURE` may stand beside them: signatures over `SHA256SUMS`, and so over every file, by those who vouch for the bundle.
 """
 
 import hashlib
 import json
+import os
+import re
+import stat
+import time
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from serve import archives
+from serve.references import referenced
+
 FORMAT = 2
 _READ = (1, 2)  # 2 added files beside an ONNX file, times and changes, and what device files are
 SUMS = "SHA256SUMS"
+SIGNATURE = "SIGNATURE"
 MANIFEST = "model.json"
+SIGNED = b"zooroad bundle 1\n"  # stands before the content of SHA256SUMS in what is signed
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")  # of models and versions
+_SUM = re.compile(r"([0-9a-f]{64})  ([^\0\r\n\\]{1,1024})")
+_SIGNATURE = re.compile(r"ed25519 ([0-9a-f]{16}) ([0-9a-f]{128})")
+_SMALL = 16 * 2**20  # bytes that a manifest or a list of hashes may have
+_YOUNG = 2.0  # seconds within which a clock may give two writes one time
+
+Trust = tuple[bytes, ...]  # raw Ed25519 public keys, of which one must have signed; none asks for no signature
 
 
 class BundleError(ValueError):
@@ -160,13 +178,42 @@ class Manifest:
             edge = {name: _edge(name, e) for name, e in raw.pop("edge").items()}
             known: dict[str, Any] = dict(precisions=precisions, choices=choices, labels=labels, edge=edge)
             manifest = cls(inputs=inputs, outputs=outputs, **known, **raw)
-        except (TypeError, KeyError, AttributeError, json.JSONDecodeError) as error:
+            _check_types(manifest)
+        except BundleError:
+            raise
+        except (TypeError, KeyError, AttributeError, ValueError, RecursionError) as error:
             raise BundleError(f"{MANIFEST} cannot be read: {error!r}; export the bundle again") from error
         if manifest.default not in manifest.precisions:
             raise BundleError(
                 f"{MANIFEST}: default precision {manifest.default!r} is not among {sorted(manifest.precisions)}"
             )
         return manifest
+
+
+def _check_types(manifest: Manifest) -> None:
+    """Refuse values of a kind that later code would stumble over, or that could name a place outside the bundle."""
+    for what, text in (("name", manifest.name), ("version", manifest.version)):
+        if not (isinstance(text, str) and NAME.fullmatch(text)):
+            raise ValueError(f"{what} must be letters, digits, '.', '_' and '-', got {text!r:.80}")
+    texts = [manifest.architecture, manifest.task, manifest.kind, manifest.metric, manifest.default, *manifest.labels]
+    texts += [value for values in manifest.choices.values() for value in values]
+    for port in (*manifest.inputs, *manifest.outputs):
+        texts += [port.name, port.dtype, port.unit, *port.axes, *port.columns]
+        if len(port.shape) != len(port.axes) or not all(type(size) is int and size >= -1 for size in port.shape):
+            raise ValueError(f"{port.name!r:.80} has shape {port.shape!r:.80} and axes {port.axes!r:.80}")
+        if port.range is not None and not (
+            len(port.range) == 2 and all(type(end) in (int, float) for end in port.range)
+        ):
+            raise ValueError(f"{port.name!r:.80} has range {port.range!r:.80}, which is not two numbers")
+    for key, precision in manifest.precisions.items():
+        texts += [precision.file, precision.weights]
+        if type(precision.bytes) is not int or type(precision.parity) not in (int, float):
+            raise ValueError(f"precision {key!r:.80} has bytes or parity that is no number")
+    if not all(isinstance(text, str) for text in texts):
+        raise ValueError("a name, label, unit or file is not text")
+    tables = (manifest.refused, manifest.training, manifest.edge, manifest.preprocess)
+    if not all(isinstance(table, dict) for table in tables):
+        raise ValueError("refused, training, edge and preprocess are objects")
 
 
 def _port(raw: dict[str, Any]) -> Port:
@@ -182,10 +229,37 @@ def _edge(name: str, raw: dict[str, Any]) -> Edge:
 
 @dataclass(frozen=True)
 class Bundle:
-    """A verified bundle on disk."""
+    """A verified bundle on disk.
+
+    Attributes:
+        folder: where it is.
+        manifest: what it says of itself.
+        digest: SHA-256 of `SHA256SUMS`, which stands for every byte of the bundle; "" for one that was just written.
+        signers: ids of the trusted keys that signed it, empty where no signature was asked for.
+    """
 
     folder: Path
     manifest: Manifest
+    digest: str = ""
+    signers: tuple[str, ...] = ()
+    _seen: dict[str, "_Seen"] = field(default_factory=dict, repr=False, compare=False)
+
+    def confirm(self) -> None:
+        """Make sure, after its files were loaded, that they are those that were verified.
+
+        Raises:
+            BundleError: a file was written to, replaced or removed since.
+        """
+        for name, seen in self._seen.items():
+            path = self.folder / name
+            try:
+                same = _stamp(path.lstat()) == seen.stamp and (not seen.young or digest(path) == seen.sha)
+            except OSError:
+                same = False
+            if not same:
+                raise BundleError(
+                    f"{self.folder}: {name!r} changed while it was loaded; load it again once it is whole"
+                )
 
     def model(self, precision: str | None = None) -> Path:
         """Path of the ONNX file for a precision, the manifest's default if None."""
@@ -197,6 +271,19 @@ class Bundle:
         return self.folder / self.manifest.precisions[precision].file
 
 
+@dataclass(frozen=True)
+class _Seen:
+    """A file as it was when its hash was taken."""
+
+    stamp: tuple[int, ...]
+    young: bool  # written so shortly before that a later write could leave the same times
+    sha: str
+
+
+def _stamp(state: os.stat_result) -> tuple[int, ...]:
+    return state.st_ino, state.st_size, state.st_mtime_ns, state.st_ctime_ns
+
+
 def digest(path: Path) -> str:
     """SHA-256 of a file in hexadecimal, read in blocks."""
     with path.open("rb") as file:
@@ -204,42 +291,99 @@ def digest(path: Path) -> str:
 
 
 def seal(folder: Path) -> None:
-    """Write `SHA256SUMS` over every other file of a folder, in `sha256sum` format."""
+    """Write `SHA256SUMS` over every other file of a folder, in `sha256sum` format; a signature over older sums goes."""
+    (folder / SIGNATURE).unlink(missing_ok=True)
     files = sorted(p for p in folder.rglob("*") if p.is_file() and p.name != SUMS)
     lines = [f"{digest(p)}  {p.relative_to(folder).as_posix()}\n" for p in files]
     (folder / SUMS).write_text("".join(lines), encoding="utf-8")
 
 
-def read(folder: str | Path) -> Bundle:
-    """Verify and read a bundle.
+def key_id(key: bytes) -> str:
+    """Short name of a raw public key: the first 16 hexadecimal digits of its SHA-256."""
+    return hashlib.sha256(key).hexdigest()[:16]
+
+
+def load_trust(path: str | Path) -> Trust:
+    """Public keys whose signature makes a bundle trusted.
+
+    Args:
+        path: a PEM file with an Ed25519 public key, or a folder with such files named `*.pub`.
 
     Raises:
-        BundleError: no such folder, a file missing, changed or not listed, or a manifest this reader does not know.
+        FileNotFoundError: no such file, or a folder without keys.
+        ValueError: a file that is no Ed25519 public key.
+        ImportError: `cryptography` is not installed.
+    """
+    _need_cryptography()
+    from cryptography.exceptions import UnsupportedAlgorithm
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+    from cryptography.hazmat.primitives.serialization import load_pem_public_key
+
+    path = Path(path)
+    files = sorted(path.glob("*.pub")) if path.is_dir() else [path]
+    if not files:
+        raise FileNotFoundError(f"{path} has no file *.pub; put the signers' public keys there")
+    keys = []
+    for file in files:
+        try:
+            key = load_pem_public_key(file.read_bytes())
+        except (ValueError, UnsupportedAlgorithm) as error:
+            raise ValueError(f"{file} is no public key in PEM; make a pair with: zoo sign --new-key NAME") from error
+        if not isinstance(key, Ed25519PublicKey):
+            raise ValueError(f"{file} holds a key of another kind than Ed25519; make one with: zoo sign --new-key NAME")
+        keys.append(key.public_bytes_raw())
+    return tuple(keys)
+
+
+def _need_cryptography() -> None:
+    try:
+        import cryptography  # noqa: F401
+    except ImportError as error:
+        raise ImportError(
+            "signatures need cryptography, which is not installed; run: pip install cryptography"
+        ) from error
+
+
+def read(folder: str | Path, *, trust: Trust = ()) -> Bundle:
+    """Verify and read a bundle.
+
+    Args:
+        folder: `store/<name>/<version>`.
+        trust: public keys, of which one must have signed the bundle; see `load_trust`. Without any, no signature is asked
+            for, and one that is there is not looked at.
+
+    Raises:
+        BundleError: no such folder; a file missing, changed, not listed, or no plain file; no signature by a trusted key; a
+            manifest this reader does not know; an ONNX file that reads files outside the bundle; or an archive that
+            unpacks to too much.
     """
     folder = Path(folder)
     sums = folder / SUMS
     if not sums.is_file():
         raise BundleError(f"{folder} is not a bundle: it has no {SUMS}; give a folder such as store/<name>/<version>")
-    listed: dict[str, str] = {}
-    for number, line in enumerate(sums.read_text(encoding="utf-8", errors="replace").splitlines(), 1):
-        sha, separator, name = line.partition("  ")
-        if not separator or len(sha) != 64:
-            raise BundleError(
-                f"{sums}, line {number} is not '<sha256>  <file>'; the bundle is damaged, export it again"
-            )
-        listed[name] = sha
-    found = {p.relative_to(folder).as_posix(): p for p in folder.rglob("*") if p.is_file() and p != sums}
+    found = {path.relative_to(folder).as_posix(): state for path, state in _plain_files(folder, folder)}
+    content = _small(folder, SUMS)
+    signers = _signers(folder, content, trust) if trust else ()
+    listed = _listed(sums, content)
+    found.pop(SUMS)
+    found.pop(SIGNATURE, None)
     for name in sorted(listed.keys() ^ found.keys()):
         state = "listed but missing" if name in listed else "present but not listed"
         raise BundleError(f"{folder}: {name!r} is {state} in {SUMS}; the bundle is damaged, export it again")
-    for name, path in found.items():
-        if digest(path) != listed[name]:
+    seen = {}
+    for name, state_of in found.items():
+        if digest(folder / name) != listed[name]:
             raise BundleError(
                 f"{folder}: {name!r} does not match its hash in {SUMS}; the bundle was changed, export it again"
             )
+        young = time.time() - max(state_of.st_mtime, state_of.st_ctime) < _YOUNG
+        seen[name] = _Seen(_stamp(state_of), young, listed[name])
     if MANIFEST not in listed:
         raise BundleError(f"{folder} has no {MANIFEST}; export the bundle again")
-    manifest = Manifest.from_json((folder / MANIFEST).read_text(encoding="utf-8"))
+    try:
+        manifest = Manifest.from_json(_small(folder, MANIFEST).decode("utf-8"))
+    except UnicodeDecodeError as error:
+        raise BundleError(f"{folder}: {MANIFEST} is not UTF-8 text; export the bundle again") from error
     for key, precision in manifest.precisions.items():
         for name in (precision.file, *([precision.weights] if precision.weights else [])):
             if name not in listed:
@@ -247,4 +391,102 @@ def read(folder: str | Path) -> Bundle:
     for name in manifest.edge:
         if name not in listed:
             raise BundleError(f"{folder}: {MANIFEST} names {name!r} for devices, which the bundle does not hold")
-    return Bundle(folder, manifest)
+    _check_references(folder, manifest, listed)
+    for name in listed:
+        if name.endswith(".npz"):
+            try:
+                archives.check(folder / name)
+            except ValueError as error:
+                raise BundleError(f"{folder}: {name!r} is refused: {error}; export the bundle again") from error
+    return Bundle(folder, manifest, hashlib.sha256(content).hexdigest(), signers, seen)
+
+
+def _plain_files(folder: Path, top: Path) -> Iterator[tuple[Path, os.stat_result]]:
+    """Every file below a folder, as it is now; a link, a pipe or a device is no part of a bundle."""
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            state = entry.stat(follow_symlinks=False)
+            if stat.S_ISDIR(state.st_mode):
+                yield from _plain_files(Path(entry.path), top)
+            elif stat.S_ISREG(state.st_mode):
+                yield Path(entry.path), state
+            else:
+                kind = "a link" if stat.S_ISLNK(state.st_mode) else "no plain file"
+                name = Path(entry.path).relative_to(top).as_posix()
+                raise BundleError(f"{top}: {name!r} is {kind}; a bundle holds its files itself, copy them into it")
+
+
+def _small(folder: Path, name: str) -> bytes:
+    with (folder / name).open("rb") as file:
+        content = file.read(_SMALL + 1)
+    if len(content) > _SMALL:
+        raise BundleError(f"{folder}: {name!r} is larger than {_SMALL} bytes; export the bundle again")
+    return content
+
+
+def _listed(sums: Path, content: bytes) -> dict[str, str]:
+    """Hashes by file name. Only the one form that `seal` writes is read, so that no other byte passes for it."""
+    lines = content.decode("utf-8", "surrogateescape").split("\n")
+    listed: dict[str, str] = {}
+    for number, line in enumerate(lines[:-1], 1):
+        match = _SUM.fullmatch(line)
+        if match is None or match[2] in listed:
+            raise BundleError(
+                f"{sums}, line {number} is not '<sha256>  <file>'; the bundle is damaged, export it again"
+            )
+        listed[match[2]] = match[1]
+    if lines[-1]:
+        raise BundleError(f"{sums} ends within a line; the bundle is damaged, export it again")
+    return listed
+
+
+def _signers(folder: Path, sums: bytes, trust: Trust) -> tuple[str, ...]:
+    """Ids of the trusted keys that signed these sums; one at least."""
+    if not (folder / SIGNATURE).is_file():
+        raise BundleError(f"{folder} is not signed, and only signed bundles are trusted here; sign it with: zoo sign")
+    _need_cryptography()
+    from cryptography.exceptions import InvalidSignature
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+
+    known = {key_id(key): key for key in trust}
+    content = _small(folder, SIGNATURE).decode("ascii", "replace")
+    lines = content.split("\n")
+    found, others = [], []
+    for line in lines[:-1]:
+        match = _SIGNATURE.fullmatch(line)
+        if match is None:
+            raise BundleError(f"{folder}: {SIGNATURE} is damaged; sign the bundle again with: zoo sign")
+        if match[1] not in known:
+            others.append(match[1])
+            continue
+        try:
+            Ed25519PublicKey.from_public_bytes(known[match[1]]).verify(bytes.fromhex(match[2]), SIGNED + sums)
+        except InvalidSignature:
+            raise BundleError(
+                f"{folder}: the signature by key {match[1]} is not over these files; "
+                "the bundle was changed after it was signed, or the signature is another bundle's"
+            ) from None
+        found.append(match[1])
+    if lines[-1] or not found:
+        by = f"signed by {', '.join(others)}" if others else "signed by nobody"
+        raise BundleError(f"{folder} is {by}, trusted are {', '.join(known)}; sign it with a trusted key: zoo sign")
+    return tuple(found)
+
+
+def _check_references(folder: Path, manifest: Manifest, listed: dict[str, str]) -> None:
+    """Refuse ONNX files whose weights lie anywhere but in the file beside them that the manifest names."""
+    beside = {precision.file: precision.weights for precision in manifest.precisions.values()}
+    for name in listed.keys() | beside.keys():
+        if name not in beside and not name.endswith(".onnx"):
+            continue
+        try:
+            outside = referenced(folder / name)
+        except ValueError as error:
+            raise BundleError(f"{folder}: {name!r} is no ONNX file: {error}; export the bundle again") from error
+        allowed = beside.get(name, "")
+        for place in sorted(outside):
+            if not place or place != allowed or "/" in place or "/" in name:
+                raise BundleError(
+                    f"{folder}: {name!r} reads its weights from {place!r:.200}, which is not the file that {MANIFEST} names; "
+                    "only a file beside it, named in the bundle, is read"
+                )
