@@ -4,6 +4,8 @@ from typing import Any
 
 import numpy as np
 
+from serve.drift import image_summaries
+
 _PIXELS = np.arange(0, 257, 16)
 _CONFIDENCE = np.linspace(0, 1, 11).round(1)
 _DECILES = np.arange(0.1, 1.0, 0.1)
@@ -17,7 +19,8 @@ def describe(answers: np.ndarray, splits: Any) -> dict[str, Any]:
         splits: `zoo.data.Data`.
 
     Returns:
-        `{"rows", "split", "inputs": {"image" | "numbers" | "categories": {channel or column: bins}}, "outputs"}`.
+        `{"rows", "split", "inputs": {"image" | "numbers" | "categories": {name: bins}}, "outputs"}`, where a name is a
+        column, or a channel or summary of pictures (`brightness`, `contrast`, `sharpness`).
         Bins are `{"edges", "shares"}`: with inner edges only there is one more share than edges, the outer bins being
         open. Columns also have the share `missing`.
     """
@@ -25,7 +28,10 @@ def describe(answers: np.ndarray, splits: Any) -> dict[str, Any]:
     step = splits.signature.preprocess
     described: dict[str, Any] = {}
     if "image" in inputs:
-        described["image"] = {f"channel{c}": _pixels(inputs["image"][..., c]) for c in range(inputs["image"].shape[-1])}
+        images = inputs["image"]
+        described["image"] = {f"channel{c}": _pixels(images[..., c]) for c in range(images.shape[-1])} | _summaries(
+            images
+        )
     if "numbers" in inputs:
         described["numbers"] = {column: _numbers(inputs["numbers"][:, i]) for i, column in enumerate(step.numbers)}
     if "categories" in inputs:
@@ -43,6 +49,12 @@ def _shares(counts: np.ndarray) -> list[float]:
 
 def _pixels(values: np.ndarray) -> dict[str, Any]:
     return {"edges": _PIXELS.tolist(), "shares": _shares(np.histogram(values, _PIXELS)[0])}
+
+
+def _summaries(images: np.ndarray) -> dict[str, dict[str, Any]]:
+    """Bins of one number per picture, a few hundred pictures at a time."""
+    parts = [image_summaries(images[start : start + 256]) for start in range(0, len(images), 256)]
+    return {name: _quantiles(np.concatenate([part[name] for part in parts])) for name in parts[0]}
 
 
 def _quantiles(values: np.ndarray) -> dict[str, Any]:

@@ -17,6 +17,7 @@ import numpy as np
 
 from export import ExportError, baseline, card, files, lowbit, parity
 from export import int8 as quantization
+from export import sign as signing
 from export.convert import OPSET, check, in_float32, to_onnx
 from export.edges import INPUT
 from export.litert import PRECISIONS, agreement_of, compare, inputs_of, to_litert
@@ -63,6 +64,7 @@ def to_bundle(
     tolerance: float | None = None,
     opset: int = OPSET,
     external_above: int = files.EXTERNAL_ABOVE,
+    sign: str | Path | None = None,
 ) -> Bundle:
     """Write everything a server, a device or an explainer needs, and read it back verified.
 
@@ -94,6 +96,7 @@ def to_bundle(
             `zoo.compress.fit` was allowed.
         opset: version of the ONNX operator set.
         external_above: bytes of weights from which the float file has them in a file of their own beside it.
+        sign: file of a private key to sign the bundle with; see `export.sign`.
 
     Returns:
         The bundle as `serve.read` gives it. A model that scores no better than an answer that never changes is stored
@@ -101,7 +104,8 @@ def to_bundle(
 
     Raises:
         ExportError: the folder is taken or misnamed, the data is not the run's, the precision asked for did not pass,
-            nothing can be written there, or the export failed a gate; nothing is left behind.
+            nothing can be written there, the key to sign with cannot be used, or the export failed a gate; nothing is
+            left behind.
     """
     if hasattr(model, "precision") and hasattr(model, "run"):  # what zoo.compress.fit found
         limits = getattr(model, "limits", None)
@@ -112,6 +116,7 @@ def to_bundle(
         model, run = model.model, model
     name, number = _name(Path(folder))
     check(model, None)
+    key = None if sign is None else signing.load_key(sign)
     max_drop = quantization.MAX_DROP if max_drop is None else max_drop
     parity.check_numbers(max_drop=max_drop)
     wanted = _wanted(int8, float16, weight_bits, precision)
@@ -172,6 +177,8 @@ def to_bundle(
         (draft / "README.md").write_text(card.write(manifest, splits, runner, idle), encoding="utf-8")
         (draft / "LICENSES").write_text(card.licences(manifest, splits, licence), encoding="utf-8")
         seal(draft)
+        if key is not None:
+            signing.sign(draft, key)
         manifest = read(draft).manifest
     return Bundle(Path(folder), manifest)
 

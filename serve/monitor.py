@@ -1,59 +1,220 @@
-"""Figures and log lines about requests; never what was in them."""
+"""Figures, log lines and traces of requests; never what was in them.
+
+Counting costs a request one dictionary look-up and a few additions; Prometheus' own objects are made when somebody asks
+for the figures. `METRICS` is the one list of what there is.
+"""
 
 import logging
-from datetime import UTC, datetime
+import mmap
+import os
+import re
+import select
+import sys
+import threading
+import time
+from bisect import bisect_left
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError
+from importlib.metadata import version as version_of
+from pathlib import Path
 from typing import Any
 
 import msgspec
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, generate_latest
 
-SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
-
+log = logging.getLogger("serve")
 access = logging.getLogger("serve.access")
+
+SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
+ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
+WORKER_STATES = ("starting", "ready", "dead")
+COLUMNS = 50  # columns of one version whose drift is published, worst first
+TRACEPARENT = re.compile(r"(?!ff)[0-9a-f]{2}-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})(-.*)?")
+# statuses of requests turned away for what the server is or allows, not for what they hold
+TURNED_AWAY = frozenset((401, 403, 408, 413, 429, 431, 503, 504))
+
+
+@dataclass(frozen=True)
+class Metric:
+    """One metric: its Prometheus type, its labels and what it says."""
+
+    kind: str
+    labels: tuple[str, ...]
+    help: str
+
+
+_VERSION = ("model", "version")
+
+METRICS = {
+    "zoo_requests_total": Metric("counter", (*_VERSION, "route", "status"), "Requests answered."),
+    "zoo_request_seconds": Metric("histogram", (*_VERSION, "route"), "Time from a request's arrival to its answer."),
+    "zoo_errors_total": Metric("counter", (*_VERSION, "code"), "Requests answered with an error, by its code."),
+    "zoo_rejected_total": Metric(
+        "counter", ("model", "reason"), "Requests turned away: no key, too many, too large, queue full, too late."
+    ),
+    "zoo_inferences_total": Metric(
+        "counter", (*_VERSION, "role", "status"), "Inferences finished, as an answer or as a shadow of one."
+    ),
+    "zoo_rows_total": Metric("counter", _VERSION, "Rows predicted."),
+    "zoo_compute_seconds": Metric("histogram", _VERSION, "Time that a request's batch took in its worker."),
+    "zoo_queue_seconds": Metric("histogram", _VERSION, "Time of an inference outside the worker: queue and transport."),
+    "zoo_queue_length": Metric("gauge", (), "Inferences that wait for a free worker, over all models."),
+    "zoo_queue_bytes": Metric("gauge", (), "Bytes of the inferences that wait."),
+    "zoo_model_queue_length": Metric("gauge", _VERSION, "Inferences of a version that wait for a free worker."),
+    "zoo_batch_rows": Metric("histogram", _VERSION, "Rows of each batch that a worker ran."),
+    "zoo_model_workers": Metric("gauge", _VERSION, "Workers that have a version in memory."),
+    "zoo_workers": Metric("gauge", ("state",), "Worker processes by state."),
+    "zoo_worker_restarts_total": Metric("counter", (), "Worker processes started in place of lost ones."),
+    "zoo_resident_memory_bytes": Metric("gauge", ("process",), "Memory held by the front and by each worker."),
+    "zoo_model_served": Metric("gauge", _VERSION, "1 if the version is served, 0 if refused."),
+    "zoo_models_memory_bytes": Metric("gauge", (), "Memory that the models in all workers take."),
+    "zoo_traffic_share": Metric("gauge", _VERSION, "Share of a model's requests that a version is given, 0 to 1."),
+    "zoo_version_held": Metric("gauge", _VERSION, "1 for a version that was taken out of traffic."),
+    "zoo_experiment_p": Metric("gauge", ("model", "test"), "Always-valid p-value of a running A/B test."),
+    "zoo_shadow_rows_total": Metric("counter", _VERSION, "Rows that a shadow version answered too."),
+    "zoo_shadow_disagreements_total": Metric(
+        "counter", _VERSION, "Rows on which a shadow version named another class."
+    ),
+    "zoo_rollbacks_total": Metric("counter", (*_VERSION, "cause"), "Versions taken out of traffic automatically."),
+    "zoo_state_saved": Metric("gauge", (), "1 if rules of traffic are written to disk, 0 if that fails."),
+    "zoo_drift_rows": Metric("gauge", _VERSION, "Rows in the window that drift is judged on."),
+    "zoo_drift_state": Metric("gauge", _VERSION, "0 stable, 1 shifted, 2 drifted, -1 not known yet."),
+    "zoo_drift_psi": Metric(
+        "gauge", (*_VERSION, "part", "column"), "Population stability index of a column, chance taken off."
+    ),
+    "zoo_cache_hits_total": Metric("counter", (), "Answers taken from the response cache."),
+    "zoo_cache_misses_total": Metric("counter", (), "Look-ups in the response cache that found nothing."),
+    "zoo_log_lines_dropped_total": Metric("counter", (), "Log lines given up because nothing took them in time."),
+    "zoo_draining": Metric("gauge", (), "1 while the server finishes its last requests."),
+    "zoo_build_info": Metric("gauge", ("zooroad", "python"), "1, with the versions in use."),
+}
 
 
 class Monitor:
-    """Prometheus metrics of one app, in a registry of its own, and the access log."""
+    """Counts of one server, and its access log. May be used from several threads.
 
-    def __init__(self) -> None:
-        self.registry = CollectorRegistry()
-        ProcessCollector(registry=self.registry)
-        labels = ("model", "version", "route")
-        self._requests = Counter("zoo_requests", "Requests answered.", (*labels, "status"), registry=self.registry)
-        self._seconds = Histogram(
-            "zoo_request_seconds", "Time to answer a request.", labels, buckets=SECONDS, registry=self.registry
-        )
-        self._rows = Counter("zoo_rows", "Rows predicted.", ("model", "version"), registry=self.registry)
-        self._served = Gauge(
-            "zoo_model_served",
-            "1 if the version is served, 0 if refused.",
-            ("model", "version"),
-            registry=self.registry,
-        )
+    Attributes:
+        lines: where log lines go without waiting; the logger `serve.access` if None.
+        trace: what makes a span of an answered request; None without tracing.
+    """
+
+    def __init__(self, *, tracing: bool = False, provider: Any = None) -> None:
+        """Start with every figure at 0.
+
+        Args:
+            tracing: make an OpenTelemetry span of each request. What is done with them is set up as for any program that
+                uses OpenTelemetry: by its environment variables or in code.
+            provider: of OpenTelemetry's tracers; the global one if None.
+
+        Raises:
+            ModuleNotFoundError: tracing without the package opentelemetry-api.
+        """
+        self.lines: Lines | None = None
+        self.trace = _tracer(provider) if tracing else None
+        self._lock = threading.Lock()
+        self._requests: dict[tuple[str, str, str, int], list] = {}
+        self._errors: dict[tuple[str, str, str], int] = {}
+        self._rejected: dict[tuple[str, str], int] = {}
+        self._inferences: dict[tuple[str, str, bool, int], list] = {}
+        self._batches: dict[tuple[str, str], list] = {}
+        self._rows: dict[tuple[str, str], int] = {}
+        self._index: list[dict[str, Any]] = []
+        self._store: Any = None
+        self._traffic: Any = None
+        self._drift: Any = None
+        self._second, self._stamp = 0, ""
+        self._encode = msgspec.json.Encoder().encode
+        self._registry: Any = None
+
+    def watch(self, *, store: Any = None, traffic: Any = None, drift: Any = None) -> None:
+        """Name the objects whose state is published with the counts, read whenever somebody asks for the figures.
+
+        Args:
+            store: a `Store`, or a `Fleet`, whose workers and queues are then told too.
+            traffic: a `Traffic`.
+            drift: a `Drift`.
+        """
+        self._store = store or self._store
+        self._traffic = traffic or self._traffic
+        self._drift = drift or self._drift
 
     def served(self, index: list[dict[str, Any]]) -> None:
-        """Publish which versions of the repository index are served."""
-        for entry in index:
-            self._served.labels(entry["name"], entry["version"]).set(entry["state"] == "READY")
+        """Publish which versions of a repository index are served, where no store is watched."""
+        self._index = index
 
     def rows(self, model: str, version: str, count: int) -> None:
-        """Count predicted rows."""
-        self._rows.labels(model, version).inc(count)
+        """Count rows predicted in this process; those of a fleet come through `observe`."""
+        if not hasattr(self._store, "observers"):
+            with self._lock:
+                self._rows[model, version] = self._rows.get((model, version), 0) + count
 
-    def answered(self, *, model: str, version: str, route: str, status: int, seconds: float, **line: Any) -> None:
-        """Count one answered request and write its log line.
+    def batch(self, model: str, version: str, rows: int) -> None:
+        """Count one batch that a worker ran."""
+        with self._lock:
+            tally = self._batches.get((model, version))
+            if tally is None:
+                tally = self._batches[model, version] = [0] * (len(ROWS) + 1) + [0]
+            tally[bisect_left(ROWS, rows)] += 1
+            tally[-1] += rows
+
+    def observe(self, call: Any, answer: Any) -> None:
+        """Count a `Call` that the fleet has finished with an `Answer`."""
+        key = (call.model, answer.version or call.version, call.shadow, answer.status)
+        waited = time.monotonic() - call.started - answer.seconds
+        with self._lock:
+            tally = self._inferences.get(key)
+            if tally is None:
+                tally = self._inferences[key] = [_histogram(), _histogram(), 0]
+            compute, queue, _ = tally
+            compute[bisect_left(SECONDS, answer.seconds)] += 1
+            compute[-1] += answer.seconds
+            queue[bisect_left(SECONDS, waited)] += 1
+            queue[-1] += waited
+            tally[2] += answer.rows
+
+    def answered(
+        self,
+        *,
+        model: str,
+        version: str,
+        route: str,
+        status: int,
+        seconds: float,
+        code: str = "",
+        traceparent: str = "",
+        **line: Any,
+    ) -> None:
+        """Count one answered request, write its log line, and make a span of it where traces are on.
 
         Args:
             model, version: what was asked, empty when no served model was.
             route: the route's pattern, never the raw path.
             status: HTTP status.
             seconds: time taken.
+            code: of the error, such as "bad_shape", when it was answered with one.
+            traceparent: the W3C header of that name as it came.
             line: further fields of the log line, such as the request id.
         """
-        self._requests.labels(model, version, route, str(status)).inc()
-        self._seconds.labels(model, version, route).observe(seconds)
+        key = (model, version, route, status)
+        with self._lock:
+            tally = self._requests.get(key)
+            if tally is None:
+                tally = self._requests[key] = _histogram()
+            tally[bisect_left(SECONDS, seconds)] += 1
+            tally[-1] += seconds
+            if status >= 400:
+                code = code or f"http_{status}"
+                self._errors[model, version, code] = self._errors.get((model, version, code), 0) + 1
+                if status in TURNED_AWAY:
+                    self._rejected[model, code] = self._rejected.get((model, code), 0) + 1
+        if self.lines is None and self.trace is None and not access.isEnabledFor(logging.INFO):
+            return
+        parent = TRACEPARENT.fullmatch(traceparent) if traceparent else None
+        if self.trace is not None:
+            self.trace(parent, model, version, route, status, seconds, line.get("method", ""))
         entry = {
-            "time": datetime.now(UTC).isoformat(timespec="milliseconds"),
+            "time": self._now(),
             "route": route,
             "status": status,
             "ms": round(seconds * 1000, 2),
@@ -61,8 +222,332 @@ class Monitor:
             "version": version,
             **line,
         }
-        access.info(msgspec.json.encode(entry).decode())
+        if code:
+            entry["code"] = code
+        if parent is not None:
+            entry["trace_id"], entry["parent_id"] = parent[1], parent[2]
+        if self.lines is not None:
+            self.lines.write(self._encode(entry))
+        else:
+            access.info(self._encode(entry).decode())
 
     def text(self) -> bytes:
         """Every metric in Prometheus' text format."""
-        return generate_latest(self.registry)
+        from prometheus_client import CollectorRegistry, ProcessCollector, generate_latest
+
+        if self._registry is None:
+            registry = CollectorRegistry()
+            ProcessCollector(registry=registry)
+            registry.register(_Collector(self.collect))
+            self._registry = registry
+        return generate_latest(self._registry)
+
+    def collect(self) -> Iterator[Any]:
+        """Every metric of `METRICS` that has something to say, as Prometheus' client takes them."""
+        gathered: dict[str, list[tuple[tuple[str, ...], Any]]] = {}
+
+        def put(name: str, *labels: str, value: Any) -> None:
+            gathered.setdefault(name, []).append((labels, value))
+
+        self._counted(put)
+        for source in (self._of_process, self._of_store, self._of_traffic, self._of_drift):
+            try:
+                source(put)
+            except Exception as error:  # one part that fails must not hide the figures of the others
+                log.error("figures of %s are missing: %s: %s", source.__name__[4:], type(error).__name__, error)
+        for name, values in gathered.items():
+            yield _family(name, values)
+
+    def _counted(self, put: Callable[..., None]) -> None:
+        with self._lock:
+            requests = [(key, tally.copy()) for key, tally in self._requests.items()]
+            inferences = [(key, [*map(list.copy, tally[:2]), tally[2]]) for key, tally in self._inferences.items()]
+            batches = [(key, tally.copy()) for key, tally in self._batches.items()]
+            errors, rejected, rows = dict(self._errors), dict(self._rejected), dict(self._rows)
+        times: dict[tuple[str, str, str], list] = {}
+        for (model, version, route, status), tally in requests:
+            put("zoo_requests_total", model, version, route, str(status), value=sum(tally[:-1]))
+            _add(times, (model, version, route), tally)
+        for key, tally in times.items():
+            put("zoo_request_seconds", *key, value=(SECONDS, tally))
+        compute: dict[tuple[str, str], list] = {}
+        queue: dict[tuple[str, str], list] = {}
+        for (model, version, shadow, status), (computed, waited, count) in inferences:
+            role = "shadow" if shadow else "answer"
+            put("zoo_inferences_total", model, version, role, str(status), value=sum(computed[:-1]))
+            _add(compute, (model, version), computed)
+            _add(queue, (model, version), waited)
+            rows[model, version] = rows.get((model, version), 0) + count
+        for name, tallies in (("zoo_compute_seconds", compute), ("zoo_queue_seconds", queue)):
+            for pair, tally in tallies.items():
+                put(name, *pair, value=(SECONDS, tally))
+        for pair, tally in batches:
+            put("zoo_batch_rows", *pair, value=(ROWS, tally))
+        for name, counts in (("zoo_rows_total", rows), ("zoo_errors_total", errors), ("zoo_rejected_total", rejected)):
+            for labels, count in counts.items():
+                put(name, *labels, value=count)
+
+    def _of_process(self, put: Callable[..., None]) -> None:
+        python = ".".join(map(str, sys.version_info[:3]))
+        try:
+            own = version_of("zooroad")
+        except PackageNotFoundError:  # run from its sources
+            own = ""
+        put("zoo_build_info", own, python, value=1)
+        put("zoo_resident_memory_bytes", "front", value=resident(os.getpid()))
+        put("zoo_log_lines_dropped_total", value=self.lines.dropped if self.lines is not None else 0)
+
+    def _of_store(self, put: Callable[..., None]) -> None:
+        index = self._index if self._store is None else self._store.index()
+        for entry in index:
+            put("zoo_model_served", entry["name"], entry["version"], value=int(entry["state"] == "READY"))
+        if self._store is None:
+            return
+        put("zoo_draining", value=int(self._store.draining))
+        if not hasattr(self._store, "state"):
+            return
+        state = self._store.state()
+        waiting = held = 0
+        for name, versions in state["queues"].items():
+            for version, queue in versions.items():
+                put("zoo_model_queue_length", name, version, value=queue["waiting"])
+                put("zoo_model_workers", name, version, value=queue["workers"])
+                waiting += queue["waiting"]
+                held += queue["bytes"]
+        put("zoo_queue_length", value=waiting)
+        put("zoo_queue_bytes", value=held)
+        workers = state["workers"]
+        for kind in WORKER_STATES:
+            put("zoo_workers", kind, value=sum(worker["state"] == kind for worker in workers))
+        put("zoo_worker_restarts_total", value=sum(worker["restarts"] for worker in workers))
+        put("zoo_models_memory_bytes", value=state["memory"]["models"])
+        for number, worker in enumerate(workers):
+            put("zoo_resident_memory_bytes", f"worker {number}", value=worker["resident"])
+        if state["cache"] is not None:
+            put("zoo_cache_hits_total", value=state["cache"]["hits"])
+            put("zoo_cache_misses_total", value=state["cache"]["misses"])
+
+    def _of_traffic(self, put: Callable[..., None]) -> None:
+        if self._traffic is None:
+            return
+        for name, kind, labels, value in self._traffic.samples():
+            full = f"{name}_total" if kind == "counter" else name
+            put(full, *(labels[label] for label in METRICS[full].labels), value=value)
+
+    def _of_drift(self, put: Callable[..., None]) -> None:
+        if self._drift is None or self._store is None:
+            return
+        for name, versions in list(self._store.models.items()):
+            for version in list(versions):
+                told = self._drift.describe(name, version)
+                state = {"stable": 0, "shifted": 1, "drifted": 2}.get(told["state"], -1)
+                put("zoo_drift_state", name, version, value=state)
+                put("zoo_drift_rows", name, version, value=told["rows"])
+                for feature in told["features"][:COLUMNS]:
+                    put("zoo_drift_psi", name, version, feature["part"], feature["name"], value=feature["psi"])
+
+    def _now(self) -> str:
+        """UTC, with milliseconds; the part that changes once a second is kept."""
+        now = time.time()
+        second = int(now)
+        if second != self._second:
+            self._stamp = time.strftime("%Y-%m-%dT%H:%M:%S.", time.gmtime(second))
+            self._second = second
+        return f"{self._stamp}{int((now - second) * 1000):03d}+00:00"
+
+
+def _histogram() -> list:
+    """A count for each bucket and the one above, and the sum."""
+    return [0] * (len(SECONDS) + 1) + [0.0]
+
+
+def _add(sums: dict, key: tuple, tally: list) -> None:
+    sums[key] = [a + b for a, b in zip(sums[key], tally, strict=True)] if key in sums else tally
+
+
+def _family(name: str, values: list[tuple[tuple[str, ...], Any]]) -> Any:
+    """One metric in the form of Prometheus' client."""
+    from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
+
+    metric = METRICS[name]
+    if metric.kind == "histogram":
+        histogram = HistogramMetricFamily(name, metric.help, labels=metric.labels)
+        for labels, (edges, tally) in values:
+            reached, buckets = 0, []
+            for edge, count in zip((*map(str, map(float, edges)), "+Inf"), tally, strict=False):
+                reached += count
+                buckets.append((edge, reached))
+            histogram.add_metric(labels, buckets, tally[-1])
+        return histogram
+    made = {"counter": CounterMetricFamily, "gauge": GaugeMetricFamily}[metric.kind](
+        name, metric.help, labels=metric.labels
+    )
+    for labels, value in values:
+        made.add_metric(labels, value)
+    return made
+
+
+def code_of(body: bytes) -> str:
+    """The code in the body of an answered error; "" if there is none."""
+    try:
+        told = msgspec.json.decode(body)
+        inner = told["error"] if isinstance(told["error"], dict) else told
+        return str(inner["code"])
+    except (msgspec.DecodeError, TypeError, KeyError):
+        return ""
+
+
+class _Collector:
+    """A function as what a Prometheus registry asks."""
+
+    def __init__(self, collect: Callable[[], Iterator[Any]]) -> None:
+        self.collect = collect
+
+    def describe(self) -> Iterable[Any]:
+        """Nothing is promised ahead, so that registering costs nothing."""
+        return ()
+
+
+def resident(process: int) -> int:
+    """Bytes of memory a process holds; 0 where the system does not tell."""
+    try:
+        return int(Path(f"/proc/{process}/statm").read_text(encoding="ascii").split()[1]) * mmap.PAGESIZE
+    except (OSError, ValueError, IndexError):
+        return 0
+
+
+class Lines:
+    """Lines on their way to a file that may be slow or gone; whoever writes one never waits.
+
+    Attributes:
+        dropped: lines given up, because too many were waiting or the file took no more.
+    """
+
+    def __init__(self, file: int, *, limit: int = 20_000, pause: float = 0.05) -> None:
+        """Start the thread that writes.
+
+        Args:
+            file: descriptor, such as `sys.stderr.fileno()`.
+            limit: lines that may wait.
+            pause: seconds over which lines are gathered into one write.
+        """
+        self.dropped = 0
+        self._file, self._limit, self._pause = file, limit, pause
+        self._waiting: deque[bytes] = deque()
+        self._lock = threading.Lock()  # of `dropped`, which both sides count
+        self._arrived = threading.Event()
+        self._asleep = True
+        self._closing = False
+        self._thread = threading.Thread(target=self._run, name="log", daemon=True)
+        self._thread.start()
+
+    def write(self, line: bytes) -> None:
+        """Queue one line, without its end."""
+        if len(self._waiting) >= self._limit:
+            with self._lock:
+                self.dropped += 1
+            return
+        self._waiting.append(line)
+        if self._asleep:
+            self._asleep = False
+            self._arrived.set()
+
+    def close(self, timeout: float = 1.0) -> None:
+        """Write what is waiting, for at most `timeout` seconds, and stop."""
+        self._closing = True
+        self._arrived.set()
+        self._thread.join(timeout)
+
+    def _run(self) -> None:
+        while True:
+            self._arrived.wait()
+            self._arrived.clear()
+            if not self._closing:
+                time.sleep(self._pause)
+            self._asleep = True  # before the queue is emptied, so that no line is forgotten
+            held = [self._waiting.popleft() for _ in range(len(self._waiting))]
+            if held and not self._put(b"\n".join([*held, b""])):
+                with self._lock:
+                    self.dropped += len(held)
+            if self._closing and not self._waiting:
+                return
+
+    def _put(self, data: bytes) -> bool:
+        """Write all of it; False when the file takes no more."""
+        left = memoryview(data)
+        while left:
+            try:
+                left = left[os.write(self._file, left) :]
+            except BlockingIOError:
+                if self._closing:
+                    return False
+                select.select((), (self._file,), (), 1.0)
+            except OSError:
+                return False
+        return True
+
+
+class LinesHandler(logging.Handler):
+    """Log records as JSON lines beside the access log's."""
+
+    def __init__(self, lines: Lines, level: int = logging.WARNING) -> None:
+        super().__init__(level)
+        self.lines = lines
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Queue a record's line."""
+        stamp = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
+        entry = {
+            "time": f"{stamp}.{int(record.msecs):03d}+00:00",
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "message": record.getMessage(),
+        }
+        if record.exc_info and record.exc_info[0] is not None:
+            entry["error"] = record.exc_info[0].__name__  # its message may quote what a client sent
+        self.lines.write(msgspec.json.encode(entry))
+
+
+def _tracer(provider: Any) -> Callable[..., None]:
+    """What makes a finished span of an answered request."""
+    try:
+        from opentelemetry import trace
+    except ImportError as error:
+        message = "traces need OpenTelemetry, which is not installed; run: pip install opentelemetry-sdk"
+        raise ModuleNotFoundError(message) from error
+    tracer = trace.get_tracer("zooroad.serve", tracer_provider=provider)
+
+    def record(
+        parent: re.Match[str] | None,
+        model: str,
+        version: str,
+        route: str,
+        status: int,
+        seconds: float,
+        method: str,
+    ) -> None:
+        context = None
+        if parent is not None and int(parent[1], 16) and int(parent[2], 16):
+            sender = trace.SpanContext(
+                int(parent[1], 16), int(parent[2], 16), is_remote=True, trace_flags=trace.TraceFlags(int(parent[3], 16))
+            )
+            context = trace.set_span_in_context(trace.NonRecordingSpan(sender))
+        now = time.time_ns()
+        span = tracer.start_span(
+            f"{method} {route}".strip(),
+            context=context,
+            kind=trace.SpanKind.SERVER,
+            start_time=now - int(seconds * 1e9),
+            attributes={
+                "http.request.method": method,
+                "http.route": route,
+                "http.response.status_code": status,
+                "zoo.model": model,
+                "zoo.version": version,
+            },
+        )
+        if status >= 500:
+            span.set_status(trace.StatusCode.ERROR)
+        span.end(now)
+
+    return record
