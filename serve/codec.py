@@ -1,7 +1,10 @@
-"""What people send and read: image files, JSON rows and nested lists in; labels with probabilities out."""
+"""What people send and read: image files, JSON rows, CSV files and text in; labels with probabilities out."""
 
+import csv
 import io
 import math
+from collections.abc import Callable, Iterator
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -9,11 +12,57 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from serve.errors import RequestError, did_you_mean, shown
 from serve.manifest import Manifest, Port
-from serve.protocol import to_array
+from serve.tensors import to_array
 
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
 LARGEST = float(np.finfo(np.float32).max)
+TOGETHER = 4  # times the pixels of the largest image allowed, for all images that are decoded at once
 MODES = {1: "L", 3: "RGB", 4: "RGBA"}
+SEPARATORS = ",;\t"  # of CSV files; the one that gives the most known columns is taken
+LONGEST_CELL = csv.field_size_limit()  # characters
+MOST_UNKNOWN = 200  # columns of a CSV file that are left out with a note
+MOST_NOTES = 20
+Inputs = dict[str, np.ndarray]
+
+
+class Batch:
+    """The rows of one body, decoded in order and a few at a time, so that many rows need little memory.
+
+    Attributes:
+        count: rows in all.
+        bytes: what the rows hold before they are decoded, about.
+    """
+
+    def __init__(self, count: int, size: int, read: Callable[[int, int], tuple[Inputs, list[str]]]) -> None:
+        """Wrap a reader.
+
+        Args:
+            count: rows in all.
+            size: bytes of the body.
+            read: gives rows `first` to `stop` (not included) as raw inputs and notes; called in order, each row once.
+        """
+        self.count = count
+        self.bytes = size
+        self._read = read
+        self._next = 0
+
+    @property
+    def left(self) -> int:
+        """Rows not taken yet."""
+        return self.count - self._next
+
+    def take(self, rows: int | None = None) -> tuple[Inputs, list[str]]:
+        """The next rows, at most so many, all that are left if None.
+
+        Returns:
+            Raw inputs with a leading batch axis, and notes on values that the model will not understand.
+
+        Raises:
+            RequestError: a row that cannot be read; the message says which.
+        """
+        first = self._next
+        self._next = self.count if rows is None else min(self.count, first + rows)
+        return self._read(first, self._next)
 
 
 def read_image(body: bytes, shape: tuple[int, ...], *, max_pixels: int) -> np.ndarray:
@@ -69,27 +118,54 @@ def read_image(body: bytes, shape: tuple[int, ...], *, max_pixels: int) -> np.nd
     return np.asarray(upright, np.uint8).reshape(size[1], size[0], channels)
 
 
-def read_images(bodies: list[bytes], manifest: Manifest, *, max_pixels: int) -> dict[str, np.ndarray]:
-    """Decode image files into a model's raw input, `{"image": (batch, height, width, channels)}`.
+def image_batch(bodies: list[bytes], manifest: Manifest, *, max_pixels: int) -> Batch:
+    """Image files as a model's raw input, `{"image": (batch, height, width, channels)}`, decoded when they are taken.
 
     Raises:
-        RequestError: the model takes no image, or a file cannot be read.
+        RequestError: the model takes no image, or there is none.
     """
     port = _image_port(manifest)
     if not bodies:
         raise RequestError("bad_request", "the form holds no file; send one, as with curl -F image=@picture.png", 400)
-    images = [read_image(body, port.shape[1:], max_pixels=max_pixels) for body in bodies]
-    if len({image.shape for image in images}) > 1:
-        message = f"{manifest.name!r} takes images of any size, but those of one request must be of one size"
-        raise RequestError("bad_shape", message)
-    return {port.name: np.stack(images)}
+
+    def read(first: int, stop: int) -> tuple[Inputs, list[str]]:
+        declared = sum(map(_declared, bodies[first:stop])) if stop - first > 1 else 0
+        if declared > TOGETHER * max_pixels:
+            message = f"the images have {declared} pixels together, the limit is {TOGETHER * max_pixels}; send fewer"
+            raise RequestError("too_many_pixels", message, 413)
+        images = [read_image(body, port.shape[1:], max_pixels=max_pixels) for body in bodies[first:stop]]
+        if len({image.shape for image in images}) > 1:
+            message = f"{manifest.name!r} takes images of any size, but those of one request must be of one size"
+            raise RequestError("bad_shape", message)
+        return {port.name: np.stack(images)}, []
+
+    return Batch(len(bodies), sum(map(len, bodies)), read)
+
+
+def _declared(body: bytes) -> int:
+    """Pixels that an image file says it has; 0 for what `read_image` will refuse."""
+    try:
+        with Image.open(io.BytesIO(body), formats=FORMATS) as image:
+            return image.width * image.height
+    except Exception:  # as many kinds as there are formats
+        return 0
 
 
 def _image_port(manifest: Manifest) -> Port:
     if manifest.kind != "image":
-        message = f"{manifest.name!r} takes no image; send its columns as JSON, such as {_example(manifest)}"
-        raise RequestError("unsupported_media", message, 415)
+        raise RequestError("unsupported_media", f"{manifest.name!r} takes no image; {_cure(manifest)}", 415)
     return manifest.inputs[0]
+
+
+def _cure(manifest: Manifest) -> str:
+    """What to send instead, by the kind of the model."""
+    if manifest.kind == "image":
+        return "send an image file, as with curl -F image=@picture.png"
+    if manifest.kind == "text":
+        return f'send plain text (Content-Type: text/plain), or {{"{manifest.inputs[0].name}": …}} as JSON'
+    if manifest.kind == "table":
+        return f"send its columns as JSON, such as {_example(manifest)}, or a CSV file with a header row (text/csv)"
+    return "use the v2 infer route"
 
 
 def _example(manifest: Manifest) -> str:
@@ -97,27 +173,189 @@ def _example(manifest: Manifest) -> str:
     return "{" + ", ".join(f'"{column}": …' for column in columns) + "}"
 
 
-def read_json(body: Any, manifest: Manifest) -> tuple[dict[str, np.ndarray], list[str]]:
-    """Turn parsed JSON into a model's raw inputs.
+def json_batch(body: Any, manifest: Manifest, size: int = 0) -> Batch:
+    """Rows of parsed JSON, converted when they are taken.
 
     Args:
         body: for tables, an object column -> value, or a list of them; a missing key or null is a missing value.
             For images, `{"image": pixels}` with pixels nested as (height, width), (height, width, channels) or (batch,
-            height, width, channels), 0 … 255.
+            height, width, channels), 0 … 255. For text, `{"text": "…"}`, by the name of the input, or a list of them.
         manifest: the model's.
-
-    Returns:
-        Raw inputs with a leading batch axis, and notes on values that the model will not understand.
+        size: bytes of the body.
 
     Raises:
-        RequestError: an unknown column, a value of the wrong kind, or pixels of the wrong shape.
+        RequestError: not rows at all, or pixels of the wrong shape; when taken, an unknown column or a value of the wrong
+            kind.
     """
     if manifest.kind == "image":
-        return _pixels(body, manifest), []
-    if manifest.kind == "table":
-        return _rows(body, manifest)
-    message = f"{manifest.name!r} takes {manifest.kind!r} inputs, which have no simple form; use the v2 infer route"
-    raise RequestError("unsupported_media", message, 415)
+        image = _pixels(body, manifest)
+        (pixels,) = image.values()
+        return Batch(len(pixels), size, lambda first, stop: ({manifest.inputs[0].name: pixels[first:stop]}, []))
+    if manifest.kind not in ("table", "text"):
+        message = f"{manifest.name!r} takes {manifest.kind!r} inputs, which have no simple form; use the v2 infer route"
+        raise RequestError("unsupported_media", message, 415)
+    rows = body if isinstance(body, list) else [body]
+    if not rows or not all(isinstance(row, dict) for row in rows):
+        if manifest.kind == "text":
+            raise RequestError("bad_request", _cure(manifest), 400)
+        message = f"send one object per row, such as {_example(manifest)}, or a list of such objects"
+        raise RequestError("bad_request", message, 400)
+    several = len(rows) > 1
+
+    def read(first: int, stop: int) -> tuple[Inputs, list[str]]:
+        named = [(f"row {first + at}: " if several else "", row) for at, row in enumerate(rows[first:stop], 1)]
+        return _texts(named, manifest) if manifest.kind == "text" else _rows(named, manifest)
+
+    return Batch(len(rows), size, read)
+
+
+def text_batch(body: bytes, manifest: Manifest) -> Batch:
+    """A plain text, one row.
+
+    Raises:
+        RequestError: the model takes no text, or the body is not UTF-8.
+    """
+    if manifest.kind != "text":
+        raise RequestError("unsupported_media", f"{manifest.name!r} takes no text; {_cure(manifest)}", 415)
+    text = _decoded(body, "the text")
+    return json_batch({manifest.inputs[0].name: text}, manifest, len(body))
+
+
+def _decoded(body: bytes, what: str) -> str:
+    """UTF-8 without its mark; the message of a failure names the line."""
+    try:
+        return body.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = body.count(b"\n", 0, error.start) + 1
+        message = f"{what} is not UTF-8: byte 0x{error.object[error.start]:02x} in line {line}; save it as UTF-8"
+        raise RequestError("bad_encoding", message) from None
+
+
+def _texts(named: list[tuple[str, dict[str, Any]]], manifest: Manifest) -> tuple[Inputs, list[str]]:
+    """Rows `{<port>: text}` of a text model."""
+    port = manifest.inputs[0]
+    texts = []
+    for where, row in named:
+        if list(row) != [port.name] or not isinstance(row[port.name], str):
+            raise RequestError("bad_value", f'{where}send {{"{port.name}": "some text"}}, got {shown(row)}')
+        if not row[port.name].strip():
+            raise RequestError("bad_value", f"{where}{port.name!r} is empty; write something")
+        texts.append(row[port.name])
+    array = np.array(texts, dtype=object)
+    return {port.name: array.reshape(-1, *[1] * (len(port.shape) - 1))}, []  # (batch,) or (batch, 1)
+
+
+def csv_batch(body: bytes, manifest: Manifest) -> Batch:
+    """A CSV file: a header row with column names, then one row per line; an empty cell is a missing value.
+
+    Commas, semicolons or tabs separate, double quotes enclose. Columns may stand in any order. A column that the model
+    does not know, such as the answer or a number of the row, is left out with a note, unless it looks like a misspelt one.
+
+    Raises:
+        RequestError: the model has no columns, the header fits none of them, or a row has more or fewer cells.
+    """
+    if manifest.kind not in ("table", "text"):
+        message = f"{manifest.name!r} has no columns that a CSV file could fill; {_cure(manifest)}"
+        raise RequestError("unsupported_media", message, 415)
+    text = _decoded(body, "the CSV file")
+    known = [column for port in manifest.inputs for column in port.columns or (port.name,)]
+    header, separator, notes = _header(text, known)
+    count = sum(1 for _ in _records(text, separator, header))
+    if not count:
+        raise RequestError("bad_csv", "the CSV file has a header row but no rows below it; add at least one")
+    records = _records(text, separator, header)
+    numbers = {column for port in manifest.inputs if port.dtype != "BYTES" for column in port.columns}
+
+    def read(first: int, stop: int) -> tuple[Inputs, list[str]]:
+        named = []
+        for line, cells in islice(records, stop - first):
+            row = {
+                column: _cell(line, column, cell, column in numbers)
+                for column, cell in zip(header, cells, strict=True)
+                if column in known
+            }
+            named.append((f"line {line}: ", row))
+        inputs, told = _texts(named, manifest) if manifest.kind == "text" else _rows(named, manifest)
+        return inputs, notes + told
+
+    return Batch(count, len(body), read)
+
+
+def _header(text: str, known: list[str]) -> tuple[list[str], str, list[str]]:
+    """Column names, the separator, and notes on columns that are not used."""
+    candidates = [_candidate(text, separator, known) for separator in SEPARATORS]
+    fits, header, separator = max(candidates, key=lambda candidate: candidate[0])
+    if not fits:
+        message = (
+            f"the first line of the CSV file names no column of the model; it must name some of {', '.join(known[:20])}"
+        )
+        raise RequestError("bad_csv", message)
+    twice = next((column for column in known if header.count(column) > 1), None)
+    if twice is not None:
+        raise RequestError("bad_csv", f"line 1: column {twice!r} is given twice; give each column once")
+    unknown = [column for column in header if column not in known]
+    absent = [column for column in known if column not in header]
+    if len(unknown) > MOST_UNKNOWN:
+        message = f"line 1 has {len(unknown)} columns that the model does not know, at most {MOST_UNKNOWN} are left out"
+        raise RequestError("bad_csv", message)
+    for column in unknown:
+        if hint := did_you_mean(column, absent):
+            message = f"line 1: no column is called {shown(column)} ({len(known)} are known).{hint}"
+            raise RequestError("unknown_column", message)
+    named = ", ".join(column[:60] for column in unknown[:20])
+    return header, separator, [f"not used, since the model has no such columns: {named}"] if unknown else []
+
+
+def _candidate(text: str, separator: str, known: list[str]) -> tuple[int, list[str], str]:
+    """How many known columns the first line names if this separates them, and its cells."""
+    try:
+        _, cells = next(_lines(text, separator), (1, []))
+    except RequestError:  # such as a quoted cell that ends before another separator
+        return 0, [], separator
+    header = [cell.strip() for cell in cells]
+    return len({*header} & {*known}), header, separator
+
+
+def _lines(text: str, separator: str) -> Iterator[tuple[int, list[str]]]:
+    """Records that are not blank, each with the number of its first line."""
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
+    line = 1
+    try:
+        for cells in reader:
+            if cells:
+                yield line, cells
+            line = reader.line_num + 1
+    except csv.Error as error:
+        message = f"line {line}: the CSV file cannot be read: {error}; a cell holds at most {LONGEST_CELL} characters"
+        raise RequestError("bad_csv", message) from None
+
+
+def _records(text: str, separator: str, header: list[str]) -> Iterator[tuple[int, list[str]]]:
+    """The rows below the header."""
+    for line, cells in islice(_lines(text, separator), 1, None):
+        if len(cells) != len(header):
+            message = (
+                f"line {line} has {len(cells)} cells, the header has {len(header)}; quote cells that hold {separator!r}"
+            )
+            raise RequestError("bad_csv", message)
+        yield line, cells
+
+
+def _cell(line: int, column: str, cell: str, number: bool) -> float | str | None:
+    """One cell as its JSON value."""
+    if not number:
+        return cell or None
+    cell = cell.strip()
+    if not cell:
+        return None
+    try:
+        value = float(cell) if cell.isascii() and "_" not in cell else math.nan
+    except ValueError:
+        value = math.nan
+    if not abs(value) <= LARGEST:  # also what is not a number
+        wanted = "a number or empty" if math.isnan(value) else f"within ±{LARGEST:.4g}"
+        raise RequestError("bad_value", f"line {line}, column {column!r} must be {wanted}, got {shown(cell)}")
+    return value
 
 
 def _pixels(body: Any, manifest: Manifest) -> dict[str, np.ndarray]:
@@ -132,55 +370,59 @@ def _pixels(body: Any, manifest: Manifest) -> dict[str, np.ndarray]:
     return {port.name: image[None] if image.ndim == 3 else image}
 
 
-def _rows(body: Any, manifest: Manifest) -> tuple[dict[str, np.ndarray], list[str]]:
-    rows = body if isinstance(body, list) else [body]
-    if not rows or not all(isinstance(row, dict) for row in rows):
-        message = f"send one object per row, such as {_example(manifest)}, or a list of such objects"
-        raise RequestError("bad_request", message, 400)
+def _rows(named: list[tuple[str, dict[str, Any]]], manifest: Manifest) -> tuple[Inputs, list[str]]:
+    """Rows of a table, each with what a message calls it."""
+    rows = [row for _, row in named]
     known = [column for port in manifest.inputs for column in port.columns]
     notes: list[str] = []
     absent = [column for column in known if any(column not in row for row in rows)]
     if absent and any(rows):
         notes.append(f"not sent, so taken as missing: {', '.join(absent[:20])}")
     columns = frozenset(known)
-    for row in rows:
+    for where, row in named:
         for column in row:
             if column not in columns:
-                message = f"no column is called {column!r} ({len(known)} are known).{did_you_mean(column, known)}"
+                message = (
+                    f"{where}no column is called {shown(column)} ({len(known)} are known).{did_you_mean(column, known)}"
+                )
                 raise RequestError("unknown_column", message)
         if all(row.get(column) is None for column in known):
             notes.append("every value of a row is missing; its answer is that of an average row")
     inputs = {}
     for port in manifest.inputs:
         cell = _category if port.dtype == "BYTES" else _number
-        data = [[cell(column, row.get(column)) for column in port.columns] for row in rows]
+        data = [[cell(where, column, row.get(column)) for column in port.columns] for where, row in named]
         inputs[port.name] = to_array(data, port.dtype, f"{port.name!r}")
     for column, values in manifest.choices.items():
         for value in sorted({str(row[column]) for row in rows if row.get(column) is not None} - {*values, ""}):
-            notes.append(f"column {column!r}: {value!r} was not seen in training and counts as missing")
-    return inputs, list(dict.fromkeys(notes))
+            notes.append(f"column {column!r}: {shown(value)} was not seen in training and counts as missing")
+    return inputs, list(dict.fromkeys(notes))[:MOST_NOTES]
 
 
-def _number(column: str, value: Any) -> float | None:
+def _number(where: str, column: str, value: Any) -> float | None:
     if value is None:
         return None
     if isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= LARGEST:
         return float(value)
-    raise RequestError("bad_value", f"column {column!r} must be a number within FP32 or null, got {shown(value)}")
+    raise RequestError(
+        "bad_value", f"{where}column {column!r} must be a number within FP32 or null, got {shown(value)}"
+    )
 
 
-def _category(column: str, value: Any) -> str:
+def _category(where: str, column: str, value: Any) -> str:
     if value is None:
         return ""
     if isinstance(value, str) or (type(value) is int and abs(value) <= LARGEST):
         return str(value)
-    raise RequestError("bad_value", f"column {column!r} must be text or null, got {shown(value)}")
+    raise RequestError("bad_value", f"{where}column {column!r} must be text or null, got {shown(value)}")
 
 
 def to_row(inputs: dict[str, np.ndarray], row: int, manifest: Manifest) -> dict[str, Any]:
     """The JSON form of one row of raw inputs: what `read_json` reads back, missing values as null."""
     if manifest.kind == "image":
         return {manifest.inputs[0].name: inputs[manifest.inputs[0].name][row].tolist()}
+    if manifest.kind == "text":
+        return {manifest.inputs[0].name: str(inputs[manifest.inputs[0].name][row].flat[0])}
     cells: dict[str, Any] = {}
     for port in manifest.inputs:
         for column, value in zip(port.columns, inputs[port.name][row].tolist(), strict=True):
@@ -211,3 +453,26 @@ def answers(outputs: dict[str, np.ndarray], manifest: Manifest, *, top: int) -> 
         ranked = [{"label": manifest.labels[i], "probability": round(float(row[i]), 6)} for i in best]
         given.append({**ranked[0], "top": ranked})
     return given
+
+
+def answers_csv(predictions: list[dict[str, Any]], manifest: Manifest) -> str:
+    """Predictions as a CSV file with a header row.
+
+    Args:
+        predictions: what `answers` gives.
+        manifest: the model's.
+
+    Returns:
+        Columns label, probability, label_2, probability_2 … or the target's name, one line per row.
+    """
+    file = io.StringIO(newline="")
+    writer = csv.writer(file)
+    if manifest.task == "regression":
+        writer.writerow(manifest.labels[:1])
+        writer.writerows([row["value"]] for row in predictions)
+        return file.getvalue()
+    ranks = len(predictions[0]["top"])
+    ends = ["", *(f"_{rank}" for rank in range(2, ranks + 1))]
+    writer.writerow([name + end for end in ends for name in ("label", "probability")])
+    writer.writerows([cell for one in row["top"] for cell in (one["label"], one["probability"])] for row in predictions)
+    return file.getvalue()

@@ -1,7 +1,7 @@
 """One ONNX file as a callable, on ONNX Runtime or, where it is installed, on OpenVINO.
 
-Both read the same file. OpenVINO is often faster on processors of Intel and AMD, but is never required: it is imported
-when it is asked for.
+Both read the same file. OpenVINO is often faster on processors of Intel and AMD, but is never required. Either is imported
+when the first file is opened, so that a process which only looks at a store stays small.
 """
 
 import json
@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
-import onnxruntime
 
 from serve.manifest import BundleError
 
@@ -96,6 +95,8 @@ class _OnnxRuntime:
     engine = "onnxruntime"
 
     def __init__(self, path: Path, threads: int) -> None:
+        import onnxruntime
+
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1

@@ -53,7 +53,7 @@ RULES = [  # files, files that are excepted, what they may not import, what of t
     ("zoo/compress/budget", "", "serve flask", ""),
     ("zoo/explain/*", "", "export serve flask", "serve.manifest"),
     ("zoo/evaluate/*", "", "export serve flask", "serve.manifest serve.runtime"),
-    ("export/*", "", "flask serve", "serve.manifest serve.session"),
+    ("export/*", "", "flask serve", "serve.manifest serve.session serve.drift"),
     ("serve/*", "", "zoo export keras tensorflow torch jax", ""),
     ("zoo/data/*", "", "keras tensorflow jax torch zoo", "zoo.data zoo.registry"),
 ]

@@ -7,6 +7,8 @@ from typing import Annotated, Any
 
 import typer
 
+from zoo.remote import traffic
+
 app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
@@ -511,6 +513,7 @@ def export(
         float | None, typer.Option(help="Most that a smaller form may lose of the validation score (0.003).")
     ] = None,
     data: Moved = None,
+    sign: Annotated[Path | None, typer.Option(metavar="KEY", help="Private key to sign it with; see zoo sign.")] = None,
 ) -> None:
     """Write a bundle: ONNX in FP32 and INT8 with preprocessing inside, manifest, golden rows, hashes, model card.
 
@@ -543,6 +546,7 @@ def export(
         runner=runner or edge,
         precision=precision,
         max_drop=max_drop,
+        sign=sign,
     )
     manifest = made.manifest
     for form in manifest.precisions.values():
@@ -594,10 +598,10 @@ def explain(
     if row is None:
         raw = examples(opened, image, rows)
     else:
-        from serve.codec import read_json
-        from serve.protocol import decode_json
+        from serve.codec import json_batch
+        from serve.tensors import decode_json
 
-        raw, notes = read_json(decode_json(row.encode()), opened.manifest)
+        raw, notes = json_batch(decode_json(row.encode()), opened.manifest).take()
         typer.echo("".join(f"note: {note}\n" for note in notes), nl=False)
     found = why(opened, raw, method=method, target=label, precision=precision)
     found.plot(out)
@@ -607,19 +611,202 @@ def explain(
 @app.command()
 def serve(
     store: Annotated[Path, typer.Argument(help="Folder that holds <name>/<version>/ bundles.")] = Path("store"),
+    tune: Annotated[
+        bool, typer.Option("--tune", help="Measure STORE/MODEL on this machine, write the best settings, and end.")
+    ] = False,
+    cluster: Annotated[
+        bool, typer.Option("--cluster", help="On Ray, with --workers replicas; see python -m serve.cluster --help.")
+    ] = False,
     host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 for all.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port; 0 takes a free one.")] = 8000,
+    connections: Annotated[int, typer.Option(help="Open connections.")] = 10_000,
+    max_body: Annotated[str, typer.Option(metavar="SIZE", help="Largest request body.")] = "16MB",
+    max_pixels: Annotated[int, typer.Option(help="Most pixels of an image.")] = 25_000_000,
+    timeout: Annotated[float, typer.Option(metavar="SECONDS", help="Of an inference.")] = 30.0,
+    explain_timeout: Annotated[float, typer.Option(metavar="SECONDS", help="Of an explanation.")] = 30.0,
+    drain: Annotated[float, typer.Option(metavar="SECONDS", help="To finish requests at a stop.")] = 10.0,
     precision: Annotated[
         str | None, typer.Option(help="fp32, fp16, int8, w8 or w4; each bundle's default if not given.")
     ] = None,
     engine: Annotated[
-        str, typer.Option(help="onnxruntime, openvino where it is installed, or auto for the faster one here.")
-    ] = "onnxruntime",
+        str | None,
+        typer.Option(help="onnxruntime, openvino where it is installed, or auto for the faster one here."),
+    ] = None,
+    workers: Annotated[int | None, typer.Option(help="Processes that compute; one per core if not given.")] = None,
+    threads: Annotated[
+        int | None, typer.Option(help="Threads of each of them; the cores divided among them if not given.")
+    ] = None,
+    max_batch: Annotated[int, typer.Option(help="Most rows of a request.")] = 1024,
+    queue: Annotated[int, typer.Option(help="Inferences that wait for one version.")] = 2048,
+    memory: Annotated[
+        str | None, typer.Option(metavar="SIZE", help="For models, in all workers; the least used leave first.")
+    ] = None,
+    cache: Annotated[str, typer.Option(metavar="SIZE", help="Of answers kept for requests that come again.")] = "0",
+    watch: Annotated[float, typer.Option(metavar="SECONDS", help="Between looks for new versions; 0 for none.")] = 1.0,
+    state: Annotated[
+        Path | None, typer.Option(metavar="FOLDER", help="Keeps traffic rules over a restart; STORE/.state otherwise.")
+    ] = None,
+    access_log: Annotated[bool, typer.Option(help="Log as JSON, with a line for each request.")] = True,
+    tracing: Annotated[bool, typer.Option("--tracing", help="Make OpenTelemetry spans.")] = False,
+    keys: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="API keys made by zoo keys; without, admin routes are off.")
+    ] = None,
+    anonymous: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SCOPES", help="Open without a key, such as predict,metrics; with --keys only metrics is."
+        ),
+    ] = None,
+    key_rate: Annotated[
+        str | None, typer.Option(metavar="RATE[/BURST]", help="Requests a second of each key, such as 100/200.")
+    ] = None,
+    peer_rate: Annotated[
+        str | None, typer.Option(metavar="RATE[/BURST]", help="Requests a second of each address without a key.")
+    ] = None,
+    proxies: Annotated[int, typer.Option(help="Reverse proxies in front whose X-Forwarded-For is believed.")] = 0,
+    origin: Annotated[
+        list[str] | None, typer.Option(help="Web origin whose pages may call, as https://shop.example; repeatable.")
+    ] = None,
+    jwt_key: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Takes JSON Web Tokens too: PEM public key, JWKS file or secret."),
+    ] = None,
+    jwt_audience: Annotated[str | None, typer.Option(help="Audience that such tokens are made for.")] = None,
+    jwt_issuer: Annotated[str | None, typer.Option(help="Issuer they must come from; any if not given.")] = None,
+    jwt_scopes: Annotated[str, typer.Option(help="Claim that lists their scopes.")] = "scope",
+    trust: Annotated[
+        Path | None, typer.Option(metavar="PUB", help="Serve bundles signed by this key, or by one of a folder, alone.")
+    ] = None,
 ) -> None:
-    """Serve every bundle of a store: the Open Inference Protocol, simple routes, metrics and a page to try it."""
-    from serve.host import run
+    """Serve every bundle of a store: the Open Inference Protocol, simple routes, metrics and a page to try it.
 
-    run(store, host=host, port=port, precision=precision, engine=engine)
+    Examples: zoo serve store --host 0.0.0.0 --keys keys.json; zoo serve --tune store/digits
+    """
+    options = dict(locals())
+    from serve.__main__ import start
+
+    options["origins"] = options.pop("origin") or ()
+    start(**options)
+
+
+@app.command()
+def sign(
+    bundle: Annotated[Path | None, typer.Argument(help="Bundle to sign, such as store/digits/1.")] = None,
+    key: Annotated[Path | None, typer.Option(help="Private key file, such as release.key.")] = None,
+    new_key: Annotated[
+        Path | None, typer.Option(metavar="NAME", help="Make a pair of keys, NAME.key and NAME.pub, and sign nothing.")
+    ] = None,
+) -> None:
+    """Sign a bundle, so that servers started with --trust take it and no other.
+
+    A private key is encrypted with the password in the environment variable ZOO_KEY_PASSWORD, where that is set.
+
+    Examples: zoo sign --new-key release; zoo sign store/digits/1 --key release.key;
+    zoo serve store --trust release.pub
+    """
+    from export import sign as signing
+
+    if new_key is not None:
+        if bundle is not None or key is not None:
+            raise ValueError("--new-key makes keys and signs nothing; leave out the bundle and --key")
+        private, public = signing.make_key(new_key)
+        typer.echo(f"{private}  private: keep it where only releases are made\n{public}  public: give it to servers")
+        return
+    if bundle is None or key is None:
+        raise ValueError("give a bundle and its --key, or --new-key NAME to make keys")
+    typer.echo(f"{bundle} is signed by key {signing.sign(bundle, key)}")
+
+
+keys = typer.Typer(no_args_is_help=True, help="Make, list, rotate and revoke the API keys of a server.")
+app.add_typer(keys, name="keys")
+app.add_typer(traffic, name="traffic")
+
+KeyStore = Annotated[Path, typer.Option("--keys", metavar="FILE", help="Key file, as for zoo serve --keys.")]
+
+
+@keys.command()
+def make(
+    name: Annotated[str, typer.Argument(help="Who gets the key.")],
+    scope: Annotated[
+        list[str] | None, typer.Option(help="predict (if not given), explain, admin or metrics; repeatable.")
+    ] = None,
+    model: Annotated[list[str] | None, typer.Option(help="A model it may ask; all if not given; repeatable.")] = None,
+    expires: Annotated[
+        str | None, typer.Option(metavar="TIME", help="How long it lasts, such as 90d or 12h; for ever if not given.")
+    ] = None,
+    rate: Annotated[float | None, typer.Option(help="Requests a second; the server's limit if not given.")] = None,
+    burst: Annotated[int | None, typer.Option(help="Requests at once; one second's if not given.")] = None,
+    file: KeyStore = Path("keys.json"),
+) -> None:
+    """Make a key and show its token, this once.
+
+    Example: zoo keys make shop --scope predict --scope explain --model digits --expires 90d --rate 50
+    """
+    from serve import keys as stored
+
+    lasts = None if expires is None else _span(expires, "--expires")
+    limit = stored.rate(rate, burst)
+    made, token = stored.KeyFile(file).make(name, scope or ("predict",), models=model or (), lasts=lasts, limit=limit)
+    _show_token(made, token, file)
+
+
+@keys.command("list")
+def list_keys(file: KeyStore = Path("keys.json")) -> None:
+    """List the keys; tokens are not stored, and cannot be shown."""
+    from serve.keys import KeyFile
+
+    typer.echo(f"{'id':<9} {'state':<8} {'expires':<17} {'requests/s':<11} {'scopes':<24} {'models':<20} name")
+    for key in KeyFile(file).read():
+        limit = "" if key.rate is None else f"{key.rate:g} ({key.burst})" if key.burst else f"{key.rate:g}"
+        ends = key.expires[:16].replace("T", " ") if key.expires else "never"
+        scopes, models = " ".join(key.scopes), " ".join(key.models) or "all"
+        typer.echo(f"{key.id:<9} {key.state():<8} {ends:<17} {limit:<11} {scopes:<24} {models:<20} {key.name}")
+
+
+@keys.command()
+def rotate(
+    id: Annotated[str, typer.Argument(help="Of the key to replace; zoo keys list shows it.")],
+    overlap: Annotated[str, typer.Option(metavar="TIME", help="How long the old key still works.")] = "7d",
+    file: KeyStore = Path("keys.json"),
+) -> None:
+    """Make a successor with the same rights; both keys work until the overlap is over."""
+    from serve.keys import KeyFile
+
+    made, token = KeyFile(file).rotate(id, overlap=_span(overlap, "--overlap"))
+    typer.echo(f"key {id} works for {overlap} more, or until it expires", err=True)
+    _show_token(made, token, file)
+
+
+@keys.command()
+def revoke(
+    id: Annotated[str, typer.Argument(help="Of the key to end; zoo keys list shows it.")],
+    file: KeyStore = Path("keys.json"),
+) -> None:
+    """End a key; running servers refuse it within a second."""
+    from serve.keys import KeyFile
+
+    gone = KeyFile(file).revoke(id)
+    typer.echo(f"key {gone.id} of {gone.name} is revoked")
+
+
+def _span(text: str, option: str) -> Any:
+    """A time such as 90d, 12h, 30m or 45s."""
+    from datetime import timedelta
+
+    found = re.fullmatch(r"(\d{1,6})([dhms])", text.strip())
+    if found is None:
+        raise ValueError(f"{option} takes a number with d, h, m or s, such as 90d or 12h, got {text!r}")
+    return timedelta(seconds=int(found[1]) * {"d": 86_400, "h": 3600, "m": 60, "s": 1}[found[2]])
+
+
+def _show_token(key: Any, token: str, file: Path) -> None:
+    """The token alone on standard output, so that it can go into a secret store; all else beside it."""
+    ends = f"until {key.expires[:16].replace('T', ' ')} UTC" if key.expires else "until it is revoked"
+    typer.echo(
+        f"key {key.id} of {key.name}: {', '.join(key.scopes)}; good {ends}; stored as a hash in {file}", err=True
+    )
+    typer.echo("this is the only time the token is shown:", err=True)
+    typer.echo(token)
 
 
 @app.command()

@@ -11,6 +11,7 @@ from serve.manifest import MANIFEST, Manifest, Port, Precision, seal
 IMAGE = Port("image", "UINT8", (-1, 4, 4, 1), ("batch", "height", "width", "channels"), (0, 255), "pixel value")
 NUMBERS = Port("numbers", "FP32", (-1, 2), ("batch", "columns"), columns=("age", "weight"))
 CATEGORIES = Port("categories", "BYTES", (-1, 1), ("batch", "columns"), columns=("colour",))
+TEXT = Port("text", "BYTES", (-1, 1), ("batch", "texts"))
 PROBABILITIES = Port("probabilities", "FP32", (-1, 3), ("batch", "classes"), (0, 1), "probability")
 VALUE = Port("value", "FP32", (-1, 1), ("batch", "targets"))
 ONNX_TYPE = {"UINT8": TensorProto.UINT8, "FP32": TensorProto.FLOAT, "BYTES": TensorProto.STRING}
@@ -65,6 +66,19 @@ def table_graph(path):
     ]
     constants = {"mean": np.array([40, 70], np.float32), "scale": scale, "colours": colours}
     write_onnx(path, nodes, constants, (NUMBERS, CATEGORIES), (PROBABILITIES,))
+
+
+def text_graph(path):
+    """Softmax of (4 if the text is "bad", 1, 4 if it is "good")."""
+    nodes = [
+        helper.make_node("OneHotEncoder", ["text"], ["hot"], domain="ai.onnx.ml", cats_strings=["bad", "good"]),
+        helper.make_node("Flatten", ["hot"], ["known"]),
+        helper.make_node("MatMul", ["known", "weight"], ["a"]),
+        helper.make_node("Add", ["a", "bias"], ["logits"]),
+        helper.make_node("Softmax", ["logits"], ["probabilities"]),
+    ]
+    constants = {"weight": np.array([[4, 0, 0], [0, 0, 4]], np.float32), "bias": np.array([0, 1, 0], np.float32)}
+    write_onnx(path, nodes, constants, (TEXT,), (PROBABILITIES,))
 
 
 def value_graph(path):
@@ -128,4 +142,16 @@ def write_value(store):
         store, "dose", "1", value_graph,
         ({"numbers": np.array([[30, 20]], np.float32)}, {"value": np.array([[80]], np.float32)}),
         task="regression", kind="table", inputs=(NUMBERS,), outputs=(VALUE,), labels=("milligram",),
+    )  # fmt: skip
+
+
+def write_text(store):
+    return write_bundle(
+        store, "mood", "1", text_graph,
+        (
+            {"text": np.array([["good"], ["bad"]])},
+            {"probabilities": softmax([[0, 1, 4], [4, 1, 0]])},
+        ),
+        task="classification", kind="text", inputs=(TEXT,), outputs=(PROBABILITIES,),
+        labels=("negative", "neutral", "positive"),
     )  # fmt: skip

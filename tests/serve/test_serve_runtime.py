@@ -1,5 +1,7 @@
 import json
 import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -182,7 +184,7 @@ def test_what_is_no_onnx_file_is_refused(tmp_path):
     folder = write_image(tmp_path)
     (folder / "model.onnx").write_bytes(b"nothing of the kind")
     seal(folder)
-    with pytest.raises(BundleError, match=r"model.onnx does not load in ONNX Runtime"):
+    with pytest.raises(BundleError, match=r"'model.onnx' is no ONNX file"):
         Model(read(folder))
 
 
@@ -214,3 +216,74 @@ def test_a_store_must_be_a_folder_of_bundles(tmp_path, store_folder):
         Store(tmp_path / "nowhere")
     with pytest.raises(BundleError, match="is one bundle; give the store"):
         Store(store_folder / "sides" / "2")
+
+
+def test_a_store_looks_again_at_its_folder(store, store_folder):
+    old = store.get("sides", "2")
+    write_image(store_folder, "11")
+    shutil.rmtree(store_folder / "sides" / "9")
+    shutil.rmtree(store_folder / "damaged")
+    store.rescan()
+    assert list(store.models["sides"]) == ["2", "10", "11"] and store.get("sides").version == "11"
+    assert store.get("sides", "2") is old  # nothing about it changed, so it was not loaded again
+    assert store.refused == {}
+    shutil.rmtree(store_folder / "dose")
+    store.rescan()
+    assert sorted(store.models) == ["paints", "sides"]
+
+
+def test_what_changes_for_the_worse_is_refused_and_what_was_loaded_stays(store, store_folder):
+    old = store.get("dose")
+    (store_folder / "dose" / "1" / "model.onnx").write_bytes(b"changed")
+    store.rescan()
+    assert store.get("dose") is old
+    (entry,) = [entry for entry in store.index() if entry["name"] == "dose"]
+    assert entry["state"] == "READY" and "does not match its hash" in entry["reason"]
+    with pytest.raises(RequestError, match="does not match its hash") as caught:
+        store.load("dose")
+    assert caught.value.status == 422
+
+
+def test_versions_are_unloaded_until_they_are_loaded_again(store):
+    store.unload("sides", "10")
+    store.rescan()
+    assert store.get("sides").version == "9"
+    assert {"name": "sides", "version": "10", "state": "UNAVAILABLE", "reason": "unloaded"} in store.index()
+    with pytest.raises(RequestError, match="was unloaded; load it with POST") as caught:
+        store.get("sides", "10")
+    assert caught.value.status == 404
+    store.load("sides", "10")
+    assert store.get("sides").version == "10"
+    store.unload("sides")
+    with pytest.raises(RequestError, match="was unloaded"):
+        store.unload("sides")
+    store.load("sides")
+    assert list(store.models["sides"]) == ["2", "9", "10"]
+    with pytest.raises(RequestError, match="no folder 'side'") as caught:
+        store.load("side")
+    assert caught.value.status == 404
+
+
+def test_traffic_rules_choose_the_version_that_nobody_asked_for(store):
+    class Rules:
+        def choose(self, name, versions, key=None):
+            assert versions == ["2", "9", "10"]
+            return {"pinned": "2", None: "9"}[key], "10" if key else "11"
+
+    store.traffic = Rules()
+    assert store.resolve("sides") == ("9", None)  # there is no version 11
+    assert store.resolve("sides", key="pinned") == ("2", "10")
+    assert store.resolve("sides", "10") == ("10", None)
+    assert store.get("sides").version == "9"
+
+
+def test_golden_rows_may_be_more_than_one_request_may_hold(tmp_path):
+    model = Model(read(write_image(tmp_path)), threads=1, max_batch=1)
+    with pytest.raises(RequestError, match="must hold 1 … 1 rows, got 2"):
+        model.predict({"image": image(2)})
+
+
+def test_looking_at_a_store_loads_no_engine():
+    code = "import serve.runtime, sys; print([m for m in ('onnxruntime', 'flask') if m in sys.modules])"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    assert found.stdout.strip() == "[]"

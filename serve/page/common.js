@@ -1,0 +1,57 @@
+// What every part of the page uses: elements, figures and the way to the server.
+
+export const $ = (id) => document.getElementById(id);
+
+export const make = (tag, properties = {}, ...children) => {
+  const element = Object.assign(document.createElement(tag), properties);
+  element.append(...children);
+  return element;
+};
+
+export const button = (textContent, action, properties = {}) => {
+  const element = make("button", { type: "button", textContent, ...properties });
+  element.addEventListener("click", action);
+  return element;
+};
+
+export const percent = (share) => `${(100 * share).toFixed(share > 0.9995 || share < 0.0005 ? 0 : 1)} %`;
+
+export function figure(value) {
+  if (value === null || value === undefined) return "–";
+  if (value !== 0 && Math.abs(value) < 1e-3) return value.toExponential(1);
+  return value.toLocaleString("en", { maximumSignificantDigits: 4 });
+}
+
+export function tell(problem) {
+  $("problem").textContent = problem ?? "";
+  $("problem").hidden = !problem;
+}
+
+// The key lives in this tab only and is gone when it closes.
+export const key = {
+  get: () => sessionStorage.getItem("key"),
+  set: (value) => (value ? sessionStorage.setItem("key", value) : sessionStorage.removeItem("key")),
+};
+
+// Fetches; a refusal becomes an Error that says why in the server's words.
+export async function ask(path, options = {}) {
+  const headers = { ...options.headers, ...(key.get() && { Authorization: `Bearer ${key.get()}` }) };
+  let response;
+  try {
+    response = await fetch(path, { ...options, headers });
+  } catch {
+    throw new Error("The server cannot be reached. Is it still running?");
+  }
+  if (response.status === 204) return null;
+  const text = await response.text();
+  if (response.ok && !response.headers.get("Content-Type").startsWith("application/json")) return text;
+  let body = null;
+  try {
+    body = JSON.parse(text);
+  } catch {} // an answer of something in between, such as a proxy
+  if (response.ok && body !== null) return body;
+  $("key").hidden = response.status !== 401;
+  const reason = body?.error?.message ?? body?.error ?? `the server answered with status ${response.status}`;
+  const error = new Error(reason.charAt(0).toUpperCase() + reason.slice(1) + ".");
+  throw Object.assign(error, { status: response.status });
+}

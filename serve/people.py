@@ -1,0 +1,374 @@
+"""Routes for people and scripts: the page, simple predictions, explanations and jobs. What bodies mean is in `codec`."""
+
+import threading
+from typing import Any
+
+import msgspec
+from flask import Flask, Response, g, request
+
+from serve import codec
+from serve.codec import Batch, Inputs
+from serve.errors import RequestError
+from serve.explainer import Explainer
+from serve.jobs import KINDS, Job, Jobs
+from serve.live import Live
+from serve.monitor import Monitor
+from serve.runtime import ModelLike, Shelf
+from serve.standard import cached, reply
+from serve.tensors import decode_json
+
+JSON, CSV, TEXT = "application/json", "text/csv", "text/plain"
+MOST_EXPLAINED = 500  # rows of one job of explanations, each of which takes seconds
+
+
+def people_routes(
+    app: Flask,
+    store: Shelf,
+    monitor: Monitor,
+    explainer: Explainer,
+    jobs: Jobs,
+    live: Live,
+    *,
+    guard: Any = None,
+    traffic: Any = None,
+    drift: Any = None,
+    max_pixels: int,
+) -> None:
+    """Add `/`, `/models`, `/predict`, `/explain` and `/jobs`.
+
+    Args:
+        app: the app.
+        store: whose models answer.
+        monitor: counts predicted rows.
+        explainer: answers `/explain`.
+        jobs: keeps and works off what comes to `/jobs`.
+        live: figures of the last minute.
+        guard: says who may explain in a job, and which models a list shows; everybody and all if None.
+        traffic: tells which version is pinned, canary or shadow, if given.
+        drift: tells how far inputs are from those of training, if given.
+        max_pixels: most pixels an image file may declare.
+    """
+    bodies = _Bodies(max_pixels)
+    _page_routes(app, store, live, guard=guard, traffic=traffic, drift=drift)
+    _answer_routes(app, store, monitor, explainer, jobs, bodies)
+    _job_routes(app, store, monitor, explainer, jobs, bodies, guard)
+
+
+def _page_routes(app: Flask, store: Shelf, live: Live, *, guard: Any, traffic: Any, drift: Any) -> None:
+    @app.get("/")
+    def page() -> Response:
+        """The page to try the models; a client that names no HTML, such as KServe's, is told that the server is alive."""
+        if "html" in request.headers.get("Accept", "text/html"):
+            response = app.send_static_file("index.html")
+        else:
+            response = reply({"status": "alive"})
+        response.headers["Vary"] = "Accept"
+        return response
+
+    @app.get("/models")
+    def models() -> Response:
+        """What the page needs to know of every model."""
+        seen = guard.models_of(request.headers) if guard is not None else None
+        index = store.index()
+        names = dict.fromkeys(entry["name"] for entry in index if seen is None or entry["name"] in seen)
+        return cached(reply([_described(store, name, index) for name in names]))
+
+    @app.get("/models/<model>/examples")
+    def examples(model: str) -> Response:
+        """Up to 16 rows that the model was exported with, in the form `/predict` takes."""
+        found = _model(store, model)
+        given = found.examples
+        count = len(next(iter(given.values()), ()))
+        return cached(reply([codec.to_row(given, row, found.manifest) for row in range(count)]))
+
+    @app.get("/models/<model>/live")
+    def figures(model: str) -> Response:
+        """Figures of the last minute, rules between versions, and drift."""
+        found = _model(store, model)
+        served, recent = store.models.get(found.name, {}), live.describe(found.name)
+        rules = traffic.describe(found.name) if traffic is not None else {}
+        versions = [
+            {
+                "version": version,
+                "roles": _roles(version, rules) or (["latest"] if version == next(reversed(served)) else []),
+                "share": rules.get("shares", {}).get(version),
+                **recent.get(version, dict.fromkeys(("requests", "errors", "p50_ms", "p99_ms"))),
+                "waiting": getattr(served[version], "waiting", 0),
+                "drift": _drifted(drift, found.name, version),
+            }
+            for version in reversed(served)
+        ]
+        return reply({"model": found.name, "versions": versions, "history": live.history(found.name)})
+
+
+def _roles(version: str, rules: dict[str, Any]) -> list[str]:
+    """What the rules between versions make of one, in words."""
+    canary, shadow, trial = (rules.get(rule) or {} for rule in ("canary", "shadow", "experiment"))
+    roles = {
+        "pinned": rules.get("pin") == version,
+        "default": rules.get("default") == version and rules.get("pin") is None,
+        "canary": canary.get("version") == version,
+        "shadow": shadow.get("version") == version,
+        "experiment": version in (trial.get("control"), trial.get("treatment")),
+        "held back": version in rules.get("held", {}),
+    }
+    found = [role for role, true in roles.items() if true]
+    rate = shadow.get("comparison", {}).get("disagreement_rate")
+    if "shadow" in found and rate is not None:
+        found.append(f"disagrees on {rate:.1%}")
+    return found
+
+
+def _drifted(drift: Any, name: str, version: str) -> dict[str, Any] | None:
+    if drift is None:
+        return None
+    told = drift.describe(name, version)
+    return {"state": told["state"], "verdict": told["verdict"]}
+
+
+def _answer_routes(
+    app: Flask, store: Shelf, monitor: Monitor, explainer: Explainer, jobs: Jobs, bodies: "_Bodies"
+) -> None:
+    waiting = _Count()  # interactive requests under way
+    jobs.busy = lambda: waiting.now > 0 or _queued(store)
+
+    @app.before_request
+    def _arrived() -> None:
+        if request.method == "POST" and not request.path.startswith(("/jobs/", "/explain/")):
+            g.waits = True
+            waiting.add(1)
+
+    @app.teardown_request
+    def _gone(_: BaseException | None) -> None:
+        if "waits" in g:
+            waiting.add(-1)
+
+    @app.post("/predict/<model>")
+    def predict(model: str) -> Response:
+        """Answer image files, JSON rows, a CSV file or a text with labels or values."""
+        found = _model(store, model)
+        top, table = _whole("top", 5), _wants_csv()
+        batch = bodies.read(found)
+        if batch.count > found.max_batch:
+            message = (
+                f"a request must hold 1 … {found.max_batch} rows, got {batch.count}; send more to /jobs/{found.name}"
+            )
+            raise RequestError("bad_batch", message, 413)
+        inputs, notes = batch.take()
+        answered = found.predict(inputs)
+        predictions = codec.answers(answered, found.manifest, top=top)
+        monitor.rows(found.name, found.version, len(predictions))
+        if table:
+            return _csv(codec.answers_csv(predictions, found.manifest))
+        return reply({"model": found.name, "version": found.version, "predictions": predictions, "notes": notes})
+
+    @app.post("/explain/<model>")
+    def explain(model: str) -> Response:
+        """Shapley values of the answer to one row, with a picture."""
+        found = _model(store, model)
+        method, label = _explanation(found)
+        batch = bodies.read(found)
+        if batch.count != 1:
+            message = f"an explanation is for one row; send one, or several to /jobs/{found.name}?kind=explain"
+            raise RequestError("bad_batch", message)
+        inputs, notes = batch.take()
+        inputs = found.check(inputs)
+        told = explainer.explain(found.bundle, inputs, precision=found.precision, method=method, label=label)
+        return reply({"model": found.name, "version": found.version, **told, "notes": notes})
+
+
+def _job_routes(
+    app: Flask, store: Shelf, monitor: Monitor, explainer: Explainer, jobs: Jobs, bodies: "_Bodies", guard: Any
+) -> None:
+    @app.post("/jobs/<model>")
+    def submit(model: str) -> Response:
+        """Take many rows, answer them in the background."""
+        kind = request.args.get("kind", "predict")
+        if kind not in KINDS:
+            raise RequestError("bad_parameter", f"kind must be one of {', '.join(KINDS)}, got {kind[:40]!r}")
+        if kind == "explain" and guard is not None:
+            guard.admit(request.headers, "explain", request.remote_addr or "", model)
+        found = _model(store, model)
+        top = _whole("top", 5)
+        method, label = _explanation(found)
+        batch = bodies.read(found)
+        if kind == "explain" and batch.count > MOST_EXPLAINED:
+            message = f"a job explains at most {MOST_EXPLAINED} rows, got {batch.count}; split it"
+            raise RequestError("too_many_rows", message, 413)
+
+        def predict(inputs: Inputs) -> list[dict[str, Any]]:
+            model = store.get(found.name, found.version)
+            predictions = codec.answers(model.predict(inputs), model.manifest, top=top)
+            monitor.rows(model.name, model.version, len(predictions))
+            return predictions
+
+        def explain(inputs: Inputs) -> list[dict[str, Any]]:
+            model = store.get(found.name, found.version)
+            told = explainer.explain(
+                model.bundle, model.check(inputs), precision=model.precision, method=method, label=label
+            )
+            return [{key: value for key, value in told.items() if key != "picture"}]
+
+        free = any(size < 0 for port in found.manifest.inputs for size in port.shape[1:])
+        job = jobs.submit(
+            kind,
+            batch,
+            predict if kind == "predict" else explain,
+            model=found.name,
+            version=found.version,
+            most=1 if kind == "explain" or free else found.max_batch,  # rows of free sizes do not fit in one array
+            owner=g.get("identity", ""),
+            client=g.get("identity", "") or f"peer:{request.remote_addr}",
+        )
+        response = reply({**jobs.describe(job), "notes": job.notes}, 202)
+        response.headers["Location"] = f"/jobs/{job.id}"
+        return response
+
+    @app.get("/jobs")
+    def own() -> Response:
+        """Jobs of the key that asks."""
+        identity = g.get("identity", "")
+        if not identity:
+            message = "jobs are listed for a key only; without one, keep the id that POST /jobs/<model> answered"
+            raise RequestError("forbidden", message, 403)
+        return reply([jobs.describe(job) for job in jobs.owned(identity)])
+
+    @app.get("/jobs/<job>")
+    def status(job: str) -> Response:
+        """Progress of a job, and its results as far as they go once it has ended."""
+        found = _job(job)
+        if found.state == "done" and found.kind == "predict" and _wants_csv():
+            return _csv(codec.answers_csv(jobs.results(found), store.get(found.model, found.version).manifest))
+        told = jobs.describe(found)
+        if found.ended is None:
+            response = reply(told)
+            response.headers["Retry-After"] = "1"
+            return response
+        return reply({**told, "predictions" if found.kind == "predict" else "explanations": jobs.results(found)})
+
+    @app.delete("/jobs/<job>")
+    def delete(job: str) -> Response:
+        """Stop a job and forget its results."""
+        jobs.delete(job, g.get("identity", ""))
+        return Response(status=204)
+
+    def _job(id: str) -> Job:
+        return jobs.get(id, g.get("identity", ""))
+
+
+class _Count:
+    """A number that several threads raise and lower."""
+
+    def __init__(self) -> None:
+        self.now = 0
+        self._turn = threading.Lock()
+
+    def add(self, change: int) -> None:
+        with self._turn:
+            self.now += change
+
+
+def _queued(store: Shelf) -> bool:
+    """Whether requests wait for a worker; without workers none does."""
+    return any(getattr(model, "waiting", 0) for versions in store.models.values() for model in versions.values())
+
+
+class _Bodies:
+    """Reads the body of a request by its media type."""
+
+    def __init__(self, max_pixels: int) -> None:
+        self._max_pixels = max_pixels
+
+    def read(self, model: ModelLike) -> Batch:
+        """Rows of the request under way.
+
+        Raises:
+            RequestError: a media type that is not read, or that does not fit the model.
+        """
+        kind = request.mimetype
+        if kind == "multipart/form-data":
+            files = [file for _, file in request.files.items(multi=True)]
+            if len(files) == 1 and model.manifest.kind != "image":
+                name = (files[0].filename or "").lower()
+                by_name = CSV if name.endswith((".csv", ".tsv")) else TEXT if name.endswith(".txt") else JSON
+                known = files[0].mimetype in (CSV, TEXT, JSON) or files[0].mimetype.startswith("image/")
+                return self._one(files[0].mimetype if known else by_name, files[0].read(), model)
+            return codec.image_batch([file.read() for file in files], model.manifest, max_pixels=self._max_pixels)
+        return self._one(kind, request.get_data(), model)
+
+    def _one(self, kind: str, body: bytes, model: ModelLike) -> Batch:
+        if kind.startswith("image/") or kind == "application/octet-stream":
+            return codec.image_batch([body], model.manifest, max_pixels=self._max_pixels)
+        if kind == CSV:
+            return codec.csv_batch(body, model.manifest)
+        if kind == TEXT:
+            return codec.text_batch(body, model.manifest)
+        if kind == JSON or kind.endswith("+json") or not kind:
+            return codec.json_batch(decode_json(body), model.manifest, len(body))
+        message = (
+            f"bodies of type {kind[:60]!r} are not read; say what it is with the header Content-Type: application/json, "
+            "text/csv, text/plain, image/png or image/jpeg, or send a multipart form"
+        )
+        raise RequestError("unsupported_media", message, 415)
+
+
+def _model(store: Shelf, name: str) -> ModelLike:
+    key, draw = request.headers.get("X-Traffic-Key"), request.method == "POST"
+    g.model = store.get(name, request.args.get("version"), key=key, draw=draw)
+    return g.model
+
+
+def _whole(parameter: str, default: int) -> int:
+    text = request.args.get(parameter, str(default))
+    if not (text.isascii() and text.isdigit() and int(text[:9]) > 0):
+        raise RequestError("bad_parameter", f"{parameter} must be a whole number above 0, got {text[:40]!r}")
+    return int(text[:9])
+
+
+def _explanation(model: ModelLike) -> tuple[str, int | None]:
+    """Method, and index of the label to explain, as the request asks."""
+    label, labels = request.args.get("label"), model.manifest.labels
+    if label is not None and label not in labels:
+        raise RequestError("bad_parameter", f"label must be one of {', '.join(labels[:20])}, got {label[:60]!r}")
+    return request.args.get("method", "auto"), None if label is None else labels.index(label)
+
+
+def _wants_csv() -> bool:
+    return request.accept_mimetypes.best_match([JSON, CSV], JSON) == CSV
+
+
+def _csv(text: str) -> Response:
+    return Response(text, content_type="text/csv; charset=utf-8; header=present")
+
+
+def _described(store: Shelf, name: str, index: list[dict[str, Any]]) -> dict[str, Any]:
+    """What the page needs to know of a model."""
+    served = store.models.get(name, {})
+    versions = [
+        {**entry, **_scores(served.get(entry["version"]))} for entry in reversed(index) if entry["name"] == name
+    ]
+    if not served:
+        return {"name": name, "versions": versions}
+    model = next(reversed(served.values()))
+    manifest = model.manifest
+    return {
+        "name": name,
+        "version": manifest.version,
+        "versions": versions,
+        "architecture": manifest.architecture,
+        "task": manifest.task,
+        "kind": manifest.kind,
+        "labels": manifest.labels,
+        "metric": manifest.metric,
+        "inputs": [msgspec.to_builtins(port) for port in manifest.inputs],
+        "choices": manifest.choices,
+        "max_batch": model.max_batch,
+        "training": {key: manifest.training.get("data", {}).get(key) for key in ("name", "source", "generated")},
+    }
+
+
+def _scores(model: ModelLike | None) -> dict[str, Any]:
+    if model is None:
+        return {}
+    stored = model.manifest.precisions[model.precision]
+    return {"precision": model.precision, "score": stored.score, "bytes": stored.bytes}

@@ -1,0 +1,334 @@
+"""A worker process: owns the sessions, answers batches of raw requests, knows no HTTP and no client.
+
+`python -m serve.worker FD` reads frames (see `serve.wire`) from a socket it inherits and writes the answers to it. It ends
+when the other end is closed, however that came about.
+"""
+
+import contextlib
+import ctypes
+import gc
+import logging
+import os
+import queue
+import select
+import signal
+import socket
+import sys
+import threading
+import time
+import traceback
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from serve import drift, protocol, wire
+from serve.errors import RequestError
+from serve.manifest import BundleError
+from serve.runtime import Model, golden_rows, read
+
+log = logging.getLogger("serve")
+
+LARGEST_KEPT = 64 * 2**20  # bytes of a receive buffer that is kept for the next batch
+
+
+class _Part:
+    """One request of a batch that passed the checks of names, datatypes and shapes."""
+
+    __slots__ = ("feed", "index", "kind", "request", "rows", "wanted")
+
+    def __init__(self, index: int, kind: str, request: Any, feed: dict[str, np.ndarray], wanted: list[str]) -> None:
+        self.index = index
+        self.kind = kind
+        self.request = request
+        self.feed = feed
+        self.wanted = wanted
+        self.rows = len(next(iter(feed.values())))
+
+
+Answered = tuple[wire.Result, bytes]
+
+
+def answer(model: Model, items: list[wire.Item], bodies: list[memoryview]) -> list[Answered]:
+    """Answer a batch of raw requests to one model.
+
+    Requests of equal shapes become one run of the engine, of at most `model.max_batch` rows. A request that cannot be
+    answered fails alone.
+
+    Args:
+        model: what answers.
+        items: what is known of each request.
+        bodies: the requests as they came.
+
+    Returns:
+        What to tell of each answer, and its body.
+    """
+    answers: list[Answered | None] = [None] * len(items)
+    groups: dict[tuple, list[_Part]] = {}
+    for index, (_, header_length, kind) in enumerate(items):
+        try:
+            if kind == "v1":
+                request = protocol.decode_v1(bodies[index], model.manifest)
+            else:
+                request = protocol.decode(bodies[index], header_length)
+            feed = model.arranged(request.inputs)
+            wanted = model.wanted(None if request.outputs is None else [output.name for output in request.outputs])
+            part = _Part(index, kind, request, feed, wanted)
+        except Exception as error:
+            answers[index] = _failed(error, model)
+        else:
+            groups.setdefault(tuple(array.shape[1:] for array in feed.values()), []).append(part)
+    for parts in groups.values():
+        for chunk in _chunks(parts, model.max_batch):
+            _run(model, chunk, answers)
+    return [each for each in answers if each is not None]
+
+
+def _chunks(parts: list[_Part], rows: int) -> list[list[_Part]]:
+    """Consecutive requests of at most so many rows together."""
+    chunks: list[list[_Part]] = [[]]
+    held = 0
+    for part in parts:
+        if held + part.rows > rows and chunks[-1]:
+            chunks.append([])
+            held = 0
+        chunks[-1].append(part)
+        held += part.rows
+    return chunks
+
+
+def _run(model: Model, parts: list[_Part], answers: list[Answered | None]) -> None:
+    """Answer requests of equal shapes in one run, or each alone where that fails."""
+    feed = _joined(parts)
+    try:
+        model.check_values(feed)
+    except RequestError as error:
+        if len(parts) == 1:
+            answers[parts[0].index] = _failed(error, model)
+            return
+        good = []
+        for part in parts:
+            try:
+                model.check_values(part.feed)
+            except RequestError as fault:
+                answers[part.index] = _failed(fault, model)
+            else:
+                good.append(part)
+        if not good:
+            return
+        parts, feed = good, _joined(good)
+    wanted = parts[0].wanted
+    if any(part.wanted != wanted for part in parts):
+        asked = {name for part in parts for name in part.wanted}
+        wanted = [name for name in model.wanted(None) if name in asked]
+    try:
+        outputs = model.run(wanted, feed)
+        classes, confidences = _classes(model, outputs)
+        start = 0
+        for part in parts:
+            end = start + part.rows
+            own = outputs if len(parts) == 1 else {name: outputs[name][start:end] for name in part.wanted}
+            answers[part.index] = _encoded(
+                model, part, own, classes and classes[start:end], confidences and confidences[start:end]
+            )
+            start = end
+    except Exception as error:
+        if len(parts) == 1:
+            answers[parts[0].index] = _failed(error, model)
+            return
+        for part in parts:
+            _run(model, [part], answers)
+
+
+def _joined(parts: list[_Part]) -> dict[str, np.ndarray]:
+    if len(parts) == 1:
+        return parts[0].feed
+    return {name: np.concatenate([part.feed[name] for part in parts]) for name in parts[0].feed}
+
+
+def _classes(model: Model, outputs: dict[str, np.ndarray]) -> tuple[list[int] | None, list[float] | None]:
+    """Predicted class and its probability for each row, of models that tell classes apart."""
+    manifest = model.manifest
+    found = outputs.get(manifest.outputs[0].name)
+    if manifest.task == "regression" or found is None or found.ndim != 2 or found.shape[1] != len(manifest.labels):
+        return None, None
+    classes = found.argmax(axis=1)
+    return classes.tolist(), found[np.arange(len(found)), classes].tolist()
+
+
+def _encoded(
+    model: Model,
+    part: _Part,
+    outputs: dict[str, np.ndarray],
+    classes: list[int] | None,
+    confidences: list[float] | None,
+) -> Answered:
+    header_length = None
+    if part.kind == "v1":
+        body = protocol.encode_v1(model.manifest, outputs, part.request)
+    else:
+        body, header_length = protocol.encode(model.name, model.version, model.manifest, outputs, part.request)
+    return (200, len(body), header_length, part.rows, classes, confidences, None), body
+
+
+def _failed(error: Exception, model: Model) -> Answered:
+    """The answer to a request that has none."""
+    if not isinstance(error, RequestError):
+        # the message may quote what the client sent, so only the type and the place are logged
+        place = "".join(traceback.format_tb(error.__traceback__))
+        log.error("%s/%s failed with %s at\n%s", model.name, model.version, type(error).__name__, place)
+        error = RequestError("internal", "the server failed on this request; its log has the reason", 500)
+    body = error.body
+    return (error.status, len(body), None, 0, None, None, error.headers or None), body
+
+
+class Worker:
+    """The frames of one worker process."""
+
+    def __init__(self, connection: socket.socket) -> None:
+        self._socket = connection
+        self._models: dict[int, Model] = {}
+        self._sending = threading.Lock()
+        self._seen: dict[str, Any] | None = None  # of the batch under way, for drift
+        self._loads: queue.SimpleQueue[wire.Load] = queue.SimpleQueue()
+        self._prefix = bytearray(wire.PREFIX.size)
+        self._buffer = _aligned(2**20)
+
+    def serve(self) -> None:
+        """Answer frames until the other end is closed."""
+        threading.Thread(target=self._watch, daemon=True).start()
+        threading.Thread(target=self._open, daemon=True).start()
+        self._send(wire.Hello())
+        while self._fill(memoryview(self._prefix)):
+            head, rest = wire.PREFIX.unpack(self._prefix)
+            if rest > len(self._buffer):
+                self._buffer = _aligned(rest)
+            header, bodies = bytearray(head), self._buffer[:rest]
+            if not self._fill(memoryview(header), bodies):
+                return
+            start = time.perf_counter()
+            message = wire.to_worker.decode(header)
+            if isinstance(message, wire.Run):
+                self._run(message, bodies, start)
+            elif isinstance(message, wire.Load):
+                self._loads.put(message)
+            else:
+                self._models.pop(message.slot, None)
+                _give_back()
+            if rest > LARGEST_KEPT:
+                self._buffer = _aligned(2**20)
+
+    def _run(self, message: wire.Run, bodies: memoryview, start: float) -> None:
+        model = self._models[message.slot]
+        parts = [
+            bodies[place : place + item[0]]
+            for place, item in zip(wire.places(message.items), message.items, strict=True)
+        ]
+        answers = answer(model, message.items, parts)
+        seen, self._seen = self._seen, None
+        done = wire.Ran(message.batch, time.perf_counter() - start, [result for result, _ in answers], seen)
+        self._send(done, [body for _, body in answers])
+
+    def _count(self, summary: dict[str, Any]) -> None:
+        self._seen = summary if self._seen is None else drift.merge(self._seen, summary)
+
+    def _fill(self, *targets: memoryview) -> bool:
+        """Read until every target is full; False at the end of the stream."""
+        left = [target for target in targets if len(target)]
+        while left:
+            received = self._socket.recvmsg_into(left, 0, socket.MSG_WAITALL)[0]
+            if not received:
+                return False
+            while left and received >= len(left[0]):
+                received -= len(left[0])
+                left.pop(0)
+            if left:
+                left[0] = left[0][received:]
+        return True
+
+    def _send(self, message: Any, bodies: list[bytes] | None = None) -> None:
+        data = b"".join(wire.frame(message, bodies))
+        with self._sending:
+            self._socket.sendall(data)
+
+    def _open(self) -> None:
+        """Open bundles one after another, beside the batches."""
+        while True:
+            load = self._loads.get()
+            before = _resident()
+            folder = Path(load.folder)
+            try:
+                bundle = read(folder)
+                if load.digest not in ("", bundle.digest):
+                    raise BundleError(f"{folder} changed after it was verified; load it again once it is whole")
+                model = Model(bundle, **load.options)
+                seconds = _row_seconds(model)
+            except Exception as error:  # whatever is wrong with one bundle, the others are served
+                reason = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
+                self._send(wire.Loaded(load.slot, reason=reason or type(error).__name__))
+                continue
+            baseline = drift.read(folder)
+            if baseline is not None:
+                model.watcher = drift.Sampler(model.manifest, baseline, self._count)
+            self._models[load.slot] = model
+            stored = model.manifest.precisions[model.precision]
+            memory = max(_resident() - before, stored.bytes)
+            self._send(wire.Loaded(load.slot, model.engine, memory, seconds))
+            del bundle, model
+
+    def _watch(self) -> None:
+        """End the process when the other end is gone, even while an engine hangs."""
+        poll = select.poll()
+        poll.register(self._socket, getattr(select, "POLLRDHUP", select.POLLHUP))
+        poll.poll()
+        os._exit(0)
+
+
+def _row_seconds(model: Model) -> float:
+    """Time of one golden row, 0 without golden rows."""
+    golden = golden_rows(model.bundle)
+    if not golden:
+        return 0.0
+    row = {port.name: golden[f"input/{port.name}"][:1] for port in model.manifest.inputs}
+    start = time.perf_counter()
+    model.predict(row)
+    return time.perf_counter() - start
+
+
+def _aligned(size: int) -> memoryview:
+    """A buffer that begins at a multiple of 64 bytes."""
+    whole = np.empty(size + wire.ALIGNMENT, np.uint8)
+    start = -whole.ctypes.data % wire.ALIGNMENT
+    return whole.data[start : start + size]
+
+
+def _resident() -> int:
+    """Bytes of memory this process holds; 0 where the system does not tell."""
+    try:
+        return int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except (OSError, ValueError, IndexError):
+        return 0
+
+
+def _give_back() -> None:
+    """Return freed memory to the system, where the C library can."""
+    gc.collect()
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)
+
+
+def main() -> None:
+    """Serve the socket whose number is the first argument."""
+    for number in (signal.SIGINT, signal.SIGTERM):  # Ctrl-C reaches the whole process group; the front says when to end
+        signal.signal(number, signal.SIG_IGN)
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
+    connection = socket.socket(fileno=int(sys.argv[1]))
+    connection.setblocking(True)
+    import onnxruntime  # noqa: F401 - now rather than with the first model
+
+    with contextlib.suppress(ConnectionError):
+        Worker(connection).serve()
+
+
+if __name__ == "__main__":
+    main()
