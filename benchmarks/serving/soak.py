@@ -1,0 +1,157 @@
+"""Minutes at 80 % of peak, while versions change, workers are killed and explanations run.
+
+The peak is measured first, at 64 connections. Then requests are due at 80 % of it; every 5 s a new version appears and
+the one before the last is removed; every 20 s a worker gets SIGKILL; explanations are asked one after another. Every answer is
+compared with what the version that it names must answer. Memory of all processes is sampled, and must stay flat.
+"""
+
+import json
+import os
+import shutil
+import signal
+import statistics
+import tempfile
+import threading
+import urllib.error
+import urllib.request
+from argparse import ArgumentParser, Namespace
+from collections import Counter
+from pathlib import Path
+
+from benchmarks.record import append
+from benchmarks.serving import bundles, ours
+from benchmarks.serving.load import Drive
+from benchmarks.serving.machine import Server, free_port, resident_mb, serving
+from serve.manifest import read
+
+MODEL = "mlp"
+SWITCH, KILL, SAMPLE = 5.0, 20.0, 2.0  # seconds
+SHARE = 0.8
+GROWTH = 1.10  # last fifth of the memory samples against the second fifth
+KEPT = 3  # versions in the store at a time
+
+
+def options(parser: ArgumentParser) -> None:
+    parser.add_argument("--minutes", type=float, default=10.0, help="default: %(default)s")
+    parser.add_argument("--share", type=float, default=SHARE, help="of the peak (default: %(default)s)")
+    parser.add_argument("--no-explain", action="store_true", help="no explanations beside")
+    parser.add_argument("--keep", action="store_true", help="append a row to benchmarks/results/serving_soak.csv")
+
+
+class Trouble:
+    """What happens to the server while it is asked, on threads of its own until `stop` is set."""
+
+    def __init__(self, server: Server, staged: list[Path], store: Path, explain: bool) -> None:
+        self.server, self.staged, self.store = server, staged, store
+        self.stop = threading.Event()
+        self.switched = self.killed = 0
+        self.explained: Counter[str] = Counter()
+        self.memory: list[float] = []
+        jobs = [self._versions, self._kills, self._samples, *([self._explanations] if explain else [])]
+        self.threads = [threading.Thread(target=job, daemon=True) for job in jobs]
+
+    def __enter__(self) -> "Trouble":
+        for thread in self.threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop.set()
+        for thread in self.threads:
+            thread.join(60)
+
+    def _versions(self) -> None:
+        present = sorted((self.store / MODEL).iterdir(), key=lambda folder: int(folder.name))
+        for bundle in self.staged:
+            if self.stop.wait(SWITCH):
+                return
+            present.append(bundle.rename(self.store / MODEL / bundle.name))
+            self.switched += 1
+            while len(present) > KEPT:
+                gone = present.pop(0)
+                shutil.rmtree(gone.rename(self.store.parent / f"gone-{gone.name}"))
+
+    def _kills(self) -> None:
+        while not self.stop.wait(KILL):
+            workers = self.server.workers
+            if workers:
+                os.kill(workers[self.killed % len(workers)], signal.SIGKILL)
+                self.killed += 1
+
+    def _samples(self) -> None:
+        while not self.stop.wait(SAMPLE):
+            self.memory.append(resident_mb(self.server.processes))
+
+    def _explanations(self) -> None:
+        row = {f"x{number}": 0.1 * number for number in range(bundles.FEATURES)}
+        url = f"http://127.0.0.1:{self.server.port}/explain/{MODEL}"
+        while not self.stop.wait(1.0):
+            asked = urllib.request.Request(url, json.dumps(row).encode(), {"Content-Type": "application/json"})
+            try:
+                with urllib.request.urlopen(asked, timeout=60) as answer:
+                    told = json.load(answer)
+                    self.explained["answered" if told.get("model") == MODEL else f"wrong: {told}"] += 1
+            except urllib.error.HTTPError as error:
+                self.explained[f"status {error.code}: {error.read()[:200].decode(errors='replace')}"] += 1
+            except OSError as error:
+                self.explained[f"no answer: {error}"] += 1
+
+
+def main(given: Namespace) -> int:
+    seconds = 60 * given.minutes
+    with tempfile.TemporaryDirectory() as name:
+        store, stage = Path(name) / "store", Path(name) / "stage"
+        first = bundles.make(MODEL, store, version=1, seed=1)
+        staged = [bundles.make(MODEL, stage, version=2 + n, seed=2 + n) for n in range(int(seconds / SWITCH))]
+        inputs = bundles.rows(MODEL)
+        answers = {folder.name: bundles.expected(folder, inputs) for folder in [first, *staged]}
+        asked = ours.versioned(read(first).manifest, inputs, answers)
+        port = free_port()
+        with serving(ours.command(store, port), port, Path(name) / "log", ready=ours.READY) as server:
+            Drive(port, asked, 64).run(2)
+            peak = Drive(port, asked, 64).run(5)
+            print(f"peak: {peak}", flush=True)
+            with Trouble(server, staged, store, explain=not given.no_explain) as trouble:
+                drive = Drive(port, asked, 256, check_every=1)
+                found = drive.run(seconds, rate=given.share * peak.rate, backlog=30.0)
+            alive = server.process.poll() is None
+            printed = server.printed()
+    print(f"at {given.share:.0%}: {found}; versions {trouble.switched}, killed {trouble.killed}")
+    print(f"explanations: {dict(trouble.explained)}")
+    growth = _growth(trouble.memory)
+    print(f"memory {min(trouble.memory):.0f} to {max(trouble.memory):.0f} MB, end to start {growth:.3f}")
+    failures = []
+    if not found.clean or found.unasked:
+        failures.append(f"not every request was answered rightly: {found}; {found.first_wrong}")
+    if not alive:
+        failures.append(f"the server ended; it printed: {printed}")
+    if growth > GROWTH:
+        failures.append(f"memory grew to {growth:.2f} of what it was, at most {GROWTH} is expected")
+    if not given.no_explain and set(trouble.explained) != {"answered"}:
+        failures.append(f"explanations: {dict(trouble.explained)}")
+    if given.keep:
+        row = {
+            "minutes": f"{given.minutes:g}",
+            "peak_per_s": f"{peak.rate:.0f}",
+            "share": f"{given.share:g}",
+            "answers": found.answers,
+            "checked": found.checked,
+            "wrong": found.wrong,
+            "lost": found.lost + found.unasked,
+            "refused": found.answers - found.statuses[200],
+            "p50_ms": f"{1000 * found.latency(0.5):.2f}",
+            "p99_ms": f"{1000 * found.latency(0.99):.2f}",
+            "versions": trouble.switched,
+            "workers_killed": trouble.killed,
+            "explanations": trouble.explained["answered"],
+            "memory_mb": f"{statistics.median(trouble.memory):.0f}",
+            "memory_growth": f"{growth:.3f}",
+        }
+        append("serving_soak", row, packages=("zooroad", "onnxruntime", "numpy"))
+    return ours.report(failures)
+
+
+def _growth(samples: list[float]) -> float:
+    """Median memory of the last fifth against that of the second fifth, in which everything is warm."""
+    fifth = max(1, len(samples) // 5)
+    return statistics.median(samples[-fifth:]) / statistics.median(samples[fifth : 2 * fifth] or samples)
