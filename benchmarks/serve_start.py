@@ -28,7 +28,7 @@ ROOT = Path(__file__).resolve().parents[1]
 ALLOWED_SECONDS = 3.0
 ALLOWED_MB = 250.0
 ABSENT = ("tensorflow", "keras", "torch", "jax", "shap")
-PACKAGES = ("flask", "waitress", "onnxruntime", "numpy")
+PACKAGES = ("flask", "uvloop", "onnxruntime", "numpy")
 
 
 def fresh_python(folder: Path) -> Path:

@@ -205,7 +205,11 @@ def _figures(app: Flask, store: Shelf, live: Live) -> None:
 
     @app.after_request
     def _count(response: Response) -> Response:
-        if g.get("model") is not None and request.method == "POST" and not request.path.startswith(("/jobs/", "/explain/")):
+        if (
+            g.get("model") is not None
+            and request.method == "POST"
+            and not request.path.startswith(("/jobs/", "/explain/"))
+        ):
             live.answered(g.model.name, g.model.version, response.status_code, time.perf_counter() - g.start)
         return response
 

@@ -345,9 +345,8 @@ class Fleet(Shelf):
                 del self._waiting[served.slot]
                 if served.waiting:
                     self._waiting[served.slot] = served  # at the end of the line
-                else:
-                    self._retire_if_idle(served)
                 if not calls:
+                    self._retire_if_idle(served)
                     continue
                 given = True
                 self._give(worker, served, calls, now)
@@ -572,11 +571,24 @@ class Fleet(Shelf):
         message = f"model {served.name!r} version {served.version!r} is refused: {reason}"
         served.retired = True
         self._waiting.pop(served.slot, None)
-        for call in (*served.alone, *served.queue):
-            self._finish(call, Answer.of(RequestError("refused", message, 503)))
+        stranded = [*served.alone, *served.queue]
         served.alone.clear()
         served.queue.clear()
         served.queued = 0
+        for call in stranded:
+            if not (call.chosen and self._redirect(call)):
+                self._finish(call, Answer.of(RequestError("refused", message, 503)))
+
+    def _redirect(self, call: Call) -> bool:
+        """Submit a call, whose client named no version, to the version that answers now; False if there is none."""
+        started = call.started
+        try:
+            call.version, _ = self.resolve(call.model)
+            self.submit(call)
+        except RequestError:
+            return False
+        call.started = started
+        return True
 
     def _live(self) -> list[Worker]:
         return [worker for worker in self._workers if worker.state != "dead"]

@@ -655,12 +655,12 @@ class Connection(asyncio.Protocol):
         assert call is not None
         self._call = None
         if len(body) >= WORTH_PACKING and answer.header_length is None and accepts_gzip(self._accept):
-            if len(body) > SMALL_ANSWER:
-                with suppress(RequestError):  # no thread is free: it goes as it is
-                    front.aside(partial(self._pack, call, answer))
-                    return
-            self._write_inference(call, answer, pack(body), True)
-            return
+            if len(body) <= SMALL_ANSWER:
+                self._write_inference(call, answer, pack(body), True)
+                return
+            with suppress(RequestError):  # no thread is free: it goes as it is
+                front.aside(partial(self._pack, call, answer))
+                return
         self._write_inference(call, answer, body, False)
 
     def _pack(self, call: Call, answer: Answer) -> None:

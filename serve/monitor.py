@@ -103,12 +103,12 @@ class Monitor:
         """Start with every figure at 0.
 
         Args:
-            tracing: make an OpenTelemetry span of each request. What is done with them is set up as for any program that
-                uses OpenTelemetry: by its environment variables or in code.
-            provider: of OpenTelemetry's tracers; the global one if None.
+            tracing: make an OpenTelemetry span of each request.
+            provider: of OpenTelemetry's tracers. If None, the one this program has set up, or else one that sends spans by
+                OTLP over HTTP, as OpenTelemetry's environment variables say.
 
         Raises:
-            ModuleNotFoundError: tracing without the package opentelemetry-api.
+            ModuleNotFoundError: tracing without OpenTelemetry's packages.
         """
         self.lines: Lines | None = None
         self.trace = _tracer(provider) if tracing else None
@@ -165,13 +165,15 @@ class Monitor:
         with self._lock:
             tally = self._inferences.get(key)
             if tally is None:
-                tally = self._inferences[key] = [_histogram(), _histogram(), 0]
-            compute, queue, _ = tally
-            compute[bisect_left(SECONDS, answer.seconds)] += 1
-            compute[-1] += answer.seconds
-            queue[bisect_left(SECONDS, waited)] += 1
-            queue[-1] += waited
+                tally = self._inferences[key] = [_histogram(), _histogram(), 0, 0]
             tally[2] += answer.rows
+            tally[3] += 1
+            if waited >= 0:  # otherwise it came from the cache, with the time it took when it was computed
+                compute, queue = tally[0], tally[1]
+                compute[bisect_left(SECONDS, answer.seconds)] += 1
+                compute[-1] += answer.seconds
+                queue[bisect_left(SECONDS, waited)] += 1
+                queue[-1] += waited
 
     def answered(
         self,
@@ -261,7 +263,7 @@ class Monitor:
     def _counted(self, put: Callable[..., None]) -> None:
         with self._lock:
             requests = [(key, tally.copy()) for key, tally in self._requests.items()]
-            inferences = [(key, [*map(list.copy, tally[:2]), tally[2]]) for key, tally in self._inferences.items()]
+            inferences = [(key, [*map(list.copy, tally[:2]), *tally[2:]]) for key, tally in self._inferences.items()]
             batches = [(key, tally.copy()) for key, tally in self._batches.items()]
             errors, rejected, rows = dict(self._errors), dict(self._rejected), dict(self._rows)
         times: dict[tuple[str, str, str], list] = {}
@@ -272,9 +274,9 @@ class Monitor:
             put("zoo_request_seconds", *key, value=(SECONDS, tally))
         compute: dict[tuple[str, str], list] = {}
         queue: dict[tuple[str, str], list] = {}
-        for (model, version, shadow, status), (computed, waited, count) in inferences:
+        for (model, version, shadow, status), (computed, waited, count, finished) in inferences:
             role = "shadow" if shadow else "answer"
-            put("zoo_inferences_total", model, version, role, str(status), value=sum(computed[:-1]))
+            put("zoo_inferences_total", model, version, role, str(status), value=finished)
             _add(compute, (model, version), computed)
             _add(queue, (model, version), waited)
             rows[model, version] = rows.get((model, version), 0) + count
@@ -508,6 +510,24 @@ class LinesHandler(logging.Handler):
         self.lines.write(msgspec.json.encode(entry))
 
 
+def _provider(trace: Any) -> Any:
+    """Where spans go: what the program set up, or an OTLP exporter by OpenTelemetry's environment variables."""
+    if not isinstance(trace.get_tracer_provider(), trace.ProxyTracerProvider):
+        return None
+    try:
+        from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+        from opentelemetry.sdk.resources import Resource
+        from opentelemetry.sdk.trace import TracerProvider
+        from opentelemetry.sdk.trace.export import BatchSpanProcessor
+    except ImportError as error:
+        message = "nothing takes the spans; run: pip install opentelemetry-sdk opentelemetry-exporter-otlp-proto-http"
+        raise ModuleNotFoundError(message) from error
+    name = os.environ.get("OTEL_SERVICE_NAME", "zooroad")
+    provider = TracerProvider(resource=Resource.create({"service.name": name}))
+    provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
+    return provider
+
+
 def _tracer(provider: Any) -> Callable[..., None]:
     """What makes a finished span of an answered request."""
     try:
@@ -515,7 +535,7 @@ def _tracer(provider: Any) -> Callable[..., None]:
     except ImportError as error:
         message = "traces need OpenTelemetry, which is not installed; run: pip install opentelemetry-sdk"
         raise ModuleNotFoundError(message) from error
-    tracer = trace.get_tracer("zooroad.serve", tracer_provider=provider)
+    tracer = trace.get_tracer("zooroad.serve", tracer_provider=provider or _provider(trace))
 
     def record(
         parent: re.Match[str] | None,

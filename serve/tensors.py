@@ -196,7 +196,10 @@ def _from_long_json(text: bytes, datatype: str, shape: list[int], what: str, *, 
         values = _lists(np.dtype(DTYPES[datatype]).kind, depth).decode(text)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise RequestError("bad_data", f"{what} must hold {datatype} values: {error}") from None
-    return _listed_array(values, datatype, what)
+    array = _listed_array(values, datatype, what)
+    if array.size != count:  # a list of one value and one of none have the same structure
+        raise RequestError("bad_shape", f"{what} has shape {shape} but {array.size} values in its data")
+    return array
 
 
 def _listed_array(values: list[Any], datatype: str, what: str) -> np.ndarray:

@@ -4,6 +4,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -172,6 +173,16 @@ def test_manifests_are_what_kubernetes_takes():
     broken["spec"]["template"]["spec"]["containers"][0]["readinessProb"] = {}
     with pytest.raises(validator.ValidationError):
         validator.validate(broken, "1.30", strict=True)
+
+
+def test_kustomize_puts_them_together():
+    if not shutil.which("kubectl"):
+        pytest.skip("kubectl is not installed")
+    command = ["kubectl", "kustomize", str(DEPLOY / "kubernetes")]
+    made = subprocess.run(command, capture_output=True, text=True, timeout=30, check=True).stdout
+    documents = {document["kind"]: document for document in yaml.safe_load_all(made)}
+    assert documents.keys() == manifests().keys()
+    assert documents["Deployment"]["spec"]["template"]["spec"]["containers"][0]["image"] == "zooroad:latest"
 
 
 def container():

@@ -24,7 +24,6 @@ from benchmarks.record import append
 from benchmarks.serving import bundles, forms, ours
 from benchmarks.serving.load import Drive, Figures, whole
 from benchmarks.serving.machine import Server, files, free_port, serving
-from serve.errors import RequestError
 from serve.manifest import BundleError, read
 from serve.runtime import Model
 
@@ -32,15 +31,13 @@ OVERLOAD, GOODPUT = 3.0, 0.8
 TIMEOUTS = {"resnet50": 2.0, "cnn": 0.1, "mlp": 0.1}  # seconds a client of the overload asks for
 PATIENCE = 1.25  # times as long it waits
 LIMITED = """
-import resource, signal, sys, json
-resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[3]), int(sys.argv[3])))
+import os, resource, signal, sys
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-full = open("/dev/full", "w")
-sys.stdout.flush()
-import os
-os.dup2(full.fileno(), 2)
-from serve.host import run
-run(sys.argv[1], **json.loads(sys.argv[2]))
+limit = int(sys.argv.pop(1))
+resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+os.dup2(os.open("/dev/full", os.O_WRONLY), 2)
+from serve.__main__ import main
+sys.exit(main())
 """
 
 
@@ -67,19 +64,33 @@ def main(given: Namespace) -> int:
 
 
 def full_disk(folder: Path, given: Namespace) -> tuple[list[str], str]:
-    """Every write of a log line fails, and no file can grow beyond 8 KiB."""
+    """Every write of a log line fails, and no file can grow beyond 1 kB, so that traffic rules cannot be saved."""
     bundle = bundles.make("mlp", bundles.cache() / "benchmark-store")
     store, port = ours.link(bundle, folder / "store"), free_port()
-    settings = json.dumps({"port": port, "access_log": True, "state": str(folder / "state")})
-    command = [sys.executable, "-c", LIMITED, store, settings, 8192]
+    keys, token = ours.key(folder)
+    command = [sys.executable, "-c", LIMITED, 1024, store, "--port", port, "--keys", keys, "--state", folder / "state"]
+    allowed = {"Authorization": f"Bearer {token}"}
     with serving(command, port, folder / "log", ready=ours.READY) as server:
-        asked = ours.questions(bundle)
+        asked = ours.questions(bundle, headers=allowed)
         found = Drive(port, asked, 8, check_every=1).run(2 if given.short else 10)
-        pages = {path: server.get(path)[0] for path in ("/metrics", "/models", "/v2/models/mlp", "/healthz")}
+        told = [
+            _ask(server, method, path, body, allowed)
+            for method, path, body in (
+                ("PUT", "/admin/traffic/mlp/pin", b'{"version": "1"}'),
+                ("GET", "/admin/traffic/mlp", b""),
+                ("GET", "/metrics", b""),
+                ("GET", "/models", b""),
+            )
+        ]
+        saved = json.loads(_ask(server, "GET", "/admin/workers", b"", allowed)[1])["state"]
+        after = Drive(port, asked, 8, check_every=1).run(1)
         alive = server.process.poll() is None
-    failures = [] if found.clean else [f"{found}; {found.first_wrong}"]
-    failures += [f"{path} answered {status}" for path, status in pages.items() if status != 200]
-    return failures + ([] if alive else ["the server ended"]), str(found)
+    failures = [f"{each}; {each.first_wrong}" for each in (found, after) if not each.clean]
+    failures += [f"answered {status}: {body[:200]!r}" for status, body in told if status not in (200, 503, 507)]
+    failures += [] if saved["problem"] else ["the server does not say that its rules are not saved"]
+    return failures + (
+        [] if alive else ["the server ended"]
+    ), f"{found}; statuses {[status for status, _ in told]}; {saved}"
 
 
 def changed_bytes(folder: Path, given: Namespace) -> tuple[list[str], str]:
@@ -116,7 +127,7 @@ def changed_bytes(folder: Path, given: Namespace) -> tuple[list[str], str]:
                 made.rename(store / "mlp" / str(version))
                 time.sleep(0.3)
             time.sleep(2)
-        index = _ask_json(server, "/v2/repository/index", b"{}")
+        index = json.loads(_ask(server, "POST", "/v2/repository/index", b"{}", {})[1])
     ready = sorted(int(entry["version"]) for entry in index if entry["state"] == "READY")
     found = healthy()
     failures += [] if found.clean else [f"clients beside: {found}; {found.first_wrong}"]
@@ -305,14 +316,13 @@ def _settled(measure: Callable[[], int], goal: int, seconds: float = 15.0) -> in
     return now
 
 
-def _ask_json(server: Server, path: str, body: bytes):
-    raw = forms.raw_request(path, body, {"Content-Type": "application/json", "Connection": "close"})
+def _ask(server: Server, method: str, path: str, body: bytes, headers: dict[str, str]) -> tuple[int, bytes]:
+    """Status and body of an answer."""
+    raw = forms.raw_request(path, body, {"Content-Type": "application/json", "Connection": "close", **headers})
     with socket.create_connection(("127.0.0.1", server.port), timeout=15) as client:
-        client.sendall(raw)
+        client.sendall(raw.replace(b"POST", method.encode(), 1))
         received = b""
         while data := client.recv(65536):
             received += data
     answer = whole(received)
-    if answer is None or answer[0] != 200:
-        raise RequestError("no_answer", f"{path} was answered with {received[:200]!r}", 500)
-    return json.loads(answer[2])
+    return (answer[0], answer[2]) if answer else (0, received)

@@ -1,6 +1,5 @@
 """Our server under test, and the questions it is asked."""
 
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,15 +9,21 @@ import numpy as np
 
 from benchmarks.serving import bundles, forms
 from benchmarks.serving.load import Question
+from serve.keys import SCOPES, KeyFile
 from serve.manifest import Manifest, read
 
 READY = "/v2/health/ready"
 
 
-def command(store: Path, port: int, **settings: object) -> list[object]:
-    """Command that serves a store, without a line per request unless `access_log=True` is among the settings."""
-    script = "import json, sys; from serve.host import run; run(sys.argv[1], **json.loads(sys.argv[2]))"
-    return [sys.executable, "-c", script, store, json.dumps({"port": port, "access_log": False, **settings})]
+def command(store: Path, port: int, *extra: object) -> list[object]:
+    """Command that serves a store, without a line per request, as its peers do."""
+    return [sys.executable, "-m", "serve", store, "--port", port, "--no-access-log", *extra]
+
+
+def key(folder: Path) -> tuple[Path, str]:
+    """A key file, and the token of a key in it that may do everything."""
+    path = folder / "keys.json"
+    return path, KeyFile(path).make("benchmark", SCOPES)[1]
 
 
 def link(bundle: Path, store: Path) -> Path:

@@ -93,6 +93,13 @@ def test_image_drift_is_the_histogram_of_validation_pixels(digits_bundle, digits
     assert len(drift["edges"]) == len(drift["shares"]) + 1
 
 
+def test_image_drift_has_the_light_of_each_validation_picture(digits_bundle, digits):
+    described = json.loads((digits_bundle.folder / "drift.json").read_text())["inputs"]["image"]
+    assert described.keys() == {"channel0", "brightness", "contrast", "sharpness"}
+    means = digits.validation.x["image"].mean(axis=(1, 2, 3))
+    assert described["brightness"]["edges"] == pytest.approx(np.quantile(means, np.arange(0.1, 1, 0.1)), rel=1e-5)
+
+
 def test_the_card_states_the_measured_figures(digits_bundle, mixed_bundle, digits):
     card = (digits_bundle.folder / "README.md").read_text()
     for precision in digits_bundle.manifest.precisions.values():

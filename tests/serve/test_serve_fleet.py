@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 from onnx import TensorProto, helper
 from small_bundles import IMAGE, PROBABILITIES, VALUE, Port, softmax, write_bundle, write_image, write_onnx, write_table
@@ -772,3 +773,71 @@ def test_a_version_whose_files_are_gone_bad_stays_with_the_workers_that_have_it(
         assert loads == []  # what cannot be opened is not tried with every call
 
     run(folder, work, workers=2, batch_seconds=0)
+
+
+def test_what_waits_for_a_version_is_answered_before_it_is_unloaded(folder):
+    write_slow(folder)
+    write_sides(folder)
+
+    async def work(fleet, client):
+        busy = client.send("slow", number(2e5))[1]
+        await until(lambda: fleet.state()["workers"][0]["outstanding"])
+        waiting = [client.send("sides", {"image": images(seed)})[1] for seed in range(3)]
+        await asyncio.to_thread(fleet.unload, "sides")
+        for seed, future in enumerate(waiting):
+            np.testing.assert_allclose(probabilities(await future), expected(images(seed)), atol=1e-6)
+        assert (await busy).status == 200
+        (worker,) = fleet.state()["workers"]
+        assert worker["models"] == ["slow/1"] and worker["restarts"] == 0
+
+    run(folder, work)
+
+
+def test_calls_that_named_no_version_go_to_another_one_when_theirs_is_lost(folder):
+    write_sides(folder)
+    place = write_sides(folder, "2", gain=2.0)
+
+    async def work(fleet, client):
+        os.kill(pids(fleet)[0], signal.SIGSTOP)
+        (chosen, answered), (named, refused) = (client.send("sides", {"image": images(0)}) for _ in range(2))
+        assert chosen.version == named.version == "2"
+        chosen.chosen = True
+        await until(lambda: fleet.state()["workers"][0]["outstanding"] == 2)
+        shutil.rmtree(place)
+        await asyncio.to_thread(fleet.rescan)
+        os.kill(pids(fleet)[0], signal.SIGKILL)
+        answer = await answered
+        assert answer.version == "1"
+        np.testing.assert_allclose(probabilities(answer), expected(images(0)), atol=1e-6)
+        assert error(await refused) == (503, "refused")
+
+    run(folder, work)
+
+
+def test_tensors_of_any_size_come_back_whole(folder):
+    given = Port("given", "FP32", (-1, -1), ("batch", "values"))
+    back = Port("back", "FP32", (-1, -1), ("batch", "values"))
+
+    def graph(path):
+        edges = [[helper.make_tensor_value_info(p.name, TensorProto.FLOAT, ["batch", "values"])] for p in (given, back)]
+        nodes = [helper.make_node("Neg", ["given"], ["back"])]
+        opsets = [helper.make_opsetid("", 17)]
+        graph = helper.make_graph(nodes, "graph", *edges)
+        onnx.save(helper.make_model(graph, opset_imports=opsets, ir_version=8), path)
+
+    write_bundle(
+        folder, "negative", "1", graph, ({"given": np.ones((1, 2), "f4")}, {"back": -np.ones((1, 2), "f4")}),
+        task="regression", kind="table", inputs=(given,), outputs=(back,), labels=("value",),
+    )  # fmt: skip
+
+    async def work(fleet, client):
+        sizes = [1, 3_000_000, 7, 200_000, 200_000, 50_000, 0, 11] * 3
+        sent = [np.random.default_rng(seed).random((1, size), np.float32) for seed, size in enumerate(sizes)]
+        answers = await asyncio.gather(*(client.ask("negative", {"given": array}) for array in sent))
+        for array, answer in zip(sent, answers, strict=True):
+            assert answer.status == 200
+            np.testing.assert_array_equal(protocol.unpack(answer.body, answer.header_length)["back"], -array)
+        (worker,) = fleet._workers
+        assert len(worker._buffer) <= 2**20  # what a large answer took is given back
+
+    run(folder, work)

@@ -524,6 +524,17 @@ def test_answers_are_packed_for_those_who_take_it_and_gain(served, size):
     assert "content-encoding" not in one(served, binary)[1]
 
 
+def test_large_answers_go_unpacked_when_no_thread_is_free(served, monkeypatch):
+    def busy(job):
+        raise RequestError("overloaded", "too many wait", 503)
+
+    monkeypatch.setattr(served.front, "aside", busy)
+    _, headers, answer = one(served, infer(b"200000", "large", "Accept-Encoding: gzip"))
+    assert "content-encoding" not in headers and json.loads(answer)["more"] == "x" * 200_000
+    status, _, answer = one(served, infer(gzip.compress(random.randbytes(5000)), "echo", "Content-Encoding: gzip"))
+    assert status == 503 and json.loads(answer)["code"] == "overloaded"
+
+
 def test_answers_of_the_app_are_packed(served):
     raw = get("/" + "x" * 3000, "Accept-Encoding: gzip")
     _, headers, answer = one(served, raw)
@@ -747,31 +758,33 @@ def test_http_1_0_and_upgrades(served):
     assert found.count(b"HTTP/1.1 ") == 1
 
 
-def test_draining_finishes_what_is_under_way(served):
-    quiet, idle, half, busy = (served.connect() for _ in range(4))
-    for connection in (quiet, idle, half, busy):
-        connection.sendall(infer(b"1"))
-        assert Reader(connection).answer()[0] == 200
-    raw = infer(b"2")
-    half.sendall(raw[:-1])
-    busy.sendall(infer(b"3", "slow") + infer(b"4"))
-    call = served.fleet.wait(5)[4]
-    until(lambda: served.front.buffered == 2)  # of the one that is answered, and the one behind it
-    drained = served.do(served.front.drain(SHORT))
-    idle.sendall(infer(b"5"))  # it was on its way when the server began to stop
-    assert b"Connection: close" in received(idle)
-    idle.close()
-    assert received(quiet) == b""
-    quiet.close()
-    half.sendall(raw[-1:])
-    assert b"Connection: close" in received(half)
-    half.close()
-    assert not drained.done()
-    served.call(call.done, served.fleet.answer(call))
-    first, second = answers(received(busy))
-    assert b"Connection: close" not in first[0] and b"Connection: close" in second[0]
-    busy.close()
-    drained.result(SHORT)
+def test_draining_finishes_what_is_under_way():
+    with serving(Limits(retire_seconds=1.5)) as served:
+        quiet, idle, half, busy = (served.connect() for _ in range(4))
+        with quiet, idle, half, busy:
+            for connection in (quiet, idle, half, busy):
+                connection.sendall(infer(b"1"))
+                assert Reader(connection).answer()[0] == 200
+            raw = infer(b"2")
+            half.sendall(raw[:-1])
+            busy.sendall(infer(b"3", "slow") + infer(b"4"))
+            call = served.fleet.wait(5)[4]
+            until(lambda: served.front.buffered == 2)  # of the one that is answered, and the one behind it
+            drained = served.do(served.front.drain(SHORT))
+            until(lambda: served.front.draining)
+            idle.sendall(infer(b"5"))  # it was on its way when the server began to stop
+            assert b"Connection: close" in received(idle)
+            idle.close()
+            half.sendall(raw[-1:])
+            assert b"Connection: close" in received(half)
+            half.close()
+            assert received(quiet) == b""
+            assert not drained.done()
+            served.call(call.done, served.fleet.answer(call))
+            first, second = answers(received(busy))
+            assert b"Connection: close" not in first[0] and b"Connection: close" in second[0]
+            busy.close()
+            drained.result(SHORT)
 
 
 def test_draining_ends_after_its_time(served):

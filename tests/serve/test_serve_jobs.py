@@ -1,10 +1,16 @@
 import io
+import json
+import os
+import signal
 import threading
 import time
+import urllib.request
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
+from test_serve_host import serving
 
 from serve import jobs as module
 from serve.app import create_app
@@ -386,3 +392,36 @@ def test_only_the_owner_of_a_job_sees_it(store_folder, tmp_path):
 
 def test_without_keys_jobs_are_found_by_their_id_only(client):
     assert client.get("/jobs").status_code == 403
+
+
+def workers(process):
+    """Process ids of a server's workers."""
+    children = [
+        int(id) for file in Path(f"/proc/{process.pid}/task").glob("*/children") for id in file.read_text().split()
+    ]
+    return [id for id in children if b"serve.worker" in Path(f"/proc/{id}/cmdline").read_bytes()]
+
+
+@pytest.mark.skipif(not list(Path("/proc/self/task").glob("*/children")), reason="needs Linux, to find the workers")
+def test_a_job_survives_the_death_of_every_worker(store_folder):
+    with serving(store_folder) as (process, port):
+        address = f"http://127.0.0.1:{port}"
+        rows = "age,weight\n" + "".join(f"{number},20\n" for number in range(40_000))
+        sent = urllib.request.Request(f"{address}/jobs/dose", rows.encode(), {"Content-Type": "text/csv"})
+        with urllib.request.urlopen(sent, timeout=30) as answer:
+            location = answer.headers["Location"]
+
+        def look():
+            with urllib.request.urlopen(address + location, timeout=30) as answer:
+                return json.load(answer)
+
+        until(lambda: look()["done"] > 0)
+        killed = workers(process)
+        assert killed
+        for id in killed:
+            os.kill(id, signal.SIGKILL)
+        until(lambda: look()["state"] in ("done", "failed"), 30)
+        told = look()
+        assert told["state"] == "done", told.get("error")
+        assert [row["value"] for row in told["predictions"]] == [2 * number + 20 for number in range(40_000)]
+        assert workers(process) and not set(workers(process)) & set(killed)

@@ -1,12 +1,19 @@
 """Figures, log lines and traces: what is counted, what is never held up, what is never told."""
 
 import contextlib
+import gzip
+import http.client
+import http.server
 import json
 import logging
 import os
+import queue
+import re
+import subprocess
 import sys
 import threading
 import time
+import urllib.request
 from types import SimpleNamespace
 
 import pytest
@@ -86,6 +93,16 @@ def test_inferences_tell_computing_from_waiting_and_answers_from_shadows():
     assert found["zoo_rows_total", version] == 11
     assert found["zoo_compute_seconds_sum", version] == pytest.approx(0.05)
     assert found["zoo_queue_seconds_sum", version] == pytest.approx(0.25, abs=0.05)
+
+
+def test_answers_from_the_cache_took_no_time_in_a_worker():
+    monitor = Monitor()
+    monitor.observe(*finished())
+    monitor.observe(*finished(seconds=3.0, waited=-2.9))  # computed in 3 s, long ago
+    found = samples(monitor)
+    version = (("model", "digits"), ("version", "1"))
+    assert found["zoo_rows_total", version] == 4 and found["zoo_compute_seconds_count", version] == 1
+    assert found["zoo_compute_seconds_sum", version] == pytest.approx(0.01)
 
 
 def test_batches_are_counted_by_rows():
@@ -322,6 +339,50 @@ def test_spans_continue_the_senders_trace():
     assert second.parent is None and second.status.status_code is trace.StatusCode.ERROR
 
 
+def test_a_server_sends_its_spans_by_otlp(store_folder):
+    pytest.importorskip("opentelemetry.exporter.otlp.proto.http")
+    proto = pytest.importorskip("opentelemetry.proto.collector.trace.v1.trace_service_pb2")
+    received = queue.SimpleQueue()
+
+    class Collector(http.server.BaseHTTPRequestHandler):
+        def do_POST(self):
+            body = self.rfile.read(int(self.headers["Content-Length"]))
+            received.put((self.path, gzip.decompress(body) if self.headers["Content-Encoding"] == "gzip" else body))
+            self.send_response(200)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+
+        def log_message(self, *arguments):
+            pass
+
+    with http.server.HTTPServer(("127.0.0.1", 0), Collector) as collector:
+        threading.Thread(target=collector.serve_forever, daemon=True).start()
+        settings = {
+            "OTEL_EXPORTER_OTLP_ENDPOINT": f"http://127.0.0.1:{collector.server_port}",
+            "OTEL_BSP_SCHEDULE_DELAY": "100",
+        }
+        command = [sys.executable, "-m", "serve", str(store_folder), "--port", "0", "--workers", "1", "--tracing"]
+        server = subprocess.Popen(
+            [*command, "--no-access-log"], stdout=subprocess.PIPE, text=True, env={**os.environ, **settings}
+        )
+        try:
+            url = next(line for line in server.stdout if line.startswith("serving")).split()[-1]
+            sent = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
+            asked = urllib.request.Request(f"{url}/v2/models/dose", headers={"traceparent": sent})
+            with urllib.request.urlopen(asked, timeout=10) as answer:
+                assert answer.status == 200
+            path, body = received.get(timeout=10)
+        finally:
+            server.terminate()
+            assert server.wait(15) == 0
+            server.stdout.close()
+            collector.shutdown()
+    message = proto.ExportTraceServiceRequest.FromString(body)
+    (span,) = (span for group in message.resource_spans for scope in group.scope_spans for span in scope.spans)
+    assert path == "/v1/traces" and span.trace_id.hex() == sent[3:35] and span.parent_span_id.hex() == sent[36:52]
+    assert span.name == "GET /v2/models/<model>"
+
+
 def test_tracing_without_opentelemetry_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "opentelemetry", None)
     with pytest.raises(ModuleNotFoundError, match="pip install opentelemetry-sdk"):
@@ -346,3 +407,33 @@ def test_drift_is_published_by_column(tmp_path):
 
 def test_buckets_rise():
     assert list(SECONDS) == sorted(SECONDS) and list(ROWS) == sorted(ROWS)
+
+
+@pytest.mark.parametrize("reader", ["asleep", "gone"])
+def test_a_server_answers_and_stops_when_nobody_reads_its_log(store_folder, reader):
+    read, write = os.pipe()
+    command = [sys.executable, "-m", "serve", str(store_folder), "--port", "0", "--workers", "1"]
+    server = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=write, text=True)
+    os.close(write)
+    try:
+        url = next(line for line in server.stdout if line.startswith("serving")).split()[-1]
+        if reader == "gone":
+            os.close(read)
+        host, port = url.removeprefix("http://").split(":")
+        connection = http.client.HTTPConnection(host, int(port), timeout=10)
+        for _ in range(600):  # their lines are more than the 64 KiB a pipe holds
+            connection.request("GET", "/v2/health/live")
+            answer = connection.getresponse()
+            assert answer.status == 200 and answer.read()
+        connection.request("GET", "/metrics")
+        text = connection.getresponse().read().decode()
+        connection.close()
+        assert 'route="/v2/health/live",status="200",version=""} 600.0' in text
+        dropped = float(re.search(r"^zoo_log_lines_dropped_total (\S+)", text, re.M)[1])
+        assert (dropped > 0) == (reader == "gone")  # asleep, they wait
+    finally:
+        server.terminate()
+        assert server.wait(15) == 0
+        server.stdout.close()
+        if reader == "asleep":
+            os.close(read)

@@ -432,6 +432,7 @@ def test_a_key_is_asked_for_and_kept_in_the_tab_only(visit, store, tmp_path):
         tab.get_by_role("button", name="Forget my key").click()
         problem(tab, "This needs a credential")
         assert tab.evaluate("sessionStorage.length") == 0
+        tab.close()  # before its server
 
 
 CONTRAST = """() => {
@@ -526,6 +527,7 @@ def test_many_models_are_chosen_from_a_list(visit, tmp_path):
         tab.get_by_role("combobox", name="Model").select_option("model7")
         playwright.expect(tab.get_by_role("heading", level=2)).to_have_text("model7")
         assert tab.url.endswith("#model7")
+        tab.close()
 
 
 def test_the_page_is_small():

@@ -110,6 +110,9 @@ LONG = [  # data that is taken, and data that is not, by datatype and shape
     ("FP32", [2, 2], [[1, 2], [3, "4"]]),
     ("FP32", [2, 2], [[1, 2], [3, {}]]),
     ("FP32", [2, 1], [[], []]),
+    ("FP32", [2, 0], [[1], [2]]),
+    ("FP32", [0], [1]),
+    ("FP32", [1], []),
     ("BYTES", [2, 1], [[], []]),
     ("FP32", [2], [True, 1]),
     ("UINT8", [2], [256, 1]),
@@ -451,8 +454,9 @@ def test_bad_v1_requests_are_refused(declared, sent, code, message):
 
 
 @pytest.mark.parametrize("row", [[1, 2], [1], [[1], [2]], 1, ["a", "b"], [1, None], []])
-def test_long_v1_rows_are_read_as_short_ones_are(row, monkeypatch):
-    sent = json.dumps({"instances": [row] * 3}).encode()
+@pytest.mark.parametrize("rows", [1, 3])
+def test_long_v1_rows_are_read_as_short_ones_are(row, rows, monkeypatch):
+    sent = json.dumps({"instances": [row] * rows}).encode()
 
     def read():
         try:
@@ -465,7 +469,9 @@ def test_long_v1_rows_are_read_as_short_ones_are(row, monkeypatch):
     monkeypatch.setattr(tensors, "SMALL", 0)
     long = read()
     if row == [[1], [2]]:
-        with pytest.raises(RequestError, match=r"must be \(batch, 2\) in nested lists, got lists of 6 values"):
+        with pytest.raises(
+            RequestError, match=rf"must be \(batch, 2\) in nested lists, got lists of {2 * rows} values"
+        ):
             protocol.decode_v1(sent, ONE)
     assert (short is None) == (long is None)
     if short is not None:
@@ -507,11 +513,14 @@ def test_metadata_in_each_protocol():
     ]
 
 
-def test_every_mutated_body_is_read_or_refused_by_a_4xx():
+@pytest.mark.parametrize("small", [0, tensors.SMALL])
+def test_every_mutated_body_is_read_or_refused_by_a_4xx(small, monkeypatch):
+    monkeypatch.setattr(tensors, "SMALL", small)
     choose = np.random.default_rng(7)
     text = [body(), body(datatype="BYTES", data=["a", "b"]), body(shape=[2, 1], data=[[1], [2]])]
     mixed = [binary(np.float32([1, 2]).tobytes()), binary(elements(b"a", b"bc"), datatype="BYTES")]
-    seeds = [(each, None) for each in text] + mixed
+    v1 = [{"instances": [[1, 2]]}, {"inputs": {"numbers": [[1, 2]]}}, {"instances": [{"numbers": [1, 2]}]}]
+    seeds = [(each, None) for each in text] + mixed + [(json.dumps(each).encode(), "v1") for each in v1]
     pieces = [
         b"[",
         b"]",
@@ -526,6 +535,7 @@ def test_every_mutated_body_is_read_or_refused_by_a_4xx():
         b'"BF16"',
         b"[[[[",
         b"0",
+        b"",
     ]
     read = 0
     for _ in range(20_000):
@@ -534,7 +544,10 @@ def test_every_mutated_body_is_read_or_refused_by_a_4xx():
         stop = start + int(choose.integers(4))
         changed = sent[:start] + pieces[choose.integers(len(pieces))] + sent[stop:]
         try:
-            protocol.decode(changed, length if length is None else length + len(changed) - len(sent))
+            if length == "v1":
+                protocol.decode_v1(changed, ONE)
+            else:
+                protocol.decode(changed, length if length is None else length + len(changed) - len(sent))
             read += 1
         except RequestError as error:
             assert 400 <= error.status < 500
