@@ -8,7 +8,7 @@ from pathlib import Path
 from zoo.machine import cores, processor, versions
 
 FOLDER = Path(__file__).parent / "results"
-PACKAGES = ("zooroad", "keras", "tensorflow", "jax", "onnxruntime", "numpy", "flask", "uvloop")
+PACKAGES = ("zooroad", "keras", "tensorflow", "jax", "onnxruntime", "numpy", "flask", "uvloop", "httptools")
 
 
 def append(name: str, row: dict[str, object], device: str = "", packages: tuple[str, ...] = PACKAGES) -> None:

@@ -20,7 +20,7 @@ import numpy as np
 
 from serve import manifest as bundles
 from serve.errors import RequestError
-from serve.manifest import Bundle
+from serve.manifest import Bundle, BundleError
 
 TARGET = "zoo.explain:explain"
 REQUEST = "request"  # member of a frame that holds the JSON; the others are arrays
@@ -188,6 +188,9 @@ def _answer(frame: bytes, target: str, opened: dict[str, Bundle]) -> dict[str, A
     except ImportError as error:
         cure = f"explanations are not installed on this server ({error}); run: pip install 'zooroad[explain]'"
         return {"code": "explain_missing", "status": 501, "error": cure}
+    except (BundleError, FileNotFoundError):
+        message = "the version was replaced or removed while it was being explained; ask again"
+        return {"code": "version_gone", "status": 503, "error": message}
     except ValueError as error:
         return {"code": "cannot_explain", "status": 422, "error": str(error)}
     except Exception as error:  # whatever an explainer raises, the worker lives on and the client gets a reason

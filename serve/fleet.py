@@ -33,6 +33,7 @@ MOST_ATTEMPTS = 2  # workers that may die over one request, or over opening one 
 REMEMBERED = 256  # requests over which workers died that are known again
 WORTH_SHARING = 0.001  # seconds of work; less than this is not split among free workers, whose waking costs more
 SWEEP = 0.05  # seconds between two looks at deadlines and hung workers
+WORTH_WAITING = 0.8  # share of a call's time; an answer in its last moment is late when it reaches its reader
 YOUNG = 5.0  # seconds; a worker that dies sooner makes the next one start later
 LONGEST_PAUSE = 10.0  # seconds before a worker is started again, at most
 START_LIMIT = 60.0  # seconds for a worker to start
@@ -224,7 +225,7 @@ class Fleet(Shelf):
         if (
             len(served.queue) >= self._queue_limit
             or served.queued + size > max(self._bytes_limit, size)
-            or now + wait > call.deadline
+            or wait > WORTH_WAITING * (call.deadline - now)
         ):
             message = f"{served.waiting} requests wait for model {call.model!r} already; try again later"
             raise RequestError("overloaded", message, 503, {"Retry-After": str(max(1, math.ceil(wait)))})

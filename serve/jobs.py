@@ -29,7 +29,7 @@ SHORT, LONG = (
     0.04,
 )  # seconds of one piece, decoding included; about what an interactive request may wait for a job
 POLITE = 0.5  # seconds that a piece lets interactive requests pass before it takes its turn all the same
-ATTEMPTS = 4  # of one piece whose worker died
+CRASHED = 6  # times that workers may die over one job; a piece is halved each time, to tell its rows from bad luck
 PATIENCE = 60.0  # seconds that a piece is tried again while the server is too busy for it
 CRASHES = ("inference_crashed", "explainer_died")
 
@@ -61,8 +61,9 @@ class Job:
     state: str = "queued"
     done: int = 0
     piece: int = FIRST_PIECE
-    pending: tuple[Inputs, int] | None = None  # a piece that is decoded but not answered, and its rows
+    pending: list[tuple[Inputs, int]] = field(default_factory=list)  # pieces decoded but not answered, and their rows
     attempts: int = 0
+    crashes: int = 0
     first_attempt: float = 0.0
     not_before: float = 0.0
     notes: list[str] = field(default_factory=list)
@@ -142,7 +143,7 @@ class Jobs:
         piece = min(FIRST_PIECE, most)
         first, notes = batch.take(piece)
         job = Job(kind, model, version, owner, client, batch, most, answer, batch.count, piece=piece)
-        job.pending, job.notes = (first, batch.count - batch.left), notes
+        job.pending, job.notes = [(first, batch.count - batch.left)], notes
         with self._turn:
             self._forget_old()
             mine = [other for other in self._jobs.values() if other.client == client]
@@ -253,7 +254,7 @@ class Jobs:
 
     def _end(self, job: Job, state: str) -> None:
         if job.ended is None:
-            job.state, job.ended, job.pending = state, time.monotonic(), None
+            job.state, job.ended, job.pending = state, time.monotonic(), []
 
     def _fail(self, job: Job, code: str, message: str) -> None:
         if job.ended is None:
@@ -293,12 +294,13 @@ class Jobs:
         """Decode and answer the next rows of a job."""
         began = time.monotonic()
         try:
-            if job.pending is None:
+            pending = job.pending
+            if not pending:
                 left = job.batch.left
                 inputs, notes = job.batch.take(job.piece)
                 job.notes = list(dict.fromkeys(job.notes + notes))[:MOST_NOTES]
-                job.pending = (inputs, left - job.batch.left)
-            inputs, rows = job.pending
+                pending.append((inputs, left - job.batch.left))
+            inputs, rows = pending[0]
             job.first_attempt = job.first_attempt or began
             encoded = msgspec.json.encode(job.answer(inputs))
         except RequestError as error:
@@ -317,7 +319,8 @@ class Jobs:
                 return
             job.results.append(encoded)
             job.done += rows
-            job.pending, job.attempts, job.first_attempt = None, 0, 0.0
+            del job.pending[0]
+            job.attempts, job.first_attempt = 0, 0.0
             if seconds < SHORT:
                 job.piece = min(job.most, 2 * job.piece)
             elif seconds > LONG:
@@ -333,11 +336,25 @@ class Jobs:
         """Try a piece again if its worker died or the server was too busy, else fail the job."""
         now = time.monotonic()
         job.attempts += 1
-        crashed = error.code in CRASHES and job.attempts < ATTEMPTS
+        crashed = error.code in CRASHES
+        job.crashes += crashed
         too_busy = error.status in (429, 503, 504) and error.code not in ("refused", "explain_timeout")
         with self._turn:
-            if crashed or (too_busy and now - job.first_attempt < PATIENCE):
+            if job.ended is not None:
+                return
+            if (crashed and job.crashes < CRASHED) or (too_busy and now - job.first_attempt < PATIENCE):
+                if crashed:
+                    job.pending[:1] = _halves(*job.pending[0])
                 job.not_before = now + min(0.1 * 2**job.attempts, 5.0)
             else:
                 where = f"after {job.done} of {job.rows} rows: " if job.done else ""
                 self._fail(job, error.code, where + error.message)
+
+
+def _halves(inputs: Inputs, rows: int) -> list[tuple[Inputs, int]]:
+    """A piece in two, so that a row that kills workers stands alone in the end; one row stays as it is."""
+    if rows == 1:
+        return [(inputs, rows)]
+    half = rows // 2
+    first = {name: array[:half] for name, array in inputs.items()}
+    return [(first, half), ({name: array[half:] for name, array in inputs.items()}, rows - half)]

@@ -123,7 +123,8 @@ def _schemathesis(
     if done.returncode:
         parts = re.split(r"^_{5,} (.+?) _{5,}$", done.stdout.partition("= FAILURES =")[2], flags=re.MULTILINE)
         failures += [
-            f"schemathesis: {route}: {' '.join(text.split())[:700]}" for route, text in zip(parts[1::2], parts[2::2], strict=False)
+            f"schemathesis: {route}: {' '.join(text.split())[:700]}"
+            for route, text in zip(parts[1::2], parts[2::2], strict=False)
         ]
         failures += [] if parts[1:] else [f"schemathesis ended with {done.returncode}: {done.stdout[-800:]}"]
     told = re.findall(r"^\s*(\d+ generated.*)$", done.stdout, re.MULTILINE)

@@ -46,7 +46,7 @@ class Trouble:
         self.stop = threading.Event()
         self.switched = self.killed = 0
         self.explained: Counter[str] = Counter()
-        self.memory: list[float] = []
+        self.memory: dict[str, list[float]] = {"front": [], "workers": [], "explainer": []}
         jobs = [self._versions, self._kills, self._samples, *([self._explanations] if explain else [])]
         self.threads = [threading.Thread(target=job, daemon=True) for job in jobs]
 
@@ -80,7 +80,10 @@ class Trouble:
 
     def _samples(self) -> None:
         while not self.stop.wait(SAMPLE):
-            self.memory.append(resident_mb(self.server.processes))
+            front, workers = self.server.process.pid, self.server.workers
+            others = [process for process in self.server.processes if process not in (front, *workers)]
+            for part, processes in zip(self.memory, ([front], workers, others), strict=True):
+                self.memory[part].append(resident_mb(processes))
 
     def _explanations(self) -> None:
         row = {f"x{number}": 0.1 * number for number in range(bundles.FEATURES)}
@@ -118,15 +121,20 @@ def main(given: Namespace) -> int:
             printed = server.printed()
     print(f"at {given.share:.0%}: {found}; versions {trouble.switched}, killed {trouble.killed}")
     print(f"explanations: {dict(trouble.explained)}")
-    growth = _growth(trouble.memory)
-    print(f"memory {min(trouble.memory):.0f} to {max(trouble.memory):.0f} MB, end to start {growth:.3f}")
+    growth = {part: _growth(samples) for part, samples in trouble.memory.items()}
+    for part, samples in trouble.memory.items():
+        fifths = " ".join(f"{value:.0f}" for value in _fifths(samples))
+        print(f"memory of {part}: {fifths} MB in each fifth of the time, last to second {growth[part]:.3f}")
     failures = []
     if not found.clean or found.unasked:
         failures.append(f"not every request was answered rightly: {found}; {found.first_wrong}")
     if not alive:
         failures.append(f"the server ended; it printed: {printed}")
-    if growth > GROWTH:
-        failures.append(f"memory grew to {growth:.2f} of what it was, at most {GROWTH} is expected")
+    failures += [
+        f"memory of {part} grew to {ratio:.2f} of what it was, at most {GROWTH} is expected"
+        for part, ratio in growth.items()
+        if ratio > GROWTH
+    ]
     if not given.no_explain and set(trouble.explained) != {"answered"}:
         failures.append(f"explanations: {dict(trouble.explained)}")
     if given.keep:
@@ -144,14 +152,21 @@ def main(given: Namespace) -> int:
             "versions": trouble.switched,
             "workers_killed": trouble.killed,
             "explanations": trouble.explained["answered"],
-            "memory_mb": f"{statistics.median(trouble.memory):.0f}",
-            "memory_growth": f"{growth:.3f}",
+            "memory_mb": " ".join(f"{part}={_fifths(samples)[-1]:.0f}" for part, samples in trouble.memory.items()),
+            "memory_growth": " ".join(f"{part}={ratio:.3f}" for part, ratio in growth.items()),
         }
         append("serving_soak", row, packages=("zooroad", "onnxruntime", "numpy"))
     return ours.report(failures)
 
 
+def _fifths(samples: list[float]) -> list[float]:
+    """Median of the samples in each fifth of the time, without those of a process that is not there."""
+    size = max(1, len(samples) // 5)
+    parts = ([sample for sample in samples[start : start + size] if sample] for start in range(0, 5 * size, size))
+    return [statistics.median(part) if part else 0.0 for part in parts]
+
+
 def _growth(samples: list[float]) -> float:
-    """Median memory of the last fifth against that of the second fifth, in which everything is warm."""
-    fifth = max(1, len(samples) // 5)
-    return statistics.median(samples[-fifth:]) / statistics.median(samples[fifth : 2 * fifth] or samples)
+    """Memory in the last fifth of the time against the second, in which everything is warm; 1 for what was never there."""
+    _, second, *_, last = _fifths(samples)
+    return last / second if second else 1.0

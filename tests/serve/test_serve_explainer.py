@@ -91,3 +91,13 @@ def test_more_requests_than_places_are_turned_away(store, start):
         thread.join()
     assert codes.count(("explainer_busy", "5")) >= 3  # the one that waits may give up as the first is stopped
     assert ("explain_timeout", None) in codes
+
+
+def test_a_version_that_went_away_is_no_failure_of_the_explainer(store, start):
+    import shutil
+
+    explainer, model = start("echo"), store.get("paints")
+    shutil.rmtree(model.bundle.folder)
+    with pytest.raises(RequestError, match="replaced or removed") as caught:
+        explainer.explain(model.bundle, ROW, precision="fp32")
+    assert (caught.value.code, caught.value.status) == ("version_gone", 503)

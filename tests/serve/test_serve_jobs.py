@@ -133,7 +133,7 @@ def test_a_piece_is_asked_again_when_its_worker_dies(jobs):
 
 
 def test_rows_that_always_kill_their_worker_fail_the_job(jobs, monkeypatch):
-    monkeypatch.setattr(module, "ATTEMPTS", 2)
+    monkeypatch.setattr(module, "CRASHED", 3)
 
     def answer(inputs):
         if 2 in inputs["number"]:
@@ -146,6 +146,22 @@ def test_rows_that_always_kill_their_worker_fail_the_job(jobs, monkeypatch):
     assert (told["state"], told["done"]) == ("failed", 2)
     assert told["error"] == {"code": "inference_crashed", "message": "after 2 of 5 rows: the worker died"}
     assert [row["twice"] for row in keeper.results(job)] == [0, 2]
+
+
+def test_a_piece_whose_worker_died_is_halved(jobs):
+    sizes = []
+
+    def answer(inputs):
+        sizes.append(len(inputs["number"]))
+        if len(sizes) in (1, 2, 5):
+            raise RequestError("inference_crashed", "the worker died", 500)
+        return doubled(inputs)
+
+    keeper = jobs()
+    job = submit(keeper, 21, answer)
+    assert ended(keeper, job)["state"] == "done"
+    assert sizes == [21, 10, 5, 5, 11, 5, 6]
+    assert [row["twice"] for row in keeper.results(job)] == list(range(0, 42, 2))
 
 
 def test_a_busy_server_is_waited_for_within_limits(jobs, monkeypatch):
