@@ -62,6 +62,7 @@ def _ref(name: str) -> dict[str, str]:
 TEXT: dict[str, Any] = {"type": "string"}
 NUMBER: dict[str, Any] = {"type": "number"}
 COUNT: dict[str, Any] = {"type": "integer", "minimum": 0}
+SECONDS: dict[str, Any] = {"type": "number", "exclusiveMinimum": 0}
 BOOLEAN: dict[str, Any] = {"type": "boolean"}
 ANYTHING: dict[str, Any] = {"type": "object"}
 DATATYPE = {"type": "string", "enum": list(DTYPES)}
@@ -429,6 +430,12 @@ def _operation(
                 place[JSON]["examples"] = shown
     if BINARY in sent:
         told["parameters"].append(_header_length())
+    if inference := path.endswith(("/infer", ":predict")):
+        told["parameters"].append(_header("X-Request-Timeout", SECONDS, "seconds in which the answer is wanted"))
+    if inference or path.startswith("/predict/"):
+        told["parameters"].append(
+            _header("X-Traffic-Key", TEXT, "requests of one key keep to one version in experiments")
+        )
     if not told["parameters"]:
         del told["parameters"]
     return told
@@ -458,9 +465,11 @@ def _query(name: str, schema: dict[str, Any], description: str) -> dict[str, Any
 
 def _header_length() -> dict[str, Any]:
     text = "bytes of JSON at the start of the body; raw tensors follow it in the order of the inputs"
-    return {
-        "name": "Inference-Header-Content-Length", "in": "header", "schema": {**COUNT, "minimum": 1}, "description": text
-    }  # fmt: skip
+    return _header("Inference-Header-Content-Length", {**COUNT, "minimum": 1}, text)
+
+
+def _header(name: str, schema: dict[str, Any], description: str) -> dict[str, Any]:
+    return {"name": name, "in": "header", "schema": schema, "description": description}
 
 
 def _safe(name: str) -> str:

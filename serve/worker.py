@@ -25,6 +25,7 @@ import numpy as np
 from serve import drift, protocol, wire
 from serve.errors import RequestError
 from serve.manifest import BundleError
+from serve.monitor import Lines, LinesHandler
 from serve.runtime import Model, golden_rows, read
 
 log = logging.getLogger("serve")
@@ -321,7 +322,7 @@ def main() -> None:
     """Serve the socket whose number is the first argument."""
     for number in (signal.SIGINT, signal.SIGTERM):  # Ctrl-C reaches the whole process group; the front says when to end
         signal.signal(number, signal.SIG_IGN)
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
+    logging.basicConfig(level=logging.WARNING, handlers=[LinesHandler(Lines(2))])
     connection = socket.socket(fileno=int(sys.argv[1]))
     connection.setblocking(True)
     import onnxruntime  # noqa: F401 - now rather than with the first model

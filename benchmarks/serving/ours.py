@@ -44,13 +44,14 @@ def questions(
     return forms.questions(form, path, manifest, inputs, bundles.expected(bundle, inputs), headers)
 
 
-def versioned(manifest: Manifest, inputs: np.ndarray, answers: dict[str, np.ndarray]) -> list[Question]:
+def versioned(manifest: Manifest, inputs: np.ndarray, answers: dict[str, np.ndarray], seen: set[str]) -> list[Question]:
     """JSON questions that any of several versions may answer, each with its own numbers.
 
     Args:
         manifest: of any version.
         inputs: rows to ask.
         answers: right answers by version.
+        seen: receives every version that answered.
     """
     path = f"/v2/models/{manifest.name}/infer"
     made = []
@@ -58,7 +59,9 @@ def versioned(manifest: Manifest, inputs: np.ndarray, answers: dict[str, np.ndar
         body, headers = forms.FORMS["v2"].build(manifest, row[None])
 
         def right(head: bytes, body: bytes, number: int = number) -> bool:
-            expected = answers[msgspec.json.decode(body)["model_version"]][number]
+            version = msgspec.json.decode(body)["model_version"]
+            seen.add(version)
+            expected = answers[version][number]
             return bool(np.abs(forms.FORMS["v2"].read(head, body).ravel() - expected).max() <= forms.TOLERANCE)
 
         made.append(Question(forms.raw_request(path, body, headers), right))

@@ -27,6 +27,7 @@ from serve.manifest import read
 MODEL = "mlp"
 SWITCH, KILL, SAMPLE = 5.0, 20.0, 2.0  # seconds
 SHARE = 0.8
+SEEN = 0.9  # of the new versions must have answered before the next came
 GROWTH = 1.10  # last fifth of the memory samples against the second fifth
 KEPT = 3  # versions in the store at a time
 
@@ -108,7 +109,8 @@ def main(given: Namespace) -> int:
         staged = [bundles.make(MODEL, stage, version=2 + n, seed=2 + n) for n in range(int(seconds / SWITCH))]
         inputs = bundles.rows(MODEL)
         answers = {folder.name: bundles.expected(folder, inputs) for folder in [first, *staged]}
-        asked = ours.versioned(read(first).manifest, inputs, answers)
+        seen: set[str] = set()
+        asked = ours.versioned(read(first).manifest, inputs, answers, seen)
         port = free_port()
         with serving(ours.command(store, port), port, Path(name) / "log", ready=ours.READY) as server:
             Drive(port, asked, 64).run(2)
@@ -119,7 +121,7 @@ def main(given: Namespace) -> int:
                 found = drive.run(seconds, rate=given.share * peak.rate, backlog=30.0)
             alive = server.process.poll() is None
             printed = server.printed()
-    print(f"at {given.share:.0%}: {found}; versions {trouble.switched}, killed {trouble.killed}")
+    print(f"at {given.share:.0%}: {found}; versions {trouble.switched}, {len(seen)} answered, killed {trouble.killed}")
     print(f"explanations: {dict(trouble.explained)}")
     growth = {part: _growth(samples) for part, samples in trouble.memory.items()}
     for part, samples in trouble.memory.items():
@@ -128,6 +130,8 @@ def main(given: Namespace) -> int:
     failures = []
     if not found.clean or found.unasked:
         failures.append(f"not every request was answered rightly: {found}; {found.first_wrong}")
+    if len(seen) < SEEN * trouble.switched:
+        failures.append(f"of {trouble.switched} new versions only {len(seen) - 1} ever answered; it printed: {printed}")
     if not alive:
         failures.append(f"the server ended; it printed: {printed}")
     failures += [
@@ -150,6 +154,7 @@ def main(given: Namespace) -> int:
             "p50_ms": f"{1000 * found.latency(0.5):.2f}",
             "p99_ms": f"{1000 * found.latency(0.99):.2f}",
             "versions": trouble.switched,
+            "versions_that_answered": len(seen),
             "workers_killed": trouble.killed,
             "explanations": trouble.explained["answered"],
             "memory_mb": " ".join(f"{part}={_fifths(samples)[-1]:.0f}" for part, samples in trouble.memory.items()),
