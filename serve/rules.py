@@ -44,7 +44,7 @@ class Watch(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     slow_requests: int = 100
     quantile: float = 0.95
     slower: float = 2.0
-    slower_seconds: float = 0.01
+    slower_seconds: float = 0.05
     fresh_seconds: float = 3600.0
 
     def check(self) -> None:
