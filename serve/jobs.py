@@ -134,8 +134,10 @@ class Jobs:
             client: what the limit per client counts by.
 
         Raises:
-            RequestError: rows that cannot be read; 413, too many rows; 429, too many jobs of this client; 503, too many jobs.
+            RequestError: no rows, or some that cannot be read; 413, too many rows; 429, too many jobs of this client; 503, too many jobs.
         """
+        if not batch.count:
+            raise RequestError("bad_batch", "a job must hold at least one row, got none; send some")
         if batch.count > self.rows:
             raise RequestError(
                 "too_many_rows", f"a job holds at most {self.rows} rows, got {batch.count}; split it", 413

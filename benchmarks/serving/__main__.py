@@ -17,7 +17,10 @@ def main() -> int:
     for name, module in modules.items():
         first, _, _rest = module.__doc__.partition("\n")
         command = commands.add_parser(
-            name, help=first, description=module.__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+            name,
+            help=first.replace("%", "%%"),
+            description=module.__doc__,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
         )
         module.options(command)
     given = parser.parse_args()

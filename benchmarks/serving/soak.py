@@ -29,6 +29,7 @@ SWITCH, KILL, SAMPLE = 5.0, 20.0, 2.0  # seconds
 SHARE = 0.8
 SEEN = 0.9  # of the new versions must have answered before the next came
 GROWTH = 1.10  # last fifth of the memory samples against the second fifth
+WARM = 20  # explanations after which the explainer's memory is what it stays
 KEPT = 3  # versions in the store at a time
 
 
@@ -87,18 +88,23 @@ class Trouble:
                 self.memory[part].append(resident_mb(processes))
 
     def _explanations(self) -> None:
+        while not self.stop.wait(1.0):
+            self.explain()
+
+    def explain(self) -> None:
+        """Ask for one explanation and count how it ended."""
         row = {f"x{number}": 0.1 * number for number in range(bundles.FEATURES)}
         url = f"http://127.0.0.1:{self.server.port}/explain/{MODEL}"
-        while not self.stop.wait(1.0):
-            asked = urllib.request.Request(url, json.dumps(row).encode(), {"Content-Type": "application/json"})
-            try:
-                with urllib.request.urlopen(asked, timeout=60) as answer:
-                    told = json.load(answer)
-                    self.explained["answered" if told.get("model") == MODEL else f"wrong: {told}"] += 1
-            except urllib.error.HTTPError as error:
+        asked = urllib.request.Request(url, json.dumps(row).encode(), {"Content-Type": "application/json"})
+        try:
+            with urllib.request.urlopen(asked, timeout=60) as answer:
+                told = json.load(answer)
+                self.explained["answered" if told.get("model") == MODEL else f"wrong: {told}"] += 1
+        except urllib.error.HTTPError as error:
+            if error.code != 503:  # else the version was removed meanwhile; the answer says to ask again
                 self.explained[f"status {error.code}: {error.read()[:200].decode(errors='replace')}"] += 1
-            except OSError as error:
-                self.explained[f"no answer: {error}"] += 1
+        except OSError as error:
+            self.explained[f"no answer: {error}"] += 1
 
 
 def main(given: Namespace) -> int:
@@ -116,7 +122,10 @@ def main(given: Namespace) -> int:
             Drive(port, asked, 64).run(2)
             peak = Drive(port, asked, 64).run(5)
             print(f"peak: {peak}", flush=True)
-            with Trouble(server, staged, store, explain=not given.no_explain) as trouble:
+            trouble = Trouble(server, staged, store, explain=not given.no_explain)
+            for _ in range(0 if given.no_explain else WARM):
+                trouble.explain()
+            with trouble:
                 drive = Drive(port, asked, 256, check_every=1)
                 found = drive.run(seconds, rate=given.share * peak.rate, backlog=30.0)
             alive = server.process.poll() is None

@@ -372,6 +372,7 @@ def test_a_job_keeps_the_version_it_began_with(app, client, store):
         ("/jobs/dose?kind=train", {"json": ROWS}, 422, "bad_parameter", "predict, explain, got 'train'"),
         ("/jobs/dose", {"json": [{"age": "x"}]}, 422, "bad_value", "column 'age'"),
         ("/jobs/dose", {"data": b"age\nx", "content_type": "text/csv"}, 422, "bad_value", "line 2, column 'age'"),
+        ("/jobs/sides", {"json": {"image": []}}, 422, "bad_batch", "at least one row"),
         ("/jobs/dose?kind=explain", {"json": ROWS * 6}, 413, "too_many_rows", "at most 500 rows, got 600"),
         ("/jobs/sides?kind=explain&label=up", {"json": {}}, 422, "bad_parameter", "dark, left, right"),
     ],
