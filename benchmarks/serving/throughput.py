@@ -29,6 +29,7 @@ from serve.manifest import Manifest, read
 
 CONNECTIONS = (1, 8, 64)
 OURS = "zooroad"
+ALONE = Setting(1, 1)  # what `zoo serve --tune` often finds for small models: it leaves a core to the connections
 KINDS = {"json": "v2", "binary": "v2-binary"}
 MOST_AT_64, MOST_AT_1, SHORTER, RESNET = (
     5.0,
@@ -134,7 +135,7 @@ def main(given: Namespace) -> int:
 
 
 def _settings(server: str, short: bool) -> Sequence[Setting]:
-    known = (SPREAD,) if server == OURS else PEERS[server].settings
+    known = (SPREAD, ALONE) if server == OURS else PEERS[server].settings
     return known[:1] if short else known
 
 
@@ -154,7 +155,9 @@ def _measure(
     with tempfile.TemporaryDirectory() as name:
         scratch, port = Path(name), free_port()
         if server == OURS:
-            command, environment, ready = ours.command(ours.link(bundle, scratch / "store"), port), {}, ours.READY
+            chosen = ("--workers", setting.workers, "--threads", setting.threads)
+            command = ours.command(ours.link(bundle, scratch / "store"), port, *chosen)
+            environment, ready = {}, ours.READY
             paths = {kind: (form, f"/v2/models/{manifest.name}/infer") for kind, form in KINDS.items()}
         else:
             peer = PEERS[server]
