@@ -209,7 +209,7 @@ def _report(given: Namespace, table: Table, absent: dict[str, str]) -> int:
             "form": kind,
             "server": server,
             "version": "" if server == OURS else PEERS[server].version(),
-            "setting": "" if server == OURS else str(result.setting),
+            "setting": str(result.setting),
             "connections": connections,
             "per_s": f"{figures.rate:.1f}",
             "p50_ms": f"{1000 * figures.latency(0.5):.2f}",
