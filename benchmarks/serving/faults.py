@@ -90,7 +90,7 @@ def full_disk(folder: Path, given: Namespace) -> tuple[list[str], str]:
     failures += [] if saved["problem"] else ["the server does not say that its rules are not saved"]
     return failures + (
         [] if alive else ["the server ended"]
-    ), f"{found}; statuses {[status for status, _ in told]}; {saved}"
+    ), f"{found}; statuses {[status for status, _ in told]}; rules saved: {saved['saved']}"
 
 
 def changed_bytes(folder: Path, given: Namespace) -> tuple[list[str], str]:
