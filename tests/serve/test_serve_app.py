@@ -311,7 +311,7 @@ def test_the_page_and_its_files_load_nothing_from_elsewhere(client):
         assert "default-src 'self'" in page.headers["Content-Security-Policy"]
         assert page.headers["X-Content-Type-Options"] == "nosniff"
         linked = re.findall(r'(?:href|src)="(/page/[^"]+)"', page.text)
-    assert sorted(linked) == ["/page/app.js", "/page/style.css"]
+    assert sorted(linked) == ["/page/app.js", "/page/common.css", "/page/style.css"]
     for path in ("/", *linked):
         with client.get(path) as answer:
             assert answer.status_code == 200

@@ -184,7 +184,7 @@ def test_the_page_loads_nothing_from_elsewhere(client):
     with client.get("/docs") as page:
         assert page.mimetype == "text/html"
         linked = re.findall(r'(?:href|src)="(/page/[^"]+)"', page.text)
-        assert sorted(linked) == ["/page/docs.css", "/page/docs.js"]
+        assert sorted(linked) == ["/page/common.css", "/page/docs.css", "/page/docs.js"]
         assert not re.search(r"<script>|<style|style=|onclick", page.text)
     for path in ("/docs", *linked):
         with client.get(path) as answer:
