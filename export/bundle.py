@@ -15,7 +15,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from export import ExportError, baseline, card, files, lowbit, parity
+from export import ExportError, baseline, card, files, lowbit, parity, trust
 from export import int8 as quantization
 from export import sign as signing
 from export.convert import OPSET, check, in_float32, to_onnx
@@ -57,6 +57,8 @@ def to_bundle(
     ort: bool = False,
     runner: bool = True,
     precision: str | None = None,
+    calibrate: str | None = None,
+    conformal: float | None = None,
     architecture: str = "",
     training: dict[str, Any] | None = None,
     licence: str = "",
@@ -87,6 +89,10 @@ def to_bundle(
         runner: also `run.py`, which checks, runs and times the bundle with numpy and onnxruntime alone.
         precision: form that a server uses when none is asked for, among those stored: "fp32", "fp16", "int8", "w8" or
             "w4". It is stored as if its option had been given.
+        calibrate: "temperature" or "platt": probabilities in every file are scaled to be right as often as they say, by
+            constants from the validation split; see `zoo.evaluate.calibrate`.
+        conformal: share of rows, in (0, 1), whose set of labels (or interval) should hold the truth; thresholds from
+            the validation split, which `/predict` answers by.
         architecture: public name of the model; taken from `run`, or the Keras model's own name.
         training: further facts on how the model was trained, which must be JSON.
         licence: terms of the model's weights, as text.
@@ -124,6 +130,10 @@ def to_bundle(
     signature: Signature = splits.signature
     architecture = architecture or (run.recipe.model if run else model.name)
     model = in_float32(model)
+    calibration: dict[str, Any] = {}
+    if calibrate is not None:
+        splits, calibration = trust.calibrated(model, splits, calibrate)
+        signature = splits.signature
     with _draft(Path(folder)) as draft:
         golden = _rows(splits.test, GOLDEN)
         source = to_onnx(
@@ -148,6 +158,11 @@ def to_bundle(
             )
         expected = parity.keras_answers(model, signature, golden)
         precisions = _measured(draft, splits, golden, expected, kept_float)
+        sets = {}
+        if conformal is not None:
+            sets = trust.conformal_sets(
+                {key: draft / found.file for key, found in precisions.items()}, splits, conformal
+            )
         manifest = Manifest(
             name=name,
             version=number,
@@ -167,6 +182,8 @@ def to_bundle(
             refused=refused,
             training=_provenance(splits, run, training),
             preprocess=dataclasses.asdict(signature.preprocess),
+            calibration=calibration,
+            conformal=sets,
         )
         _save_arrays(draft / "golden.npz", input=golden, output=expected)
         _save_arrays(draft / "background.npz", input=_rows(splits.train, BACKGROUND))

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from export import trust
 from serve.manifest import Manifest, Precision
 from zoo.data.signature import ImagePreprocess
 
@@ -133,6 +134,7 @@ def _notes(manifest: Manifest, splits: Any) -> list[str]:
             f"Larger than the float file: {', '.join(_PRECISIONS.get(key, key) for key in larger)}; with so few weights the "
             "scales outweigh what they save."
         )
+    notes += trust.described(manifest.calibration, manifest.conformal, manifest.precisions)
     notes += [f"No {_PRECISIONS.get(key, key)} file: {reason}." for key, reason in manifest.refused.items()]
     if manifest.edge:
         notes.append(_edge(manifest))
@@ -170,7 +172,8 @@ def _limits(manifest: Manifest, splits: Any) -> str:
     ]
     if manifest.task != "regression":
         lines.append(
-            f"- It knows {', '.join(manifest.labels)} and nothing else; every input gets one of these. Probabilities were not calibrated."
+            f"- It knows {', '.join(manifest.labels)} and nothing else; every input gets one of these."
+            + ("" if manifest.calibration else " Probabilities were not calibrated.")
         )
     else:
         low, high = float(splits.train.y.min()), float(splits.train.y.max())

@@ -8,7 +8,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from zoo import tasks
-from zoo.data.signature import ImagePreprocess, Signature, TablePreprocess
+from zoo.data.signature import EDGE, STEEPEST, Calibration, ImagePreprocess, Signature, TablePreprocess
 
 BEFORE, AFTER = "preprocess", "postprocess"  # name scopes of the nodes added here
 INPUT = f"{BEFORE}/output"  # what the model itself takes
@@ -108,9 +108,39 @@ def _answer(graph: onnx.GraphProto, signature: Signature) -> list[onnx.NodeProto
             _node("Mul", ["logits", _constant(graph, f"{AFTER}/std", signature.target_std)], scaled),
             _node("Add", [scaled, _constant(graph, f"{AFTER}/mean", signature.target_mean)], name),
         ]
-    else:
+    elif signature.calibration is None:
         nodes = [_node("Softmax", ["logits"], name, axis=-1)]
+    else:
+        nodes = _calibrated(graph, signature.calibration, name)
     nodes[-1].name = f"{AFTER}/{name}"
     del graph.output[:]
     graph.output.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch", signature.outputs]))
     return nodes
+
+
+def _calibrated(graph: onnx.GraphProto, calibration: Calibration, name: str) -> list[onnx.NodeProto]:
+    """Logits to probabilities by the same steps as `Calibration` itself."""
+
+    def constant(what: str, values: object, dtype: type = np.float32) -> str:
+        return _constant(graph, f"{AFTER}/{what}", values, dtype)
+
+    if calibration.method == "temperature":
+        scaled = f"{AFTER}/scaled"
+        scale = constant("scale", calibration.scale[0])
+        return [_node("Mul", ["logits", scale], scaled), _node("Softmax", [scaled], name, axis=-1)]
+    steps = ("likely", "within", "for", "rest", "against", "odds", "sloped", "moved", "clipped", "alone", "total")
+    likely, within, ahead, rest, against, odds, sloped, moved, clipped, alone, total = (f"{AFTER}/{s}" for s in steps)
+    return [
+        _node("Softmax", ["logits"], likely, axis=-1),
+        _node("Clip", [likely, constant("least", EDGE), constant("most", 1 - EDGE)], within),
+        _node("Log", [within], ahead),
+        _node("Sub", [constant("one", 1), within], rest),
+        _node("Log", [rest], against),
+        _node("Sub", [ahead, against], odds),
+        _node("Mul", [odds, constant("scale", calibration.scale)], sloped),
+        _node("Add", [sloped, constant("bias", calibration.bias)], moved),
+        _node("Clip", [moved, constant("lowest", -STEEPEST), constant("highest", STEEPEST)], clipped),
+        _node("Sigmoid", [clipped], alone),
+        _node("ReduceSum", [alone, constant("axis", [-1], np.int64)], total, keepdims=1),
+        _node("Div", [alone, total], name),
+    ]

@@ -19,7 +19,7 @@ from export.convert import check, in_float32
 from export.lowering.walk import nodes_of
 from export.process import layer_paths, through_tensorflow
 from zoo import tasks
-from zoo.data.signature import ImagePreprocess, Signature, TablePreprocess
+from zoo.data.signature import EDGE, STEEPEST, Calibration, ImagePreprocess, Signature, TablePreprocess
 
 PRECISIONS = {
     "fp32": "float",
@@ -337,7 +337,7 @@ def write(
             return dict(zip(parity.output_names(model), answers, strict=True))
         if signature.task == "regression":
             return {"value": answers[0] * signature.target_std + signature.target_mean}
-        return {tasks.get(signature.task).output: tf.nn.softmax(answers[0])}
+        return {tasks.get(signature.task).output: _probabilities(answers[0], signature.calibration)}
 
     holder = tf.Module()
     holder.values = [variable.value for variable in model.variables]
@@ -369,6 +369,20 @@ def write(
     except Exception as error:
         raise ExportError(f"cannot export {model.name!r} to LiteRT: {_reason(error, model, function.graph)}") from error
     path.write_bytes(content)
+
+
+def _probabilities(logits: Any, calibration: Calibration | None) -> Any:
+    """Probabilities of logits, calibrated if asked, as TensorFlow operations."""
+    import tensorflow as tf
+
+    if calibration is None:
+        return tf.nn.softmax(logits)
+    if calibration.method == "temperature":
+        return tf.nn.softmax(logits * calibration.scale[0])
+    within = tf.clip_by_value(tf.nn.softmax(logits), EDGE, 1 - EDGE)
+    moved = (tf.math.log(within) - tf.math.log(1 - within)) * tf.constant(calibration.scale, tf.float32)
+    alone = tf.sigmoid(tf.clip_by_value(moved + tf.constant(calibration.bias, tf.float32), -STEEPEST, STEEPEST))
+    return alone / tf.reduce_sum(alone, axis=-1, keepdims=True)
 
 
 def _standardised(given: Any, step: ImagePreprocess | TablePreprocess, name: str) -> Any:

@@ -7,6 +7,7 @@ _HOME = {
     "create_app": "serve.app",
     "run": "serve.host",
     "Model": "serve.runtime",
+    "Settings": "serve.settings",
     "Store": "serve.runtime",
     "read": "serve.manifest",
 }

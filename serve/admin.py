@@ -150,13 +150,13 @@ def _changing_routes(app: Flask, store: Any, traffic: Traffic) -> None:
     @app.put("/admin/traffic/<model>/pin")
     def pin(model: str) -> Response:
         """Make a version the default, whatever arrives."""
-        traffic.pin(_known(store, traffic, model), _body(Pin).version)
+        traffic.pin(_changed(store, traffic, model), _body(Pin).version)
         return _done(store, traffic, model)
 
     @app.put("/admin/traffic/<model>/canary")
     def canary(model: str) -> Response:
         """Send a share of the requests to a version, which is taken back if it does badly."""
-        name, body = _known(store, traffic, model), _body(NewCanary)
+        name, body = _changed(store, traffic, model), _body(NewCanary)
         if not body.force:
             _compare_inputs(store, name, body.version, traffic.describe(name)["default"])
         traffic.canary(name, body.version, body.weight)
@@ -166,13 +166,13 @@ def _changing_routes(app: Flask, store: Any, traffic: Traffic) -> None:
     def shadow(model: str) -> Response:
         """Copy a share of the requests to a version, and compare its answers."""
         body = _body(NewShadow)
-        traffic.shadow(_known(store, traffic, model), body.version, body.share)
+        traffic.shadow(_changed(store, traffic, model), body.version, body.share)
         return _done(store, traffic, model)
 
     @app.put("/admin/traffic/<model>/experiment")
     def experiment(model: str) -> Response:
         """Draw between two versions and test which does better."""
-        name, body = _known(store, traffic, model), _body(NewExperiment)
+        name, body = _changed(store, traffic, model), _body(NewExperiment)
         if not body.force:
             _compare_inputs(store, name, body.treatment, body.control)
         traffic.experiment(
@@ -192,32 +192,32 @@ def _changing_routes(app: Flask, store: Any, traffic: Traffic) -> None:
         changes = decode_json(request.get_data())
         if not isinstance(changes, dict):
             raise RequestError("bad_request", 'the body must be an object of settings, such as {"slower": 3}', 400)
-        traffic.watch(_known(store, traffic, model), **changes)
+        traffic.watch(_changed(store, traffic, model), **changes)
         return _done(store, traffic, model)
 
     @app.post("/admin/traffic/<model>/promote")
     def promote(model: str) -> Response:
         """Make the canary, or a version of the experiment, the default."""
-        traffic.promote(_known(store, traffic, model), _body(Which, Which()).version)
+        traffic.promote(_changed(store, traffic, model), _body(Which, Which()).version)
         return _done(store, traffic, model)
 
     @app.post("/admin/traffic/<model>/rollback")
     def rollback(model: str) -> Response:
         """Take back the canary, the treatment or the default version, and hold it."""
-        traffic.rollback(_known(store, traffic, model), _body(Which, Which()).reason[:500])
+        traffic.rollback(_changed(store, traffic, model), _body(Which, Which()).reason[:500])
         return _done(store, traffic, model)
 
     @app.delete("/admin/traffic/<model>")
     @app.delete("/admin/traffic/<model>/<rule>")
     def clear(model: str, rule: str = "all") -> Response:
         """End one rule, or all of them."""
-        traffic.clear(_known(store, traffic, model), rule)
+        traffic.clear(_changed(store, traffic, model), rule)
         return _done(store, traffic, model)
 
     @app.delete("/admin/traffic/<model>/held/<version>")
     def release(model: str, version: str) -> Response:
         """Let a version that was taken back answer again."""
-        traffic.release(_known(store, traffic, model), version)
+        traffic.release(_changed(store, traffic, model), version)
         return _done(store, traffic, model)
 
 
@@ -264,6 +264,17 @@ def _known(store: Any, traffic: Traffic, model: str) -> str:
         store.get(model)  # says why there is none
     traffic.see(model, list(versions or ()))
     return model
+
+
+def _changed(store: Any, traffic: Traffic, model: str) -> str:
+    """A model's name, if its rules may be changed here.
+
+    Raises:
+        RequestError: as `_known` does; 409, a file rules it.
+    """
+    name = _known(store, traffic, model)
+    traffic.check_free(name)
+    return name
 
 
 def _of(store: Any, traffic: Traffic, model: str) -> dict[str, Any]:

@@ -1,11 +1,12 @@
 """The same store and app on a Ray cluster, on as many replicas and machines as the load asks for.
 
 `python -m serve.cluster STORE` starts Ray on this machine, or joins a running cluster with `--address`. Every replica is
-one process with the whole app; the store must be at the same path on every machine. Ray's proxies take HTTP.
+one process with the whole app; the store must be at the same path on every machine. Ray's proxies take HTTP. What differs
+from one server is told in docs/serving.md.
 """
 
-import argparse
 import asyncio
+import json
 import logging
 import os
 import signal
@@ -17,15 +18,17 @@ from concurrent.futures import ThreadPoolExecutor
 from importlib import import_module
 from importlib.util import find_spec
 from io import BytesIO
-from pathlib import Path
 from typing import Any
 
+from serve.errors import RequestError
 from serve.manifest import BundleError, load_trust
+from serve.settings import ENGINES, Settings, parser
 
 log = logging.getLogger("serve")
 
 NAME = "zooroad"
 BOARD = "zooroad-figures"  # name of the actor that gathers the replicas' metrics
+ONGOING = 64  # requests that one replica is given at a time
 EVERY = 2.0  # seconds between a replica's reports
 FORGOTTEN = 3600.0  # seconds after which a replica that has gone is left out of the metrics
 # routes that change one process' state, where every replica would have to change alike
@@ -71,55 +74,68 @@ def joined(texts: dict[str, bytes]) -> bytes:
 class Replica:
     """One process of the cluster: the store and the app, behind Ray's proxy."""
 
-    def __init__(
-        self,
-        store: str,
-        options: dict[str, Any],
-        trust: Path | None,
-        settings: dict[str, Any],
-        limits: dict[str, Any],
-        watch: float,
-    ) -> None:
+    def __init__(self, settings: Settings) -> None:
         """Load the store.
 
         Args:
-            store: folder of bundles.
-            options: of `Store`: precision, threads, engine, max_batch.
-            trust: file or folder of public keys, of which one must have signed a bundle; any bundle if None.
-            settings: of `serve.guard.configured`.
-            limits: of `serve.app.create_app`: max_body, max_pixels, explain_timeout.
-            watch: seconds between two looks for new versions; 0 never looks.
+            settings: every option, with paths that hold on every machine.
 
         Raises:
             BundleError: nothing in the store can be served.
         """
         from serve.app import create_app
         from serve.guard import configured
-        from serve.monitor import Monitor
+        from serve.monitor import Lines, LinesHandler, Monitor
         from serve.runtime import Store
+        from serve.traffic import Traffic
 
-        self.store = Store(store, **options, trust=() if trust is None else load_trust(trust))
+        self._settings = settings
+        self.store = Store(
+            settings.store,
+            precision=settings.precision,
+            threads=settings.threads or max(1, int(settings.cpus)),
+            engine=settings.engine or ENGINES[0],
+            max_batch=settings.max_batch,
+            trust=load_trust(settings.trust) if settings.trust else (),
+        )
         if not self.store.models:
             reasons = "".join(f"\n  {'/'.join(key)}: {reason}" for key, reason in self.store.refused.items())
-            raise BundleError(f"no bundle in {store!r} can be served{reasons}")
-        self.monitor = Monitor()
-        self.app = create_app(self.store, guard=configured(**settings), monitor=self.monitor, **limits)
+            raise BundleError(f"no bundle in {str(settings.store)!r} can be served{reasons}")
+        self.monitor = Monitor(tracing=settings.tracing)
+        if settings.access_log:  # Ray keeps what a replica writes in a file of its session
+            self.monitor.lines = Lines(sys.stderr.fileno())
+            logging.getLogger().handlers = [LinesHandler(self.monitor.lines)]
+        traffic = Traffic()
+        if settings.rules is not None:
+            traffic.follow(settings.rules)
+        self.app = create_app(
+            self.store,
+            guard=configured(**settings.of("security")),
+            monitor=self.monitor,
+            traffic=traffic,
+            max_body=settings.max_body,
+            max_pixels=settings.max_pixels,
+            explain_timeout=settings.explain_timeout,
+        )
         self._ray: Any = import_module("ray")
         context = self._ray.get_runtime_context()
         self.name = f"{context.get_node_id()[:8]}-{context.get_actor_id()[:8]}"
         self._board = self._ray.get_actor(BOARD, namespace="serve")
         self._threads = ThreadPoolExecutor(8, "request")
-        self._watch = watch
         threading.Thread(target=self._tend, daemon=True).start()
 
     async def __call__(self, request: Any) -> Any:
         """Answer a Starlette request through the Flask app."""
         from starlette.responses import Response
 
-        body = await request.body()
-        loop = asyncio.get_running_loop()
-        asked = environ(request.scope, body)
-        status, headers, content = await loop.run_in_executor(self._threads, self._answer, asked)
+        try:
+            check(request.method, request.scope["path"])
+            asked = environ(request.scope, await received(request, self._settings.max_body))
+        except RequestError as error:
+            status, headers, content = refused(request.scope["path"], error)
+        else:
+            loop = asyncio.get_running_loop()
+            status, headers, content = await loop.run_in_executor(self._threads, self._answer, asked)
         response = Response(content, status)
         response.raw_headers = [(name.lower().encode("latin-1"), value.encode("latin-1")) for name, value in headers]
         return response
@@ -136,12 +152,9 @@ class Replica:
     def _answer(self, asked: dict[str, Any]) -> tuple[int, list[tuple[str, str]], bytes]:
         from werkzeug.wrappers import Response
 
-        path = asked["PATH_INFO"]
-        if asked["REQUEST_METHOD"] != "GET" and path.startswith(SINGLE):
-            return refused(path)
         response = Response.from_app(self.app, asked, buffered=True)
         content = response.get_data()
-        if path == "/metrics" and response.status_code == 200:
+        if asked["PATH_INFO"] == "/metrics" and response.status_code == 200:
             content = self._report()
             response.headers["Content-Length"] = str(len(content))
         return response.status_code, list(response.headers), content
@@ -152,25 +165,57 @@ class Replica:
 
     def _tend(self) -> None:
         """Report figures, and look for new versions."""
-        looked = time.monotonic()
+        looked, watch = time.monotonic(), self._settings.watch
         while True:
-            time.sleep(min(EVERY, self._watch or EVERY))
+            time.sleep(min(EVERY, watch or EVERY))
             try:
                 self._report()
-                if self._watch and time.monotonic() - looked >= self._watch:
+                if watch and time.monotonic() - looked >= watch:
                     self.store.rescan()
                     looked = time.monotonic()
             except Exception as error:  # the cluster or the disk may be better next time
                 log.warning("tending a replica failed: %s: %s", type(error).__name__, error)
 
 
-def refused(path: str) -> tuple[int, list[tuple[str, str]], bytes]:
-    """The answer to what only one process could do."""
-    import msgspec
+def check(method: str, path: str) -> None:
+    """Refuse what would change one replica alone.
 
-    message = f"{path.split('/')[1]!r} changes one process and is not answered by a cluster; change the store instead"
-    body = msgspec.json.encode({"error": {"code": "not_in_cluster", "message": message}})
-    return 501, [("Content-Type", "application/json"), ("Content-Length", str(len(body)))], body
+    Raises:
+        RequestError: 501, it would.
+    """
+    if method != "GET" and path.startswith(SINGLE):
+        message = (
+            f"{path.split('/')[1]!r} changes one process and is not answered by a cluster; change the store instead"
+        )
+        raise RequestError("not_in_cluster", message, 501)
+
+
+async def received(request: Any, limit: int) -> bytes:
+    """The body of a Starlette request, of which no more is read than may be sent.
+
+    Raises:
+        RequestError: 413, it is larger than `limit` bytes.
+    """
+    parts, size = [], 0
+    declared = request.headers.get("content-length", "")
+    too_large = declared.isdecimal() and int(declared[:18]) > limit
+    if not too_large:
+        async for part in request.stream():
+            size += len(part)
+            parts.append(part)
+            too_large = size > limit
+            if too_large:
+                break
+    if too_large:
+        raise RequestError("too_large", f"the body is larger than {limit} bytes; send less at a time", 413)
+    return b"".join(parts)
+
+
+def refused(path: str, error: RequestError) -> tuple[int, list[tuple[str, str]], bytes]:
+    """An error as clients of the path read it: those of the protocols take "error" as text."""
+    standard = path.startswith(("/v2", "/v1"))
+    body = error.body if standard else json.dumps({"error": {"code": error.code, "message": error.message}}).encode()
+    return error.status, [("Content-Type", "application/json"), ("Content-Length", str(len(body)))], body
 
 
 def environ(scope: dict[str, Any], body: bytes) -> dict[str, Any]:
@@ -206,62 +251,29 @@ def environ(scope: dict[str, Any], body: bytes) -> dict[str, Any]:
     return found
 
 
-def run(
-    store: str | Path,
-    *,
-    address: str | None = None,
-    host: str = "127.0.0.1",
-    port: int = 8000,
-    replicas: int = 1,
-    most: int | None = None,
-    cpus: float = 1.0,
-    proxies: str = "every",
-    watch: float = 2.0,
-    trust: Path | None = None,
-    settings: dict[str, Any] | None = None,
-    limits: dict[str, Any] | None = None,
-    precision: str | None = None,
-    engine: str = "onnxruntime",
-    max_batch: int = 1024,
-) -> None:
+def run(settings: Settings) -> None:
     """Serve a store on Ray until SIGTERM or Ctrl-C, then take the app off the cluster.
 
+    The store, and files such as keys, must be at the same path on every machine.
+
     Args:
-        store: folder of bundles, at the same path on every machine.
-        address: of a running cluster, such as "10.0.0.1:6379", or "auto"; what RAY_ADDRESS says, or a new cluster of this
-            machine, if None.
-        host: address that proxies listen on.
-        port: TCP port of the proxies.
-        replicas: processes to start with, and to keep at least.
-        most: processes that there may be under load; `replicas` if None.
-        cpus: cores that one replica is given, and threads of its engine.
-        proxies: "every" machine takes HTTP, or the "head" alone.
-        watch: seconds between two looks for new versions; 0 never looks.
-        settings: options of `serve.guard.configured`, such as `keys`; files must be readable on every machine.
-        trust: file or folder of public keys, of which one must have signed a bundle; any bundle if None.
-        limits: max_body, max_pixels and explain_timeout of `serve.app.create_app`.
-        precision, engine, max_batch: as for `serve.runtime.Store`.
+        settings: with `cluster`, and what applies there.
 
     Raises:
         ModuleNotFoundError: Ray is not installed.
         FileNotFoundError: no such folder.
-        ValueError: an option cannot be used.
         BundleError: no replica could serve anything.
     """
     if find_spec("ray") is None:
         raise ModuleNotFoundError("a cluster needs Ray, which is not installed; run: pip install 'zooroad[cluster]'")
-    folder = Path(store).resolve()
-    if not folder.is_dir():
-        raise FileNotFoundError(f"no folder called {str(store)!r}; make a bundle first: zoo export RUN STORE/NAME/1")
-    most = replicas if most is None else most
-    if not 1 <= replicas <= most:
-        raise ValueError(f"replicas must lie in 1 … most, got replicas={replicas}, most={most}")
-    if cpus <= 0:
-        raise ValueError(f"cpus must be above 0, got {cpus}")
-    if proxies not in ("every", "head"):
-        raise ValueError(f"proxies must be 'every' or 'head', got {proxies!r}")
+    if not settings.store.is_dir():
+        raise FileNotFoundError(
+            f"no folder called {str(settings.store)!r}; make a bundle first: zoo export RUN STORE/NAME/1"
+        )
+    settings = settings.resolved()
+    replicas, most = settings.replicas, settings.most_replicas or settings.replicas
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    address = address or os.environ.get("RAY_ADDRESS") or None
+    address = settings.address or os.environ.get("RAY_ADDRESS") or None
     ray: Any = import_module("ray")
     serve: Any = import_module("ray.serve")
     stop = threading.Event()
@@ -271,21 +283,22 @@ def run(
     }  # Ray has its own until here
     try:
         serve.start(
-            proxy_location={"every": "EveryNode", "head": "HeadOnly"}[proxies],
-            http_options={"host": host, "port": port},
+            proxy_location={"every": "EveryNode", "head": "HeadOnly"}[settings.ingress],
+            http_options={
+                "host": settings.host,
+                "port": settings.port,
+                "request_timeout_s": max(settings.timeout, settings.explain_timeout),
+            },
         )
         gathered = ray.remote(Board).options(name=BOARD, namespace="serve", num_cpus=0, get_if_exists=True)
         board = gathered.remote()  # it lives as long as this name for it does
         ray.get(board.__ray_ready__.remote())
-        options = {"precision": precision, "engine": engine, "max_batch": max_batch, "threads": max(1, int(cpus))}
-        guarded = {
-            name: value.resolve() if isinstance(value, Path) else value for name, value in (settings or {}).items()
-        }
         deployed = serve.deployment(Replica).options(
             name=NAME,
-            ray_actor_options={"num_cpus": cpus},
-            max_ongoing_requests=64,
-            graceful_shutdown_timeout_s=10,
+            ray_actor_options={"num_cpus": settings.cpus},
+            max_ongoing_requests=ONGOING,
+            max_queued_requests=settings.queue,
+            graceful_shutdown_timeout_s=settings.drain,
             health_check_period_s=2,
             **(
                 {"num_replicas": replicas}
@@ -295,19 +308,20 @@ def run(
                 }
             ),
         )
-        serve.run(
-            deployed.bind(str(folder), options, trust and trust.resolve(), guarded, limits or {}, watch),
-            name=NAME,
-            route_prefix="/",
+        serve.run(deployed.bind(settings), name=NAME, route_prefix="/")
+        plural = "" if replicas == 1 else "s"
+        print(
+            f"serving {settings.store} with {replicas} replica{plural} at http://{settings.host}:{settings.port}\n"
+            "stop with Ctrl-C",
+            flush=True,
         )
-        print(f"serving {folder} with {replicas} replicas at http://{host}:{port}\nstop with Ctrl-C", flush=True)
         stop.wait()
         if address is None:
             serve.shutdown()
         else:  # others may use the cluster
             serve.delete(NAME)
     except RuntimeError as error:
-        raise BundleError(f"the cluster does not serve {str(store)!r}: {error}") from error
+        raise BundleError(f"the cluster does not serve {str(settings.store)!r}: {error}") from error
     finally:
         ray.shutdown()
         for number, handler in kept.items():
@@ -316,25 +330,9 @@ def run(
 
 def main() -> int:
     """Serve the store named on the command line; 0 after a stop that was asked for, 1 with a message otherwise."""
-    made = argparse.ArgumentParser(prog="python -m serve.cluster", description="Serve the bundles of a store on Ray.")
-    made.add_argument("store", help="folder with <name>/<version> bundles, at the same path on every machine")
-    made.add_argument("--address", help="running cluster to join, or auto (default: start one on this machine)")
-    made.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
-    made.add_argument("--port", type=int, default=8000, help="TCP port (default: %(default)s)")
-    made.add_argument("--replicas", type=int, default=1, help="processes, at least (default: %(default)s)")
-    made.add_argument("--most", type=int, help="processes under load (default: as --replicas)")
-    made.add_argument("--cpus", type=float, default=1.0, help="cores of each process (default: %(default)s)")
-    made.add_argument("--proxies", choices=("every", "head"), default="every", help="machines that take HTTP")
-    made.add_argument("--watch", type=float, default=2.0, help="seconds between looks for new versions; 0 for none")
-    made.add_argument("--keys", type=Path, help="API keys made by zoo keys, readable on every machine")
-    made.add_argument("--trust", type=Path, help="serve bundles signed by this key, or by one of a folder, alone")
-    made.add_argument("--precision", help="stored form to serve (default: each bundle's own)")
-    made.add_argument("--engine", default="onnxruntime", help="what computes (default: %(default)s)")
-    made.add_argument("--max-batch", type=int, default=1024, help="most rows of a request (default: %(default)s)")
+    given = vars(parser(cluster=True).parse_args())
     try:
-        given = vars(made.parse_args())
-        settings = {"keys": given.pop("keys")}
-        run(**given, settings=settings)
+        run(Settings(**given, cluster=True))
     except (ValueError, OSError, ImportError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from serve import sets
 from serve.errors import RequestError, did_you_mean, shown
 from serve.manifest import Manifest, Port
 from serve.tensors import to_array
@@ -433,25 +434,38 @@ def to_row(inputs: dict[str, np.ndarray], row: int, manifest: Manifest) -> dict[
     return cells
 
 
-def answers(outputs: dict[str, np.ndarray], manifest: Manifest, *, top: int) -> list[dict[str, Any]]:
+def answers(
+    outputs: dict[str, np.ndarray], manifest: Manifest, *, top: int, precision: str | None = None
+) -> list[dict[str, Any]]:
     """Outputs as people read them, one per row.
 
     Args:
         outputs: `probabilities` (batch, classes) or `value` (batch, 1).
         manifest: the model's.
         top: how many labels to give, most probable first.
+        precision: stored form that answered, whose conformal threshold is taken; the manifest's default if None.
 
     Returns:
-        `{"label", "probability", "top": [{"label", "probability"}, …]}`, or `{"value", "target"}` for regression.
+        `{"label", "probability", "top": [{"label", "probability"}, …]}`, or `{"value", "target"}` for regression. A
+        bundle with conformal thresholds adds `"set"`, labels, most probable first, or `"low"` and `"high"`.
     """
     (values,) = (outputs[port.name] for port in manifest.outputs[:1])
+    limit = sets.threshold(manifest, precision)
     if manifest.task == "regression":
-        return [{"value": float(row[0]), "target": manifest.labels[0]} for row in values]
+        around = [
+            {} if limit is None else {"low": float(row[0]) - limit, "high": float(row[0]) + limit} for row in values
+        ]
+        target = {"target": manifest.labels[0]}
+        return [{"value": float(row[0]), **target, **ends} for row, ends in zip(values, around, strict=True)]
     given = []
-    for row in values:
-        best = np.argsort(-row, kind="stable")[:top]
-        ranked = [{"label": manifest.labels[i], "probability": round(float(row[i]), 6)} for i in best]
-        given.append({**ranked[0], "top": ranked})
+    inside = None if limit is None else sets.members(values, limit)
+    for place, row in enumerate(values):
+        order = np.argsort(-row, kind="stable")
+        ranked = [{"label": manifest.labels[i], "probability": round(float(row[i]), 6)} for i in order[:top]]
+        told: dict[str, Any] = {**ranked[0], "top": ranked}
+        if inside is not None:
+            told["set"] = [manifest.labels[i] for i in order if inside[place, i]]
+        given.append(told)
     return given
 
 

@@ -128,6 +128,8 @@ class Fleet(Shelf):
         self._unsettled: dict[tuple[str, str], Any] = {}
         self._tasks: set[asyncio.Task] = set()
         self._scheduled = False
+        self._alone: Worker | None = None  # has the only call there is, which is a short one
+        self._looks = cores() > 1
         self._stopped = False
         self._timer: asyncio.TimerHandle | None = None
         self._deadly: OrderedDict[tuple, None] = OrderedDict()
@@ -147,7 +149,7 @@ class Fleet(Shelf):
         self._turn = asyncio.Lock()
         self._started: asyncio.Future[None] = self.loop.create_future()
         for number in range(self.count):
-            await self._employ(number)
+            self._employ(number)
         scan = self._spawn(self._scan(settled=True))
         try:
             await asyncio.wait_for(asyncio.shield(self._started), START_LIMIT)
@@ -326,12 +328,20 @@ class Fleet(Shelf):
         self._waiting.setdefault(served.slot, served)
         if not self._scheduled:
             self._scheduled = True
-            self.loop.call_soon(self._dispatch)
+            self.loop.call_soon(self._begin)
         self._watch_time()
+
+    def _begin(self) -> None:
+        """Give what waits to the workers; a single short call is looked after, since to sleep and wake up takes longer."""
+        self._scheduled = False
+        self._dispatch()
+        if self._alone is not None:
+            worker, self._alone = self._alone, None
+            worker.glance()
 
     def _dispatch(self) -> None:
         """Give what waits to the workers that are free."""
-        self._scheduled = False
+        self._alone = None
         free = [worker for worker in self._workers if len(worker.batches) < self._ahead and worker.state == "ready"]
         now = time.monotonic()
         while free and self._waiting:
@@ -372,6 +382,8 @@ class Fleet(Shelf):
         served.outstanding += 1
         requests = [(call.body, call.header_length, call.protocol) for call in calls]
         worker.send(wire.run_frame(batch.number, served.slot, requests))
+        if len(calls) == 1 and self._looks and served.cost < wire.GLANCE:
+            self._alone = worker if sum(len(each.batches) for each in self._workers) == 1 else None
 
     def received(self, worker: Worker, message: Any, bodies: memoryview) -> None:
         """A frame came from a worker."""
@@ -461,14 +473,9 @@ class Fleet(Shelf):
 
     # workers
 
-    async def _employ(self, number: int) -> None:
+    def _employ(self, number: int) -> None:
         """Start a worker in a place, with the models that the one before it had."""
         worker = Worker(self, number)
-        try:
-            await worker.connect()
-        except BaseException:  # cancelled, when the fleet stops at this moment
-            reap([worker.process], 0.0)
-            raise
         if number < len(self._workers):
             former = self._workers[number]
             self._workers[number] = worker
@@ -537,7 +544,7 @@ class Fleet(Shelf):
             if self._early_deaths[place] > 1:
                 await asyncio.sleep(min(0.05 * 2 ** self._early_deaths[place], LONGEST_PAUSE))
             try:
-                await self._employ(place)
+                self._employ(place)
                 return
             except OSError as error:
                 self._early_deaths[place] += 1

@@ -4,7 +4,6 @@ import asyncio
 import contextlib
 import gc
 import logging
-import re
 import signal
 import socket
 import sys
@@ -12,15 +11,15 @@ import threading
 import time
 from collections.abc import Callable, Coroutine, Iterable
 from importlib.util import find_spec
-from pathlib import Path
 from typing import Any
 
 from serve.drift import Drift
 from serve.fleet import Fleet
-from serve.guard import Guard
+from serve.guard import Guard, configured
 from serve.http import Front, Limits
-from serve.manifest import BundleError, Trust
+from serve.manifest import BundleError, load_trust
 from serve.monitor import Lines, LinesHandler, Monitor
+from serve.settings import Settings
 from serve.traffic import Traffic
 from serve.tune import remembered
 
@@ -58,64 +57,16 @@ class LazyApp:
             self._app.extensions["explainer"].close()
 
 
-def run(
-    store: str | Path,
-    *,
-    host: str = "127.0.0.1",
-    port: int = 8000,
-    workers: int | None = None,
-    threads: int | None = None,
-    precision: str | None = None,
-    engine: str | None = None,
-    ahead: int | None = None,
-    max_batch: int = 1024,
-    max_body: int = 16 * 2**20,
-    max_pixels: int = 25_000_000,
-    connections: int = 10_000,
-    queue: int = 2048,
-    timeout: float = 30.0,
-    explain_timeout: float = 30.0,
-    drain: float = 10.0,
-    memory: int | None = None,
-    cache: int = 0,
-    watch: float = 1.0,
-    state: str | Path | None = None,
-    access_log: bool = True,
-    tracing: bool = False,
-    limits: Limits | None = None,
-    guard: Guard | None = None,
-    trust: Trust = (),
-) -> None:
+def run(settings: Settings, *, guard: Guard | None = None, limits: Limits | None = None) -> None:
     """Serve a store until SIGTERM or Ctrl-C, then finish the requests under way and return.
 
+    Without workers, threads, engine and ahead, what `serve.tune` wrote for the store on this machine is used. A second
+    signal ends the requests under way at once.
+
     Args:
-        store: folder of bundles.
-        host: address to listen on; "0.0.0.0" for every network of the machine.
-        port: TCP port; 0 lets the system choose one, which is printed.
-        workers: processes that compute; one per core if None. Where this, threads, engine and ahead are all None, what
-            `serve.tune` wrote for the store on this machine is used.
-        threads: threads of the engine in each worker; the cores divided among the workers if None.
-        precision: stored form to serve, such as "int8"; each bundle's default if None.
-        engine: "onnxruntime", "openvino" where it is installed, or "auto" for the faster one on this machine;
-            "onnxruntime" if None.
-        ahead: batches that a worker is given before it has answered the first; 1 if None.
-        max_batch: most rows of one request, and of one run of the engine.
-        max_body: largest request body in bytes, as sent and unpacked.
-        max_pixels: most pixels an image file may declare.
-        connections: open connections, lowered to what the system allows this process; one more is answered with 503.
-        queue: most inferences that wait for one version; more are answered with 503.
-        timeout: seconds an inference may take, unless the client sends X-Request-Timeout.
-        explain_timeout: seconds an explanation may take.
-        drain: seconds given to requests under way when stopping; a second signal ends them at once.
-        memory: bytes that models may take in all workers; those not used for longest leave first. No limit if None.
-        cache: bytes of answers kept for requests that come again; 0 keeps none.
-        watch: seconds between two looks for new versions in the store; 0 never looks.
-        state: folder that keeps traffic rules and history over a restart; ".state" in the store if None.
-        access_log: log as JSON on standard error, with one line per request; warnings in plain words otherwise.
-        tracing: make an OpenTelemetry span of each request.
+        settings: every option.
+        guard: says who may ask for what, in place of the settings' security options.
         limits: every limit of `serve.http`, in place of max_body, connections and timeout.
-        guard: says who may ask for what; everybody may predict and explain, and nobody else, if None.
-        trust: public keys, of which one must have signed a bundle; see `serve.manifest.load_trust`.
 
     Raises:
         FileNotFoundError: no such folder.
@@ -125,28 +76,29 @@ def run(
         ModuleNotFoundError: tracing without OpenTelemetry.
     """
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
-    for name, value in (("timeout", timeout), ("explain_timeout", explain_timeout), ("max_body", max_body)):
-        if not value > 0:
-            raise ValueError(f"{name} must be above 0, got {value}")
-    limits = limits or Limits(body=max_body, connections=_allowed(connections), request_seconds=timeout)
-    guard = guard or Guard()
-    settings: dict[str, Any] = {"workers": workers, "threads": threads, "engine": engine, "ahead": ahead}
-    settings = {name: value for name, value in settings.items() if value is not None} or remembered(store)
+    if limits is None:
+        connections = _allowed(settings.connections)
+        limits = Limits(body=settings.max_body, connections=connections, request_seconds=settings.timeout)
+    guard = guard or configured(**settings.of("security"))
+    chosen = {name: getattr(settings, name) for name in ("workers", "threads", "engine", "ahead")}
+    chosen = {name: value for name, value in chosen.items() if value is not None} or remembered(settings.store)
     fleet = Fleet(
-        store,
-        **settings,
-        precision=precision,
-        max_batch=max_batch,
-        queue=queue,
-        timeout=timeout,
-        memory=memory,
-        cache=cache,
-        watch=watch,
-        trust=trust,
+        settings.store,
+        **chosen,
+        precision=settings.precision,
+        max_batch=settings.max_batch,
+        queue=settings.queue,
+        timeout=settings.timeout,
+        memory=settings.memory,
+        cache=settings.cache,
+        watch=settings.watch,
+        trust=load_trust(settings.trust) if settings.trust else (),
     )
-    monitor = Monitor(tracing=tracing)
-    fleet.traffic = traffic = Traffic(Path(store) / ".state" if state is None else state)
-    drift = Drift(store)
+    monitor = Monitor(tracing=settings.tracing)
+    fleet.traffic = traffic = Traffic(settings.state or settings.store / ".state")
+    if settings.rules is not None:
+        traffic.follow(settings.rules)
+    drift = Drift(settings.store)
     drift.follow(fleet)
     monitor.watch(store=fleet, traffic=traffic, drift=drift)
     fleet.observers += [monitor.observe, traffic.observe]
@@ -162,18 +114,18 @@ def run(
             traffic=traffic,
             drift=drift,
             max_body=limits.body,
-            max_pixels=max_pixels,
-            max_batch=max_batch,
-            explain_timeout=explain_timeout,
+            max_pixels=settings.max_pixels,
+            max_batch=settings.max_batch,
+            explain_timeout=settings.explain_timeout,
         )
 
     app = LazyApp(make)
-    if access_log:
+    if settings.access_log:
         monitor.lines = Lines(sys.stderr.fileno())
         logging.getLogger().handlers = [LinesHandler(monitor.lines)]
     try:
         with asyncio.Runner(loop_factory=event_loop) as runner:
-            runner.run(_serve(fleet, app, guard, monitor, limits, host, port, drain))
+            runner.run(_serve(fleet, app, guard, monitor, limits, settings))
     finally:
         traffic.close()
         if monitor.lines is not None:
@@ -181,9 +133,10 @@ def run(
 
 
 async def _serve(
-    fleet: Fleet, app: LazyApp, guard: Guard, monitor: Monitor, limits: Limits, host: str, port: int, drain: float
+    fleet: Fleet, app: LazyApp, guard: Guard, monitor: Monitor, limits: Limits, settings: Settings
 ) -> None:
     loop = asyncio.get_running_loop()
+    host, port, drain = settings.host, settings.port, settings.drain
     front = Front(fleet, app, guard=guard, monitor=monitor, limits=limits)
     try:  # the port is taken before models are loaded, and listened on after
         server = await loop.create_server(front.connection, host, port, backlog=BACKLOG, start_serving=False)
@@ -235,22 +188,6 @@ async def _unless(event: asyncio.Event, work: Coroutine[Any, Any, None]) -> bool
         await asyncio.gather(working, waiting, return_exceptions=True)
 
 
-def in_bytes(option: str, text: str) -> int:
-    """Bytes of a size such as 500KB, 16MB or 2GB, in powers of 1024.
-
-    Args:
-        option: named in the message.
-        text: a number with or without a unit.
-
-    Raises:
-        ValueError: no such size.
-    """
-    found = re.fullmatch(r"(\d{1,15}(?:\.\d{1,9})?)\s*(?:([KMGT]?)I?B)?", text.strip().upper())
-    if found is None:
-        raise ValueError(f"{option} takes bytes, or a size such as 500KB, 16MB or 2GB, got {text!r}")
-    return int(float(found[1]) * 1024 ** " KMGT".index(found[2] or " "))
-
-
 def event_loop() -> asyncio.AbstractEventLoop:
     """A new event loop: uvloop's where it is installed, asyncio's own otherwise."""
     if find_spec("uvloop") is None:
@@ -262,8 +199,6 @@ def event_loop() -> asyncio.AbstractEventLoop:
 
 def _allowed(connections: int) -> int:
     """Raise this process' limit of open files as far as needed and possible; returns the connections it leaves."""
-    if connections < 1:
-        raise ValueError(f"connections must be at least 1, got {connections}")
     if find_spec("resource") is None:  # Windows
         return connections
     import resource

@@ -19,8 +19,8 @@ from typing import Any
 from serve import archives
 from serve.references import referenced
 
-FORMAT = 2
-_READ = (1, 2)  # 2 added files beside an ONNX file, times and changes, and what device files are
+FORMAT = 3
+_READ = (1, 2, 3)  # 2 added files beside an ONNX file, times, changes, what device files are; 3 calibration
 SUMS = "SHA256SUMS"
 SIGNATURE = "SIGNATURE"
 MANIFEST = "model.json"
@@ -131,6 +131,10 @@ class Manifest:
         training: provenance: data name and hash, seed, versions, licence.
         edge: files for devices, by name.
         preprocess: what turns raw inputs into the model's own; ONNX files do this themselves.
+        calibration: how logits become probabilities where that is more than a softmax: method, scale, bias, and the
+            expected calibration error before and after; ONNX files do this themselves.
+        conformal: sets or intervals that `/predict` answers: method, level, thresholds by precision, and the coverage
+            and size measured on the held-out split.
     """
 
     name: str
@@ -149,6 +153,8 @@ class Manifest:
     training: dict[str, Any] = field(default_factory=dict)
     edge: dict[str, Edge] = field(default_factory=dict)
     preprocess: dict[str, Any] = field(default_factory=dict)
+    calibration: dict[str, Any] = field(default_factory=dict)
+    conformal: dict[str, Any] = field(default_factory=dict)
     format: int = FORMAT
 
     def to_json(self) -> str:
@@ -212,8 +218,15 @@ def _check_types(manifest: Manifest) -> None:
     if not all(isinstance(text, str) for text in texts):
         raise ValueError("a name, label, unit or file is not text")
     tables = (manifest.refused, manifest.training, manifest.edge, manifest.preprocess)
-    if not all(isinstance(table, dict) for table in tables):
-        raise ValueError("refused, training, edge and preprocess are objects")
+    if not all(isinstance(table, dict) for table in (*tables, manifest.calibration, manifest.conformal)):
+        raise ValueError("refused, training, edge, preprocess, calibration and conformal are objects")
+    if manifest.conformal:
+        thresholds = manifest.conformal.get("thresholds")
+        known = {"regression": ("residual",)}.get(manifest.task, ("aps",))
+        if manifest.conformal.get("method") not in known or not isinstance(thresholds, dict):
+            raise ValueError(f"conformal of a {manifest.task} has a method among {known} and thresholds")
+        if not all(type(limit) in (int, float) for limit in thresholds.values()):
+            raise ValueError("a conformal threshold is no number")
 
 
 def _port(raw: dict[str, Any]) -> Port:

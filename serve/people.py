@@ -156,7 +156,7 @@ def _answer_routes(
             raise RequestError("bad_batch", message, 413)
         inputs, notes = batch.take()
         answered = found.predict(inputs)
-        predictions = codec.answers(answered, found.manifest, top=top)
+        predictions = codec.answers(answered, found.manifest, top=top, precision=found.precision)
         monitor.rows(found.name, found.version, len(predictions))
         if table:
             return _csv(codec.answers_csv(predictions, found.manifest))
@@ -198,7 +198,7 @@ def _job_routes(
 
         def predict(inputs: Inputs) -> list[dict[str, Any]]:
             model = store.get(found.name, found.version)
-            predictions = codec.answers(model.predict(inputs), model.manifest, top=top)
+            predictions = codec.answers(model.predict(inputs), model.manifest, top=top, precision=model.precision)
             monitor.rows(model.name, model.version, len(predictions))
             return predictions
 

@@ -2,7 +2,9 @@
 
 import asyncio
 import contextlib
+import itertools
 import os
+import select
 import socket
 import subprocess
 import sys
@@ -14,6 +16,9 @@ from typing import Any, Protocol
 from serve import wire
 from serve.calls import Batch, Served
 
+JOINED = 4096  # bytes of a body up to which a batch is copied together, which is cheaper than many pieces
+PIECES = 512  # that the system takes at a time; more than 1024 it refuses
+
 
 class Employer(Protocol):
     """Who is told of a worker's frames and of its end."""
@@ -23,7 +28,7 @@ class Employer(Protocol):
     def lost(self, worker: "Worker") -> None: ...
 
 
-class Worker(asyncio.BufferedProtocol):
+class Worker:
     """One worker process and its end of the socket."""
 
     def __init__(self, employer: Employer, number: int) -> None:
@@ -34,8 +39,9 @@ class Worker(asyncio.BufferedProtocol):
         self.slots: dict[int, Served] = {}
         self.loading: dict[int, tuple[Served, float, asyncio.Future[str]]] = {}
         self.batches: deque[Batch] = deque()
-        self._buffer = bytearray(2**16)
-        self._end = 0
+        self._inbox = wire.Inbox(wire.to_front)
+        self._unsent: deque[bytes | memoryview] = deque()
+        self._writing = False  # the loop tells when there is room to send
         ours, theirs = socket.socketpair()
         try:
             self.process = subprocess.Popen(
@@ -52,22 +58,68 @@ class Worker(asyncio.BufferedProtocol):
             theirs.close()
         ours.setblocking(False)
         self._socket = ours
-        self._transport: asyncio.Transport | None = None
-
-    async def connect(self) -> None:
-        """Listen to the worker."""
-        transport, _ = await asyncio.get_running_loop().create_connection(lambda: self, sock=self._socket)
-        self._transport = transport
+        self._poll = select.poll()
+        self._poll.register(ours, select.POLLIN)
+        self._loop = asyncio.get_running_loop()
+        self._loop.add_reader(ours, self._receive)
 
     def send(self, pieces: list[bytes]) -> None:
-        """Write a frame."""
-        assert self._transport is not None
-        self._transport.writelines(pieces)
+        """Write a frame, at once as far as there is room."""
+        self._unsent.extend(pieces if len(pieces[-1]) > JOINED else [b"".join(pieces)])
+        if not self._writing:
+            self._flush()
+
+    def _flush(self) -> None:
+        waits = False
+        while self._unsent and not waits:
+            try:
+                sent = self._socket.sendmsg(itertools.islice(self._unsent, PIECES))
+            except BlockingIOError:
+                waits = True
+            except OSError:  # the worker is gone, which is told where it is listened to
+                self._unsent.clear()
+            else:
+                while self._unsent and sent >= len(self._unsent[0]):
+                    sent -= len(self._unsent.popleft())
+                if sent:
+                    self._unsent[0] = memoryview(self._unsent[0])[sent:]
+        if waits and not self._writing:
+            self._loop.add_writer(self._socket, self._flush)
+        elif self._writing and not waits:
+            self._loop.remove_writer(self._socket)
+        self._writing = waits
+
+    def glance(self) -> None:
+        """Look for an answer for a moment, and handle it."""
+        if wire.glance(self._poll):
+            self._receive()
+
+    def _receive(self) -> None:
+        try:
+            count = self._socket.recv_into(self._inbox.room())
+        except BlockingIOError:
+            return
+        except OSError:
+            count = 0
+        if not count:
+            self.close()
+            self._employer.lost(self)
+            return
+        self._inbox.add(count)
+        while (taken := self._inbox.take()) is not None:
+            try:
+                self._employer.received(self, *taken)
+            finally:
+                self._inbox.drop()
 
     def close(self) -> None:
         """Hang up, which ends the worker when it is well."""
-        if self._transport is not None:
-            self._transport.abort()
+        if self._socket.fileno() >= 0:
+            self._loop.remove_reader(self._socket)
+            self._loop.remove_writer(self._socket)
+            self._writing = False
+            self._unsent.clear()
+            self._socket.close()
 
     def kill(self) -> None:
         """End the process; what it had is found when its socket closes."""
@@ -77,45 +129,6 @@ class Worker(asyncio.BufferedProtocol):
     def held(self) -> int:
         """Bytes of memory of the models it has or opens."""
         return sum(each.memory for each in self.slots.values()) + sum(each[0].memory for each in self.loading.values())
-
-    def get_buffer(self, sizehint: int) -> memoryview:
-        if self._end == len(self._buffer):
-            grown = bytearray(2 * len(self._buffer))
-            grown[: self._end] = self._buffer
-            self._buffer = grown
-        return memoryview(self._buffer)[self._end :]
-
-    def buffer_updated(self, nbytes: int) -> None:
-        self._end += nbytes
-        prefix = wire.PREFIX.size
-        start = 0
-        view = memoryview(self._buffer)
-        while self._end - start >= prefix:
-            head, rest = wire.PREFIX.unpack_from(view, start)
-            size = prefix + head + rest
-            if self._end - start < size:
-                if start + size > len(self._buffer):
-                    left = self._end - start
-                    grown = bytearray(size)
-                    grown[:left] = view[start : self._end]
-                    self._buffer, self._end = grown, left
-                    return
-                break
-            message = wire.to_front.decode(view[start + prefix : start + prefix + head])
-            self._employer.received(self, message, view[start + prefix + head : start + size])
-            start += size
-        if start:
-            left = self._end - start
-            if len(self._buffer) > 2**20 and left < 2**16:
-                self._buffer = (
-                    bytearray(2**16) if not left else bytearray(view[start : self._end].tobytes().ljust(2**16))
-                )
-            else:
-                view[:left] = bytes(view[start : self._end])
-            self._end = left
-
-    def connection_lost(self, error: Exception | None) -> None:
-        self._employer.lost(self)
 
 
 def resident(pid: int) -> int:

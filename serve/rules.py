@@ -122,6 +122,7 @@ class Plan(msgspec.Struct):
     held: dict[str, str] = {}
     watch: Watch = Watch()
     known: list[str] = []
+    declared: str = ""  # the rules of a file that were applied last, as JSON; see `declared`
 
 
 class Tally(msgspec.Struct):

@@ -630,15 +630,19 @@ def folders(store: Path) -> dict[tuple[str, str], Path]:
     return found
 
 
-def fingerprint(folder: Path) -> tuple[tuple[str, int, int], ...]:
-    """Names, sizes in bytes and times of a folder's files: what changes when a bundle is written again."""
+def fingerprint(folder: Path) -> tuple[tuple[str, int, int, int], ...]:
+    """Names, sizes in bytes and times of a folder's files: what changes when a bundle is written again.
+
+    Tools that copy keep the time of the last write; that of the last change to the file's entry is the system's own. Inode
+    numbers are left out, because some network file systems invent them anew at every look.
+    """
     found = []
     for path in sorted(folder.rglob("*")):
         try:
             state = path.stat()
         except OSError:  # it is being moved or deleted
             continue
-        found.append((path.relative_to(folder).as_posix(), state.st_size, state.st_mtime_ns))
+        found.append((path.relative_to(folder).as_posix(), state.st_size, state.st_mtime_ns, state.st_ctime_ns))
     return tuple(found)
 
 

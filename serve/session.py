@@ -19,9 +19,10 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from serve import settings
 from serve.manifest import BundleError
 
-ENGINES = ("onnxruntime", "openvino", "auto")
+ENGINES = settings.ENGINES
 GAIN = 0.95  # "auto" leaves ONNX Runtime only for an engine that takes less than this share of its time
 ONNX_TYPES = {
     "tensor(bool)": "BOOL",

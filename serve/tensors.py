@@ -120,6 +120,8 @@ _TYPES: dict[str, set[type]] = {
 }
 _DEEPEST = 8  # lists read by a decoder of their own
 SMALL = 2**15  # bytes of JSON that are decoded before their structure is known
+BLOCK = 2**16  # bytes of JSON that are read at a time
+_LEAST = np.array([0, 0, 10, 100], np.uint16)  # the smallest number of so many digits
 _CONTENT = bytes(set(range(256)) - set(b"[],"))
 _STRINGS = re.compile(rb'"(?:[^"\\]++|\\.)*+"')
 
@@ -144,7 +146,10 @@ def from_json(raw: msgspec.Raw, datatype: str, what: str, shape: list[int] | Non
         message = f"{what} has no JSON list as its data; send a list, or binary data with binary_data_size"
         raise RequestError("bad_data", message)
     if shape is not None and len(memoryview(raw)) > _small(depth):
-        return _from_long_json(bytes(raw), datatype, shape, what)
+        text = bytes(raw)
+        if datatype == "UINT8" and depth == 1 and (bytewise := _bytes_of(text)) is not None:
+            return bytewise
+        return _from_long_json(text, datatype, shape, what)
     if depth <= _DEEPEST:
         try:
             values = _lists(dtype.kind, depth).decode(raw)
@@ -162,6 +167,36 @@ def from_json(raw: msgspec.Raw, datatype: str, what: str, shape: list[int] | Non
                     array[array == None] = ""  # noqa: E711 - element by element
                 return array
     return to_array(decode_json(raw), datatype, what)
+
+
+def _bytes_of(text: bytes) -> np.ndarray | None:
+    """A flat JSON list of numbers from 0 to 255, read by NumPy in a third of the time; None if it is anything else."""
+    if b" " in text:  # to find none is fast, to replace none is not
+        text = text.replace(b", ", b",")
+    parts = []
+    start, end = 0, len(text) - 1
+    while start < end:
+        stop = text.rfind(b",", start + 1, start + BLOCK) if end - start > BLOCK else end
+        if stop < 0:
+            return None
+        digits = np.frombuffer(text, np.uint8, stop - start - 1, start + 1) - np.uint8(ord("0"))
+        commas = np.flatnonzero(digits == ord(",") - ord("0") + 256)
+        if np.count_nonzero(digits < 10) + len(commas) != len(digits):
+            return None
+        ends = np.append(commas, len(digits))
+        sizes = ends.copy()
+        sizes[1:] -= commas + 1
+        if sizes.min() < 1 or sizes.max() > 3:
+            return None
+        values = digits.take(ends - 1).astype(np.uint16)
+        for place in (2, 3):
+            further = digits.take(ends - place, mode="wrap")
+            values += further * (sizes >= place) * np.uint16(10 ** (place - 1))
+        if values.max() > 255 or (values < _LEAST.take(sizes)).any():  # JSON has no leading zeros
+            return None
+        parts.append(values.astype(np.uint8))
+        start = stop
+    return np.concatenate(parts) if parts and text.endswith(b"]") else None
 
 
 def _small(depth: int) -> int:

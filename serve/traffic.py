@@ -22,6 +22,8 @@ from typing import Any
 
 import msgspec
 
+from serve import declared
+from serve.credentials import Watched
 from serve.errors import RequestError, did_you_mean
 from serve.evidence import Arm, Bet, differs, exceeds, interval
 from serve.rules import EDGES, Canary, Comparison, Experiment, Fresh, Plan, Rules, Shadow, Tally, Watch, place_of
@@ -80,6 +82,7 @@ class Traffic:
         self._written_tallies: dict[TallyKey, int] = {}
         self._thread: threading.Thread | None = None
         self._stop = threading.Event()
+        self._file: Watched[dict[str, declared.Declared]] | None = None
         self._load()
 
     # --- on the way of every request
@@ -196,6 +199,64 @@ class Traffic:
             )
 
     # --- changes
+
+    def follow(self, path: str | Path) -> None:
+        """Take the rules of the models that a file names from it, now and whenever it changes; see `serve.declared`.
+
+        Rules that were applied before, by an earlier server too, are left as they are: what was taken back stays so until
+        the file says something else of the model.
+
+        Raises:
+            FileNotFoundError: no such file.
+            ValueError: it cannot be used.
+        """
+        self._file = Watched(Path(path), declared.load)
+        with self._lock:
+            self._declare(self._file.content)
+        self._wake()
+
+    def check_free(self, name: str) -> None:
+        """Refuse to change what a file rules.
+
+        Raises:
+            RequestError: 409, the model is one of those.
+        """
+        if self._file is not None and name in self._file.content:
+            raise _conflict(
+                f"the traffic of {name!r} is ruled by the file {self._file.path.name!r}, for every replica alike; change that file"
+            )
+
+    def _declare(self, wanted: dict[str, declared.Declared]) -> None:
+        """Apply a file, with the lock held."""
+        gone = [name for name, plan in self._plans.items() if plan.declared and name not in wanted]
+        for name, rules in [*wanted.items(), *((name, declared.Declared()) for name in gone)]:
+            plan = self._plans.setdefault(name, Plan())
+            text = "" if name in gone else msgspec.json.encode(rules).decode()
+            if plan.declared == text and name not in gone:
+                continue
+            now = self._clock()
+            self._end_experiment(name, plan)
+            canary, shadow = rules.canary, rules.shadow
+            if canary is None:
+                plan.canary = None
+            elif plan.canary is None or plan.canary.version != canary.version:
+                plan.canary = Canary(canary.version, canary.weight, now)
+                self._restart_counts(name, canary.version, *filter(None, [rules.pin]))
+            else:
+                plan.canary.weight = canary.weight
+            if shadow is None:
+                plan.shadow = None
+            elif plan.shadow is None or plan.shadow.version != shadow.version:
+                plan.shadow = Shadow(shadow.version, shadow.share, now)
+                self._tallies[name, shadow.version, "shadow"] = Tally()
+                self._comparisons[name, shadow.version, "comparison"] = Comparison()
+            else:
+                plan.shadow.share = shadow.share
+            plan.pin, plan.watch, plan.fresh, plan.held, plan.declared = rules.pin, rules.watch, None, {}, text
+            if name in self._rules:
+                self._rules[name] = Rules(name, plan, self._rules[name].versions, self._draw)
+            self._tell(name, "declared", "", text or "the file names the model no more")
+            self._wake()
 
     def see(self, name: str, versions: Sequence[str]) -> None:
         """Tell which versions of a model can answer, oldest first; `choose` does it too."""
@@ -526,6 +587,7 @@ class Traffic:
                 "experiment": self._experiment_told(plan.experiment) if plan.experiment else None,
                 "fresh": msgspec.to_builtins(plan.fresh),
                 "held": dict(plan.held),
+                "file": self._file.path.name if self._file and name in self._file.content else None,
                 "watch": msgspec.to_builtins(plan.watch),
                 "ignored": rules.ignored
                 if rules
@@ -584,7 +646,10 @@ class Traffic:
 
     def tick(self) -> None:
         """Judge what only time shows (latency, the end of a watch) and write; a thread does it once a second."""
+        changed = self._file is not None and self._file.look()
         with self._lock:
+            if changed and self._file is not None:
+                self._declare(self._file.content)
             now = self._clock()
             for name, rules in list(self._rules.items()):
                 plan = rules.plan

@@ -1,16 +1,25 @@
 """What the server's front and its workers say to each other over a socket pair: frames of a header and raw bodies.
 
-A frame is two lengths (8 bytes each, little endian), a MessagePack header, and the bodies of a batch one after another. A
-body that holds binary tensors is placed so that they begin at a multiple of 64 bytes, as engines like to read them.
+A frame is two lengths (8 bytes each, little endian), a MessagePack header, and from the next multiple of 64 bytes the bodies
+of a batch one after another. A body that holds binary tensors is placed so that they begin at such a multiple too, as
+engines like to read them.
 """
 
+import os
+import select
 import struct
+import time
 from typing import Any
 
 import msgspec
+import numpy as np
 
 PREFIX = struct.Struct("<QQ")  # bytes of the header, bytes of all bodies
 ALIGNMENT = 64
+GLANCE = (
+    200e-6  # seconds of looking for the other side's next frame before sleeping: waking up takes longer than looking
+)
+BUFFER = 2**20  # bytes that are received at a time
 
 # Of one request: size in bytes, size of the JSON before its binary tensors (None without), "v2" or "v1".
 Item = tuple[int, int | None, str]
@@ -86,10 +95,8 @@ to_front = msgspec.msgpack.Decoder(Hello | Loaded | Ran)
 
 
 def frame(message: msgspec.Struct, bodies: list[bytes] | None = None) -> list[bytes]:
-    """A message without alignment of its bodies, in pieces to be sent one after another."""
-    header = _encoder.encode(message)
-    bodies = bodies or []
-    return [PREFIX.pack(len(header), sum(map(len, bodies))), header, *bodies]
+    """A message without alignment of each body, in pieces to be sent one after another."""
+    return _frame(message, bodies or [], sum(map(len, bodies or ())))
 
 
 def run_frame(batch: int, slot: int, requests: list[tuple[bytes, int | None, str]]) -> list[bytes]:
@@ -105,12 +112,17 @@ def run_frame(batch: int, slot: int, requests: list[tuple[bytes, int | None, str
             end += gap
         pieces.append(body)
         end += size
-    header = _encoder.encode(Run(batch, slot, items))
-    return [PREFIX.pack(len(header), end), header, *pieces]
+    return _frame(Run(batch, slot, items), pieces, end)
+
+
+def _frame(message: msgspec.Struct, pieces: list[bytes], size: int) -> list[bytes]:
+    header = _encoder.encode(message)
+    gap = bytes(-(PREFIX.size + len(header)) % ALIGNMENT)
+    return [PREFIX.pack(len(header), size) + header + gap, *pieces]
 
 
 def places(items: list[Item]) -> list[int]:
-    """Where each body of a batch begins, counted from the end of the header."""
+    """Where each body of a batch begins, counted from the first."""
     found = []
     end = 0
     for size, header_length, _ in items:
@@ -119,3 +131,76 @@ def places(items: list[Item]) -> list[int]:
         found.append(end)
         end += size
     return found
+
+
+class Inbox:
+    """Bytes as they are received, cut into frames.
+
+    Args:
+        decoder: of the messages.
+        kept: bytes of a buffer that, once a large frame needed it, stays for the next one.
+    """
+
+    def __init__(self, decoder: msgspec.msgpack.Decoder, kept: int = BUFFER) -> None:
+        self._decoder = decoder
+        self._kept = kept
+        self._buffer = _aligned(BUFFER)
+        self._held = 0  # bytes that are received and not dropped
+        self._size = 0  # bytes of the frame at the beginning, as far as is known
+
+    def room(self) -> memoryview:
+        """Where the next bytes are to be written."""
+        return self._buffer[self._held :]
+
+    def missing(self) -> memoryview:
+        """Where the rest of a frame is to be written that has begun, empty if none has."""
+        return self._buffer[self._held : self._size]
+
+    def add(self, count: int) -> None:
+        """So many bytes were written."""
+        self._held += count
+
+    def take(self) -> tuple[Any, memoryview] | None:
+        """The first frame's message and its bodies, which are overwritten after `drop`; None until it is whole."""
+        if self._held < PREFIX.size:
+            return None
+        head, rest = PREFIX.unpack_from(self._buffer)
+        end = PREFIX.size + head
+        start = end + -end % ALIGNMENT
+        self._size = start + rest
+        if self._size > len(self._buffer):
+            self._resize(self._size)
+        if self._held < self._size:
+            return None
+        return self._decoder.decode(self._buffer[PREFIX.size : end]), self._buffer[start : self._size]
+
+    def drop(self) -> None:
+        """Forget the frame that was taken."""
+        left = self._held - self._size
+        if left:
+            self._buffer[:left] = bytes(self._buffer[self._size : self._held])
+        self._held, self._size = left, 0
+        if len(self._buffer) > self._kept >= left:
+            self._resize(max(BUFFER, left))
+
+    def _resize(self, size: int) -> None:
+        buffer = _aligned(size)
+        buffer[: self._held] = self._buffer[: self._held]
+        self._buffer = buffer
+
+
+def glance(poll: select.poll) -> bool:
+    """Look for a moment whether something has arrived."""
+    end = time.perf_counter() + GLANCE
+    while not poll.poll(0):
+        if time.perf_counter() > end:
+            return False
+        os.sched_yield()
+    return True
+
+
+def _aligned(size: int) -> memoryview:
+    """A buffer that begins at a multiple of `ALIGNMENT` bytes."""
+    whole = np.empty(size + ALIGNMENT, np.uint8)
+    start = -whole.ctypes.data % ALIGNMENT
+    return whole.data[start : start + size]

@@ -30,7 +30,6 @@ from serve.runtime import Model, golden_rows, read
 
 log = logging.getLogger("serve")
 
-GLANCE = 100e-6  # seconds
 LARGEST_KEPT = 64 * 2**20  # bytes of a receive buffer that is kept for the next batch
 
 
@@ -193,35 +192,37 @@ class Worker:
         self._sending = threading.Lock()
         self._seen: dict[str, Any] | None = None  # of the batch under way, for drift
         self._loads: queue.SimpleQueue[wire.Load] = queue.SimpleQueue()
-        self._prefix = bytearray(wire.PREFIX.size)
-        self._buffer = _aligned(2**20)
+        self._inbox = wire.Inbox(wire.to_worker, LARGEST_KEPT)
         self._poll = select.poll()
         self._poll.register(connection, select.POLLIN)
-        self._eager = False
 
     def serve(self) -> None:
         """Answer frames until the other end is closed."""
         threading.Thread(target=self._watch, daemon=True).start()
         threading.Thread(target=self._open, daemon=True).start()
         self._send(wire.Hello())
-        while self._expect() and self._fill(memoryview(self._prefix)):
-            head, rest = wire.PREFIX.unpack(self._prefix)
-            if rest > len(self._buffer):
-                self._buffer = _aligned(rest)
-            header, bodies = bytearray(head), self._buffer[:rest]
-            if not self._fill(memoryview(header), bodies):
-                return
-            start = time.perf_counter()
-            message = wire.to_worker.decode(header)
-            if isinstance(message, wire.Run):
-                self._run(message, bodies, start)
-            elif isinstance(message, wire.Load):
-                self._loads.put(message)
-            else:
-                self._models.pop(message.slot, None)
-                _give_back()
-            if rest > LARGEST_KEPT:
-                self._buffer = _aligned(2**20)
+        while self._receive():
+            while (taken := self._inbox.take()) is not None:
+                start = time.perf_counter()
+                message, bodies = taken
+                if isinstance(message, wire.Run):
+                    self._run(message, bodies, start)
+                elif isinstance(message, wire.Load):
+                    self._loads.put(message)
+                else:
+                    self._models.pop(message.slot, None)
+                    _give_back()
+                self._inbox.drop()
+
+    def _receive(self) -> bool:
+        """Wait for more; False at the end of the stream."""
+        missing = self._inbox.missing()
+        if missing:
+            count = self._socket.recv_into(missing, 0, socket.MSG_WAITALL)
+        else:
+            count = self._socket.recv_into(self._inbox.room())
+        self._inbox.add(count)
+        return count > 0
 
     def _run(self, message: wire.Run, bodies: memoryview, start: float) -> None:
         model = self._models[message.slot]
@@ -233,33 +234,10 @@ class Worker:
         seen, self._seen = self._seen, None
         done = wire.Ran(message.batch, time.perf_counter() - start, [result for result, _ in answers], seen)
         self._send(done, [body for _, body in answers])
-        self._eager = True
+        wire.glance(self._poll)
 
     def _count(self, summary: dict[str, Any]) -> None:
         self._seen = summary if self._seen is None else drift.merge(self._seen, summary)
-
-    def _expect(self) -> bool:
-        """After an answer, look for the next batch for a moment before sleeping: waking up costs more than looking."""
-        if self._eager:
-            self._eager = False
-            end = time.perf_counter() + GLANCE
-            while not self._poll.poll(0) and time.perf_counter() < end:
-                os.sched_yield()
-        return True
-
-    def _fill(self, *targets: memoryview) -> bool:
-        """Read until every target is full; False at the end of the stream."""
-        left = [target for target in targets if len(target)]
-        while left:
-            received = self._socket.recvmsg_into(left, 0, socket.MSG_WAITALL)[0]
-            if not received:
-                return False
-            while left and received >= len(left[0]):
-                received -= len(left[0])
-                left.pop(0)
-            if left:
-                left[0] = left[0][received:]
-        return True
 
     def _send(self, message: Any, bodies: list[bytes] | None = None) -> None:
         data = b"".join(wire.frame(message, bodies))
@@ -308,13 +286,6 @@ def _row_seconds(model: Model) -> float:
     start = time.perf_counter()
     model.predict(row)
     return time.perf_counter() - start
-
-
-def _aligned(size: int) -> memoryview:
-    """A buffer that begins at a multiple of 64 bytes."""
-    whole = np.empty(size + wire.ALIGNMENT, np.uint8)
-    start = -whole.ctypes.data % wire.ALIGNMENT
-    return whole.data[start : start + size]
 
 
 def _resident() -> int:

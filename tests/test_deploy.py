@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from serve import create_app
+from serve.declared import load
 from serve.monitor import METRICS
 from serve.runtime import Store
 from tests.serve.small_bundles import write_image
@@ -238,6 +239,21 @@ def test_the_parts_belong_together():
     drain = container()["args"][container()["args"].index("--drain") + 1]
     wait = container()["lifecycle"]["preStop"]["exec"]["command"][1]
     assert float(drain) + float(wait) < found["Deployment"]["spec"]["template"]["spec"]["terminationGracePeriodSeconds"]
+
+
+def test_every_replica_reads_its_traffic_rules_from_one_map(tmp_path):
+    found = manifests()
+    folder = Path(container()["args"][container()["args"].index("--rules") + 1])
+    (mount,) = (mount for mount in container()["volumeMounts"] if mount["mountPath"] == folder.parent.as_posix())
+    assert mount["readOnly"] and "subPath" not in mount  # a sub-path would never change
+    volumes = found["Deployment"]["spec"]["template"]["spec"]["volumes"]
+    (volume,) = (volume for volume in volumes if volume["name"] == mount["name"])
+    assert volume["configMap"] == {"name": found["ConfigMap"]["metadata"]["name"]}
+    (tmp_path / folder.name).write_text(found["ConfigMap"]["data"][folder.name])
+    assert load(tmp_path / folder.name) == {}
+    (example,) = re.findall(r"^# +({.*})$", (DEPLOY / "kubernetes" / "traffic.yaml").read_text(), re.M)
+    (tmp_path / "example").write_text(example)
+    assert load(tmp_path / "example")["digits"].canary.weight == 0.1
 
 
 def dockerfile():

@@ -19,6 +19,7 @@ LIMITS = {
     "zoo.data": f"serve export {HEAVY}",
     "zoo.explain": f"serve export {HEAVY}",
     "serve.manifest": f"numpy zoo export {HEAVY}",
+    "serve.settings": f"numpy typer pydantic zoo export {HEAVY}",
     "serve.app": "keras tensorflow jax torch shap onnx sklearn matplotlib zoo export",
     "export": f"numpy {HEAVY}",
     "zoo.architectures.resnet": "export serve zoo.data zoo.training flask onnx shap",
@@ -49,7 +50,7 @@ def within(name, packages):
 
 
 RULES = [  # files, files that are excepted, what they may not import, what of that they may
-    ("zoo/**", "zoo/cli.py zoo/demo.py zoo/explain zoo/evaluate zoo/compress/budget.py", "export serve flask", ""),
+    ("zoo/**", "zoo/cli.py zoo/commands zoo/demo.py zoo/explain zoo/evaluate zoo/compress/budget.py", "export serve flask", ""),
     ("zoo/compress/budget", "", "serve flask", ""),
     ("zoo/explain/*", "", "export serve flask", "serve.manifest"),
     ("zoo/evaluate/*", "", "export serve flask", "serve.manifest serve.runtime"),

@@ -7,6 +7,8 @@ from typing import Annotated, Any
 
 import typer
 
+from zoo.commands import ablate, debug, evaluate, explain, robustness, serve
+from zoo.commands.shared import quiet_backend, read_settings, with_data
 from zoo.remote import traffic
 
 app = typer.Typer(
@@ -42,56 +44,6 @@ def main() -> None:
         if isinstance(error, ModuleNotFoundError):
             message = f"{error}; install all that zoo can use: pip install 'zooroad[all]'"
         sys.exit(f"error: {message}\n(ZOO_DEBUG=1 shows where it arose)")
-
-
-def _quiet_backend() -> None:
-    """Drop the log lines that TensorFlow's C++ side writes to the terminal whatever its log level is.
-
-    Python's own standard error keeps the terminal; file descriptor 2, which C++ writes to, becomes a pipe, and what
-    comes out of it is passed on unless it is an information, warning or error line of the log.
-    """
-    import os
-    import threading
-
-    if os.environ.get("ZOO_DEBUG"):
-        return
-    terminal = os.fdopen(os.dup(2), "w", buffering=1)
-    source, sink = os.pipe()
-    os.dup2(sink, 2)
-    os.close(sink)
-    noise = re.compile(
-        r"[IWE]\d{4} |WARNING: All log messages before absl|To enable the following instr|\t \[\[\{\{node"
-        r"|INFO: Created TensorFlow Lite|fully_quantize: \d"
-    )
-
-    def pass_on() -> None:
-        with os.fdopen(source, errors="replace") as lines:
-            for line in lines:
-                if not noise.match(line):
-                    terminal.write(line)
-
-    threading.Thread(target=pass_on, daemon=True).start()
-    sys.stderr = terminal
-
-
-def _settings(pairs: list[str] | None) -> dict[str, object]:
-    """`KEY=VALUE` texts as a dictionary; model arguments are read as Python literals where they are ones."""
-    import ast
-
-    from zoo.recipes import SETTINGS
-
-    found: dict[str, object] = {}
-    for pair in pairs or []:
-        key, separator, value = pair.partition("=")
-        if not separator:
-            raise ValueError(f"--set takes KEY=VALUE, got {pair!r}; for example --set learning_rate=0.01")
-        found[key] = value
-        if key not in SETTINGS:
-            try:
-                found[key] = ast.literal_eval(value)
-            except (ValueError, SyntaxError):
-                found[key] = value  # plain text such as stem=small
-    return found
 
 
 @app.command()
@@ -138,7 +90,7 @@ def show(
     entry = registry.entry(name)
     if (settings or as_json) and not layers:
         raise ValueError("--set and --json are about the layers; add --layers")
-    arguments = _settings(settings)
+    arguments = read_settings(settings)
     if as_json:
         _show_layers(entry, arguments, True)
         return
@@ -159,7 +111,7 @@ def show(
 
 def _show_layers(entry: Any, arguments: dict[str, object], as_json: bool) -> None:
     """Print what each layer of a model costs."""
-    _quiet_backend()
+    quiet_backend()
     import math
 
     from zoo.compress import cost
@@ -257,8 +209,8 @@ def train(
 
     entry(model)  # a misspelt name or setting is told before TensorFlow is loaded
     given = {"epochs": epochs, "seed": seed, "target": target}
-    overrides = {**_settings(settings), **{key: value for key, value in given.items() if value is not None}}
-    _quiet_backend()
+    overrides = {**read_settings(settings), **{key: value for key, value in given.items() if value is not None}}
+    quiet_backend()
     from zoo.training import train as run
 
     run(
@@ -274,52 +226,6 @@ def train(
         save_every=save_every,
         **overrides,
     )
-
-
-@app.command()
-def evaluate(
-    what: Annotated[Path, typer.Argument(help="Run folder or bundle.")],
-    data: Annotated[str | None, typer.Option(help="Data; a run knows its own.")] = None,
-    target: Annotated[str | None, typer.Option(help="Target column of a table, if another one.")] = None,
-    split: Annotated[str, typer.Option(help="test, validation or train.")] = "test",
-    precision: Annotated[str | None, typer.Option(help="A bundle's: fp32, fp16, int8, w8 or w4.")] = None,
-    picture: Annotated[Path | None, typer.Option(help="Write the confusion picture here.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
-) -> None:
-    """Judge a run or a bundle on rows it never saw.
-
-    Example: zoo evaluate store/digits/1 --data digits --precision int8
-    """
-    _quiet_backend()
-    from zoo.evaluate import evaluate as judge
-
-    found = judge(_run_or_bundle(what, data), data, split=split, precision=precision, target=target)
-    typer.echo(found.to_json().rstrip() if as_json else str(found))
-    if picture:
-        typer.echo(f"picture: {found.plot(picture)}")
-
-
-def _run_or_bundle(path: Path, data: str | None) -> object:
-    """A run, with its own data unless other data is named; or the path of a bundle."""
-    if (path / "model.json").exists():
-        return path
-    if not (path / "recipe.json").exists():
-        raise FileNotFoundError(
-            f"{path} is neither a run folder nor a bundle, such as runs/mlp-digits or store/digits/1"
-        )
-    from zoo.training import load
-
-    return load(path) if data else _with_data(path, None)
-
-
-def _with_data(path: Path, data: str | None) -> Any:
-    """A run with the splits it was trained on, read from `data` if they have moved."""
-    import dataclasses
-
-    from zoo.training import load, load_data
-
-    run = load(path)
-    return dataclasses.replace(run, data=load_data(run, data))
 
 
 @app.command()
@@ -381,12 +287,12 @@ def compress(
         )
     if given and (scope, steps, settings, resume) != ("layer", 1, None, False):
         raise ValueError("a search has no use for --scope, --steps, --set and --resume; leave them out")
-    _quiet_backend()
+    quiet_backend()
     if given:
         from zoo.compress import fit
 
         found = fit(
-            _with_data(run, data),
+            with_data(run, data),
             out=out,
             trials=trials,
             epochs=epochs or 10,
@@ -404,8 +310,8 @@ def compress(
         return
     from zoo.compress import distill, shrink, tune_quantized, zeros_report
 
-    source = _with_data(run, data)
-    common: dict[str, Any] = {"resume": resume, "overwrite": overwrite, "quiet": quiet, **_settings(settings)}
+    source = with_data(run, data)
+    common: dict[str, Any] = {"resume": resume, "overwrite": overwrite, "quiet": quiet, **read_settings(settings)}
     if student is not None:
         small = distill(source, student, source.data, out=out, **common, **({"epochs": epochs} if epochs else {}))
     elif bits is not None:
@@ -462,7 +368,7 @@ def changes(
         raise ValueError(f"--precisions takes two names with a comma between, such as fp32,int8, got {precisions!r}")
     if out is not None and out.exists() and not out.is_dir():
         raise NotADirectoryError(f"{out} is a file; give a folder for changes.png and changes.json")
-    _quiet_backend()
+    quiet_backend()
     from zoo.compress import changes as compare
 
     chosen = (of[0] or None, of[1] or None)
@@ -512,6 +418,12 @@ def export(
     max_drop: Annotated[
         float | None, typer.Option(help="Most that a smaller form may lose of the validation score (0.003).")
     ] = None,
+    calibrate: Annotated[
+        str | None, typer.Option(metavar="METHOD", help="Calibrated probabilities in every file: temperature or platt.")
+    ] = None,
+    conformal: Annotated[
+        float | None, typer.Option(metavar="LEVEL", help="Sets that hold the truth so often, such as 0.9, in /predict.")
+    ] = None,
     data: Moved = None,
     sign: Annotated[Path | None, typer.Option(metavar="KEY", help="Private key to sign it with; see zoo sign.")] = None,
 ) -> None:
@@ -523,11 +435,13 @@ def export(
     """
     if (bundle is None) == (onnx is None):
         raise ValueError("give a version folder such as store/digits/1, or --onnx model.onnx, and not both")
-    _quiet_backend()
+    if onnx is not None and (calibrate is not None or conformal is not None):
+        raise ValueError("--calibrate and --conformal are for bundles; give a version folder in place of --onnx")
+    quiet_backend()
     import export as exporter
     from zoo import registry
 
-    source = _with_data(run, data)
+    source = with_data(run, data)
     if onnx is not None:
         exporter.to_onnx(
             source.model, onnx, signature=source.signature, tolerance=registry.tolerance(source.recipe.model)
@@ -546,6 +460,8 @@ def export(
         runner=runner or edge,
         precision=precision,
         max_drop=max_drop,
+        calibrate=calibrate,
+        conformal=conformal,
         sign=sign,
     )
     manifest = made.manifest
@@ -566,247 +482,13 @@ def export(
         typer.echo(f"check it on a device with numpy and onnxruntime: python {bundle / 'run.py'}")
 
 
-@app.command()
-def explain(
-    bundle: Annotated[Path, typer.Argument(help="Bundle, such as store/digits/1.")],
-    image: Annotated[
-        Path | None, typer.Option(help="An image file; the bundle's own example rows if not given.")
-    ] = None,
-    row: Annotated[
-        str | None,
-        typer.Option(metavar="JSON", help="A table's row, such as '{\"age\": 61}'; what is left out is missing."),
-    ] = None,
-    rows: Annotated[int, typer.Option(help="How many example rows.")] = 4,
-    label: Annotated[str | None, typer.Option(help="Class to explain; each row's most probable if not given.")] = None,
-    method: Annotated[str, typer.Option(help="auto, exact, permutation or partition.")] = "auto",
-    precision: Annotated[
-        str | None, typer.Option(help="fp32, fp16, int8, w8 or w4; the bundle's default if not given.")
-    ] = None,
-    out: Annotated[Path, typer.Option(help="Picture to write.")] = Path("explanation.png"),
-) -> None:
-    """Explain a bundle's answers with SHAP, without TensorFlow.
-
-    Example: zoo explain store/digits/1 --image digit.png --out why.png
-    """
-    if row is not None and image is not None:
-        raise ValueError("--row is for tables and --image for pictures; give one of them")
-    from serve.manifest import read
-    from zoo.explain import examples
-    from zoo.explain import explain as why
-
-    opened = read(bundle)
-    if row is None:
-        raw = examples(opened, image, rows)
-    else:
-        from serve.codec import json_batch
-        from serve.tensors import decode_json
-
-        raw, notes = json_batch(decode_json(row.encode()), opened.manifest).take()
-        typer.echo("".join(f"note: {note}\n" for note in notes), nl=False)
-    found = why(opened, raw, method=method, target=label, precision=precision)
-    found.plot(out)
-    typer.echo(f"{found}\npicture: {out}")
-
-
-@app.command()
-def serve(
-    store: Annotated[Path, typer.Argument(help="Folder that holds <name>/<version>/ bundles.")] = Path("store"),
-    tune: Annotated[
-        bool, typer.Option("--tune", help="Measure STORE/MODEL on this machine, write the best settings, and end.")
-    ] = False,
-    cluster: Annotated[
-        bool, typer.Option("--cluster", help="On Ray, with --workers replicas; see python -m serve.cluster --help.")
-    ] = False,
-    host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 for all.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(help="Port; 0 takes a free one.")] = 8000,
-    connections: Annotated[int, typer.Option(help="Open connections.")] = 10_000,
-    max_body: Annotated[str, typer.Option(metavar="SIZE", help="Largest request body.")] = "16MB",
-    max_pixels: Annotated[int, typer.Option(help="Most pixels of an image.")] = 25_000_000,
-    timeout: Annotated[float, typer.Option(metavar="SECONDS", help="Of an inference.")] = 30.0,
-    explain_timeout: Annotated[float, typer.Option(metavar="SECONDS", help="Of an explanation.")] = 30.0,
-    drain: Annotated[float, typer.Option(metavar="SECONDS", help="To finish requests at a stop.")] = 10.0,
-    precision: Annotated[
-        str | None, typer.Option(help="fp32, fp16, int8, w8 or w4; each bundle's default if not given.")
-    ] = None,
-    engine: Annotated[
-        str | None,
-        typer.Option(help="onnxruntime, openvino where it is installed, or auto for the faster one here."),
-    ] = None,
-    workers: Annotated[int | None, typer.Option(help="Processes that compute; one per core if not given.")] = None,
-    threads: Annotated[
-        int | None, typer.Option(help="Threads of each of them; the cores divided among them if not given.")
-    ] = None,
-    max_batch: Annotated[int, typer.Option(help="Most rows of a request.")] = 1024,
-    queue: Annotated[int, typer.Option(help="Inferences that wait for one version.")] = 2048,
-    memory: Annotated[
-        str | None, typer.Option(metavar="SIZE", help="For models, in all workers; the least used leave first.")
-    ] = None,
-    cache: Annotated[str, typer.Option(metavar="SIZE", help="Of answers kept for requests that come again.")] = "0",
-    watch: Annotated[float, typer.Option(metavar="SECONDS", help="Between looks for new versions; 0 for none.")] = 1.0,
-    state: Annotated[
-        Path | None, typer.Option(metavar="FOLDER", help="Keeps traffic rules over a restart; STORE/.state otherwise.")
-    ] = None,
-    access_log: Annotated[bool, typer.Option(help="Log as JSON, with a line for each request.")] = True,
-    tracing: Annotated[bool, typer.Option("--tracing", help="Make OpenTelemetry spans.")] = False,
-    keys: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="API keys made by zoo keys; without, admin routes are off.")
-    ] = None,
-    anonymous: Annotated[
-        str | None,
-        typer.Option(
-            metavar="SCOPES", help="Open without a key, such as predict,metrics; with --keys only metrics is."
-        ),
-    ] = None,
-    key_rate: Annotated[
-        str | None, typer.Option(metavar="RATE[/BURST]", help="Requests a second of each key, such as 100/200.")
-    ] = None,
-    peer_rate: Annotated[
-        str | None, typer.Option(metavar="RATE[/BURST]", help="Requests a second of each address without a key.")
-    ] = None,
-    proxies: Annotated[int, typer.Option(help="Reverse proxies in front whose X-Forwarded-For is believed.")] = 0,
-    origin: Annotated[
-        list[str] | None, typer.Option(help="Web origin whose pages may call, as https://shop.example; repeatable.")
-    ] = None,
-    jwt_key: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE", help="Takes JSON Web Tokens too: PEM public key, JWKS file or secret."),
-    ] = None,
-    jwt_audience: Annotated[str | None, typer.Option(help="Audience that such tokens are made for.")] = None,
-    jwt_issuer: Annotated[str | None, typer.Option(help="Issuer they must come from; any if not given.")] = None,
-    jwt_scopes: Annotated[str, typer.Option(help="Claim that lists their scopes.")] = "scope",
-    trust: Annotated[
-        Path | None, typer.Option(metavar="PUB", help="Serve bundles signed by this key, or by one of a folder, alone.")
-    ] = None,
-) -> None:
-    """Serve every bundle of a store: the Open Inference Protocol, simple routes, metrics and a page to try it.
-
-    Examples: zoo serve store --host 0.0.0.0 --keys keys.json; zoo serve --tune store/digits
-    """
-    options = dict(locals())
-    from serve.__main__ import start
-
-    options["origins"] = options.pop("origin") or ()
-    start(**options)
-
-
-@app.command()
-def sign(
-    bundle: Annotated[Path | None, typer.Argument(help="Bundle to sign, such as store/digits/1.")] = None,
-    key: Annotated[Path | None, typer.Option(help="Private key file, such as release.key.")] = None,
-    new_key: Annotated[
-        Path | None, typer.Option(metavar="NAME", help="Make a pair of keys, NAME.key and NAME.pub, and sign nothing.")
-    ] = None,
-) -> None:
-    """Sign a bundle, so that servers started with --trust take it and no other.
-
-    A private key is encrypted with the password in the environment variable ZOO_KEY_PASSWORD, where that is set.
-
-    Examples: zoo sign --new-key release; zoo sign store/digits/1 --key release.key;
-    zoo serve store --trust release.pub
-    """
-    from export import sign as signing
-
-    if new_key is not None:
-        if bundle is not None or key is not None:
-            raise ValueError("--new-key makes keys and signs nothing; leave out the bundle and --key")
-        private, public = signing.make_key(new_key)
-        typer.echo(f"{private}  private: keep it where only releases are made\n{public}  public: give it to servers")
-        return
-    if bundle is None or key is None:
-        raise ValueError("give a bundle and its --key, or --new-key NAME to make keys")
-    typer.echo(f"{bundle} is signed by key {signing.sign(bundle, key)}")
-
-
-keys = typer.Typer(no_args_is_help=True, help="Make, list, rotate and revoke the API keys of a server.")
-app.add_typer(keys, name="keys")
+ablate.register(app)
+debug.register(app)
+evaluate.register(app)
+explain.register(app)
+robustness.register(app)
+serve.register(app)
 app.add_typer(traffic, name="traffic")
-
-KeyStore = Annotated[Path, typer.Option("--keys", metavar="FILE", help="Key file, as for zoo serve --keys.")]
-
-
-@keys.command()
-def make(
-    name: Annotated[str, typer.Argument(help="Who gets the key.")],
-    scope: Annotated[
-        list[str] | None, typer.Option(help="predict (if not given), explain, admin or metrics; repeatable.")
-    ] = None,
-    model: Annotated[list[str] | None, typer.Option(help="A model it may ask; all if not given; repeatable.")] = None,
-    expires: Annotated[
-        str | None, typer.Option(metavar="TIME", help="How long it lasts, such as 90d or 12h; for ever if not given.")
-    ] = None,
-    rate: Annotated[float | None, typer.Option(help="Requests a second; the server's limit if not given.")] = None,
-    burst: Annotated[int | None, typer.Option(help="Requests at once; one second's if not given.")] = None,
-    file: KeyStore = Path("keys.json"),
-) -> None:
-    """Make a key and show its token, this once.
-
-    Example: zoo keys make shop --scope predict --scope explain --model digits --expires 90d --rate 50
-    """
-    from serve import keys as stored
-
-    lasts = None if expires is None else _span(expires, "--expires")
-    limit = stored.rate(rate, burst)
-    made, token = stored.KeyFile(file).make(name, scope or ("predict",), models=model or (), lasts=lasts, limit=limit)
-    _show_token(made, token, file)
-
-
-@keys.command("list")
-def list_keys(file: KeyStore = Path("keys.json")) -> None:
-    """List the keys; tokens are not stored, and cannot be shown."""
-    from serve.keys import KeyFile
-
-    typer.echo(f"{'id':<9} {'state':<8} {'expires':<17} {'requests/s':<11} {'scopes':<24} {'models':<20} name")
-    for key in KeyFile(file).read():
-        limit = "" if key.rate is None else f"{key.rate:g} ({key.burst})" if key.burst else f"{key.rate:g}"
-        ends = key.expires[:16].replace("T", " ") if key.expires else "never"
-        scopes, models = " ".join(key.scopes), " ".join(key.models) or "all"
-        typer.echo(f"{key.id:<9} {key.state():<8} {ends:<17} {limit:<11} {scopes:<24} {models:<20} {key.name}")
-
-
-@keys.command()
-def rotate(
-    id: Annotated[str, typer.Argument(help="Of the key to replace; zoo keys list shows it.")],
-    overlap: Annotated[str, typer.Option(metavar="TIME", help="How long the old key still works.")] = "7d",
-    file: KeyStore = Path("keys.json"),
-) -> None:
-    """Make a successor with the same rights; both keys work until the overlap is over."""
-    from serve.keys import KeyFile
-
-    made, token = KeyFile(file).rotate(id, overlap=_span(overlap, "--overlap"))
-    typer.echo(f"key {id} works for {overlap} more, or until it expires", err=True)
-    _show_token(made, token, file)
-
-
-@keys.command()
-def revoke(
-    id: Annotated[str, typer.Argument(help="Of the key to end; zoo keys list shows it.")],
-    file: KeyStore = Path("keys.json"),
-) -> None:
-    """End a key; running servers refuse it within a second."""
-    from serve.keys import KeyFile
-
-    gone = KeyFile(file).revoke(id)
-    typer.echo(f"key {gone.id} of {gone.name} is revoked")
-
-
-def _span(text: str, option: str) -> Any:
-    """A time such as 90d, 12h, 30m or 45s."""
-    from datetime import timedelta
-
-    found = re.fullmatch(r"(\d{1,6})([dhms])", text.strip())
-    if found is None:
-        raise ValueError(f"{option} takes a number with d, h, m or s, such as 90d or 12h, got {text!r}")
-    return timedelta(seconds=int(found[1]) * {"d": 86_400, "h": 3600, "m": 60, "s": 1}[found[2]])
-
-
-def _show_token(key: Any, token: str, file: Path) -> None:
-    """The token alone on standard output, so that it can go into a secret store; all else beside it."""
-    ends = f"until {key.expires[:16].replace('T', ' ')} UTC" if key.expires else "until it is revoked"
-    typer.echo(
-        f"key {key.id} of {key.name}: {', '.join(key.scopes)}; good {ends}; stored as a hash in {file}", err=True
-    )
-    typer.echo("this is the only time the token is shown:", err=True)
-    typer.echo(token)
 
 
 @app.command()
@@ -818,7 +500,7 @@ def demo(
     epochs: Annotated[int | None, typer.Option(help="Training epochs; the recipe's if not given.")] = None,
 ) -> None:
     """The whole road on real handwritten digits: train, report, prune, INT8, bundle, explain, serve one request."""
-    _quiet_backend()
+    quiet_backend()
     from zoo.demo import run
 
     run(model, out, epochs)

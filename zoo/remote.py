@@ -135,6 +135,8 @@ def told(rules: dict[str, Any]) -> str:
         lines += _experiment_told(rules["experiment"])
     lines += [f"  version {version} is held back: {reason}" for version, reason in rules["held"].items()]
     lines += [f"  note: {message}" for message in rules["ignored"]]
+    if rules.get("file"):
+        lines.append(f"  ruled by the file {rules['file']}; change it there")
     if not rules["state"]["saved"]:
         lines.append(f"  not saved: {rules['state']['problem']}")
     return "\n".join(lines)

@@ -15,6 +15,11 @@ function make(tag, options = {}, ...children) {
   return element;
 }
 
+// text in which `code` stands between backticks, as nodes; a backtick alone stays one
+function prose(text) {
+  return (text || "").split(/`([^`]+)`/).map((part, index) => (index % 2 ? make("code", { textContent: part }) : part));
+}
+
 // indented JSON, with lists of plain values on one line
 function pretty(value, indent = "") {
   if (value === null || typeof value !== "object") return JSON.stringify(value);
@@ -49,14 +54,14 @@ function shape(schema, depth = 0) {
   const needed = inner.required || [];
   return make("ul", {}, ...Object.entries(inner.properties).map(([name, property]) => make("li", {},
     make("code", { textContent: name }), ` ${kind(property)}${needed.includes(name) ? "" : ", optional"}`,
-    property.description ? make("span", { className: "quiet", textContent: ` · ${property.description}` }) : null,
+    property.description ? make("span", { className: "quiet" }, " · ", ...prose(property.description)) : null,
     shape(property, depth + 1))));
 }
 
 function bodyText(title, content) {
   const parts = [make("h3", { textContent: title })];
   for (const [media, { schema }] of Object.entries(content || {})) {
-    parts.push(make("p", {}, make("code", { textContent: media }), ` ${schema.description || kind(schema)}`), shape(schema) || "");
+    parts.push(make("p", {}, make("code", { textContent: media }), " ", ...prose(schema.description || kind(schema))), shape(schema) || "");
   }
   return parts;
 }
@@ -66,7 +71,7 @@ function parameterTable(parameters) {
   return make("table", {}, make("thead", {}, make("tr", {}, ...["Parameter", "In", "Type", ""].map((text) => make("th", { scope: "col", textContent: text })))),
     make("tbody", {}, ...parameters.map((one) => make("tr", {},
       make("td", {}, make("code", { textContent: one.name }), one.required ? " *" : ""), make("td", { textContent: one.in }),
-      make("td", { textContent: kind(one.schema) }), make("td", { textContent: one.description || "" })))));
+      make("td", { textContent: kind(one.schema) }), make("td", {}, ...prose(one.description))))));
 }
 
 // the form under "Try it"
@@ -155,13 +160,13 @@ function trial(path, method, operation) {
 function route(path, method, operation) {
   const details = make("details", { className: "route", id: operation.operationId },
     make("summary", {}, make("span", { className: "method", textContent: method.toUpperCase() }),
-      make("code", { textContent: path }), make("span", { className: "quiet", textContent: operation.summary })));
-  details.dataset.text = `${method} ${path} ${operation.summary}`.toLowerCase();
+      make("code", { textContent: path }), make("span", { className: "quiet" }, ...prose(operation.summary))));
+  details.dataset.text = `${method} ${path} ${operation.summary}`.replaceAll("`", "").toLowerCase();
   details.addEventListener("toggle", () => {
     if (!details.open || details.children.length > 1) return;
     const [code, good] = Object.entries(operation.responses)[0];
     const inner = make("div", {},
-      operation.description ? make("p", { textContent: operation.description }) : null,
+      operation.description ? make("p", {}, ...prose(operation.description)) : null,
       operation.security && !operation.security.some((one) => !Object.keys(one).length) ? make("p", { textContent: "Needs a key of scope admin." }) : null,
       parameterTable(operation.parameters || []),
       ...(operation.requestBody ? bodyText("Body", operation.requestBody.content) : []),
@@ -197,9 +202,9 @@ async function start() {
     return;
   }
   byId("version").textContent = api.info.version;
-  byId("about").textContent = api.info.description;
+  byId("about").replaceChildren(...prose(api.info.description));
   content.replaceChildren(...api.tags.map((tag) => {
-    const section = make("section", { "aria-label": tag.name }, make("h2", { textContent: tag.name }), make("p", { className: "quiet", textContent: tag.description }));
+    const section = make("section", { "aria-label": tag.name }, make("h2", { textContent: tag.name }), make("p", { className: "quiet" }, ...prose(tag.description)));
     for (const [path, methods] of Object.entries(api.paths)) {
       for (const [method, operation] of Object.entries(methods)) {
         if (operation.tags.includes(tag.name)) section.append(route(path, method, operation));

@@ -1,5 +1,6 @@
 """The app on Ray: what can be told without a cluster, and two nodes on this machine."""
 
+import asyncio
 import json
 import os
 import re
@@ -12,12 +13,15 @@ import time
 import urllib.error
 import urllib.request
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 from small_bundles import write_image
 
 from serve import cluster
+from serve.errors import RequestError
 from serve.monitor import Monitor
+from serve.settings import Settings
 
 ROOT = Path(__file__).parents[2]
 
@@ -69,25 +73,57 @@ def test_asgi_requests_become_wsgi_ones():
     assert found["wsgi.input"].read() == b"{}" and found["wsgi.url_scheme"] == "https"
 
 
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"replicas": 0}, "replicas must lie in 1 … most, got replicas=0, most=0"),
-        ({"replicas": 3, "most": 2}, "replicas must lie in 1 … most, got replicas=3, most=2"),
-        ({"cpus": 0}, "cpus must be above 0"),
-        ({"proxies": "some"}, "proxies must be 'every' or 'head', got 'some'"),
-    ],
-)
-def test_options_that_cannot_be_used_are_refused_before_ray_starts(tmp_path, monkeypatch, options, message):
-    monkeypatch.setattr(cluster, "find_spec", lambda name: name)
-    with pytest.raises(ValueError, match=re.escape(message)):
-        cluster.run(tmp_path, **options)
-
-
 def test_without_ray_it_says_what_to_install(tmp_path, monkeypatch):
     monkeypatch.setattr(cluster, "find_spec", lambda name: None)
     with pytest.raises(ModuleNotFoundError, match=r"pip install 'zooroad\[cluster\]'"):
-        cluster.run(tmp_path)
+        cluster.run(Settings(tmp_path, cluster=True))
+
+
+def test_a_missing_store_is_told_before_ray_starts(tmp_path, monkeypatch):
+    monkeypatch.setattr(cluster, "find_spec", lambda name: name)
+    with pytest.raises(FileNotFoundError, match=r"no folder called .*; make a bundle first"):
+        cluster.run(Settings(tmp_path / "nowhere", cluster=True))
+
+
+class Sent:
+    """A request as Starlette has it, whose body comes in parts."""
+
+    def __init__(self, *parts, declared=None):
+        self.parts, self.read = parts, 0
+        self.headers = {} if declared is None else {"content-length": str(declared)}
+
+    async def stream(self):
+        for part in self.parts:
+            self.read += 1
+            yield part
+
+
+def test_no_more_of_a_body_is_read_than_may_be_sent():
+    assert asyncio.run(cluster.received(Sent(b"ab", b"", b"cd", declared=4), 4)) == b"abcd"
+    for sent, read in ((Sent(b"ab", b"cd", b"e", b"f"), 3), (Sent(b"abcde", declared=5), 0)):
+        with pytest.raises(RequestError, match="larger than 4 bytes; send less") as refused:
+            asyncio.run(cluster.received(sent, 4))
+        assert refused.value.status == 413 and sent.read == read
+
+
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [
+        ("PUT", "/admin/traffic/a/pin"),
+        ("POST", "/v2/repository/models/a/load"),
+        ("POST", "/jobs/a"),
+        ("DELETE", "/jobs/1"),
+    ],
+)
+def test_what_would_change_one_replica_is_refused(method, path):
+    with pytest.raises(RequestError) as refused:
+        cluster.check(method, path)
+    status, headers, body = cluster.refused(path, refused.value)
+    error = json.loads(body)["error"]
+    told = error if path.startswith("/v2") else error["message"]  # clients of the protocol read text
+    assert status == 501 and "is not answered by a cluster; change the store instead" in told
+    assert dict(headers)["Content-Length"] == str(len(body))
+    cluster.check("GET", path)
 
 
 def ask(url, body=None, method=None):
@@ -139,8 +175,19 @@ def two_nodes(monkeypatch):
     small = {"num_cpus": 1, "object_store_memory": 80 * 2**20}
     made = Cluster(initialize_head=True, head_node_args={**small, "include_dashboard": False})
     made.add_node(**small)
-    yield made.address
+    yield Nodes(made.address, Path(made.head_node.get_session_dir_path()))
     made.shutdown()
+
+
+class Nodes(NamedTuple):
+    address: str
+    session: Path  # where Ray keeps what its processes write
+
+
+def logged(session):
+    """Lines that the replicas wrote about requests."""
+    texts = [path.read_text() for path in (session / "logs").glob("worker-*.err")]
+    return [json.loads(line) for text in texts for line in text.splitlines() if '"route"' in line]
 
 
 @pytest.mark.slow
@@ -150,8 +197,9 @@ def test_two_nodes_answer_together(two_nodes, tmp_path):
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         port = taken.getsockname()[1]
-    command = [sys.executable, "-m", "serve.cluster", str(tmp_path / "store"), "--address", two_nodes]
-    command += ["--port", str(port), "--replicas", "2", "--cpus", "1", "--proxies", "head", "--watch", "0.5"]
+    command = [sys.executable, "-m", "serve.cluster", str(tmp_path / "store"), "--address", two_nodes.address]
+    command += ["--port", str(port), "--replicas", "2", "--cpus", "1", "--ingress", "head", "--watch", "0.5"]
+    command += ["--max-body", "100KB", "--threads", "1", "--timeout", "20", "--drain", "5", "--queue", "100"]
     with (tmp_path / "log").open("wb") as log:
         server = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True, cwd=ROOT)
     try:
@@ -167,6 +215,8 @@ def test_two_nodes_answer_together(two_nodes, tmp_path):
             assert found["id"] == str(number) and found["outputs"][0]["data"][2] > 0.9
         assert ask(f"{url}/v2/models/none/infer", body)[0] == 404
         assert ask(f"{url}/admin/traffic/sides", {}, "POST")[0] == 501
+        assert ask(f"{url}/v2/models/sides/infer", {"inputs": [], "id": "x" * 200_000})[0] == 413
+        until(lambda: len([line for line in logged(two_nodes.session) if line["status"] == 200]) == 40)
 
         def counted():
             text = ask(f"{url}/metrics")[2].decode()

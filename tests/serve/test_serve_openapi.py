@@ -210,6 +210,21 @@ def test_the_page_finds_a_route_and_sends_its_example(app):
             page.on("pageerror", lambda error: errors.append(str(error)))
             page.goto(f"http://127.0.0.1:{server.port}/docs")
             page.wait_for_selector("details.route")
+            assert "`" not in page.inner_text("header")
+            assert "X-Request-Id" in page.locator("#about code").all_inner_texts()
+            page.evaluate("document.querySelectorAll('details.route').forEach((route) => { route.open = true; })")
+            page.wait_for_function("document.querySelectorAll('details.route[open] form').length > 30")
+            told = page.evaluate(
+                "[...document.querySelectorAll('details.route p, details.route li, details.route td')]"
+                ".map((each) => each.textContent)"
+            )
+            assert [text for text in told if "`" in text] == []
+            page.evaluate("document.querySelectorAll('details.route').forEach((route) => { route.open = false; })")
+            made = page.evaluate(
+                "(text) => prose(text).map((part) => part.outerHTML || part)",
+                "a `<img src=x onerror=alert(1)>` and ` alone <b>",
+            )
+            assert made == ["a ", "<code>&lt;img src=x onerror=alert(1)&gt;</code>", " and ` alone <b>"]
             page.keyboard.press("/")
             page.keyboard.type("predict v1 models")
             assert page.inner_text("#count") == "2 routes"

@@ -139,11 +139,71 @@ def test_long_data_is_read_as_short_data_is(datatype, shape, data, monkeypatch):
 
     short = read(sent[0])
     monkeypatch.setattr(tensors, "SMALL", 0)
+    monkeypatch.setattr(protocol, "SMALL", 0)
     for long in map(read, sent):
         assert (short is None) == (long is None)
         if short is not None:
             assert (long.dtype, long.shape) == (short.dtype, short.shape)
             np.testing.assert_array_equal(long, short)
+
+
+@pytest.mark.parametrize("block", [5, 64, tensors.BLOCK])
+@pytest.mark.parametrize("separators", [(",", ":"), (", ", ": ")])
+def test_flat_bytes_are_read_whatever_block_they_fall_into(block, separators, monkeypatch):
+    monkeypatch.setattr(tensors, "BLOCK", block)
+    values = [0, 9, 10, 99, 100, 255, *np.random.default_rng(0).integers(0, 256, 500).tolist()]
+    text = json.dumps(values, separators=separators).encode()
+    assert tensors._bytes_of(text).tolist() == values
+    assert tensors._bytes_of(b"[7]").tolist() == [7]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[]",
+        "[256]",
+        "[1000]",
+        "[01]",
+        "[00]",
+        "[-1]",
+        "[1.0]",
+        "[1,,2]",
+        "[,1]",
+        "[1,]",
+        "[1 2]",
+        "[1,2",
+        "[[1]]",
+        "[1,null]",
+    ],
+)
+def test_what_is_no_flat_list_of_bytes_is_left_to_the_careful_reader(text):
+    assert tensors._bytes_of(text.encode()) is None
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"inputs":[{"name":"x","shape":[2],"datatype":"UINT8","data":[1,2]}]}',
+        ' { "id" : "a" , "inputs" : [ { "datatype" : "UINT8" , "shape" : [ 2 ] , "name" : "x" , "data" : [ 1 , 2 ] } ] } ',
+        '{"inputs":[{"data":[1,2],"name":"x","shape":[2],"datatype":"UINT8","parameters":{}}],"id":"a"}',
+        '{"inputs":[{"name":"x","shape":[2],"datatype":"UINT8","data":[3,4],"data":[1,2]}]}',
+        '{"parameters":{"data":[3]},"inputs":[{"name":"x","shape":[2],"datatype":"UINT8","data":[1,2]}]}',
+        '{"inputs":[{"name":"x","shape":[2],"datatype":"UINT8","data":[1,2]},{"name":"y","shape":[1],"datatype":"BYTES","data":["]"]}]}',
+        '{"inputs":[{"name":"x\\u0041","shape":[2],"datatype":"UINT8","data":[1,2]}]}',
+        '{"inputs":[{"name":"x","shape":[1,2],"datatype":"FP32","data":[[1,2]]}]}',
+    ],
+)
+def test_long_numbers_set_aside_change_nothing(text, monkeypatch):
+    short = protocol.decode(text.encode())
+    monkeypatch.setattr(tensors, "SMALL", 0)
+    monkeypatch.setattr(protocol, "SMALL", 0)
+    long = protocol.decode(memoryview(text.encode()))
+    assert (short.id, list(short.inputs)) == (long.id, list(long.inputs))
+    for name, array in short.inputs.items():
+        np.testing.assert_array_equal(array, long.inputs[name])
+    for cut in range(1, len(text.strip())):  # what is no JSON is none in either way
+        with pytest.raises(RequestError):
+            protocol.decode(text[:cut].encode())
 
 
 def test_long_lists_that_have_not_their_shape_are_refused_before_they_are_built(monkeypatch):

@@ -1,12 +1,24 @@
 import json
+import os
 import shutil
 import subprocess
 import sys
 
 import numpy as np
+import onnx
 import pytest
-from onnx import helper
-from small_bundles import IMAGE, PROBABILITIES, softmax, write_image, write_onnx, write_table
+from onnx import helper, numpy_helper
+from small_bundles import (
+    IMAGE,
+    PROBABILITIES,
+    softmax,
+    value_graph,
+    write_bundle,
+    write_image,
+    write_onnx,
+    write_table,
+    write_value,
+)
 
 from serve import runtime
 from serve.errors import RequestError
@@ -230,6 +242,34 @@ def test_a_store_looks_again_at_its_folder(store, store_folder):
     shutil.rmtree(store_folder / "dose")
     store.rescan()
     assert sorted(store.models) == ["paints", "sides"]
+
+
+def test_a_bundle_replaced_by_one_of_equal_sizes_and_times_is_noticed(tmp_path):
+    folder = write_value(tmp_path / "store")
+    store = Store(tmp_path / "store", threads=1)
+
+    def steeper(path):  # 3 * age + weight
+        value_graph(path)
+        model = onnx.load(path)
+        (weight,) = (each for each in model.graph.initializer if each.name == "weight")
+        weight.CopyFrom(numpy_helper.from_array(np.array([[3], [1]], np.float32), "weight"))
+        onnx.save(model, path)
+
+    golden = ({"numbers": np.array([[30, 20]], np.float32)}, {"value": np.array([[110]], np.float32)})
+    facts = {
+        name: getattr(store.get("dose").manifest, name) for name in ("task", "kind", "inputs", "outputs", "labels")
+    }
+    other = write_bundle(tmp_path / "other", "dose", "1", steeper, golden, **facts)
+    for path in other.iterdir():  # as rsync and cp -p do
+        old = (folder / path.name).stat()
+        assert path.stat().st_size == old.st_size
+        os.utime(path, ns=(old.st_atime_ns, old.st_mtime_ns))
+        path.replace(folder / path.name)
+    store.rescan()
+    assert store.get("dose").predict({"numbers": np.array([[1, 1]], np.float32)})["value"] == [[4]]
+    served = store.get("dose")
+    store.rescan()
+    assert store.get("dose") is served
 
 
 def test_what_changes_for_the_worse_is_refused_and_what_was_loaded_stays(store, store_folder):

@@ -1004,8 +1004,8 @@ def test_workers_and_whether_the_state_is_saved(served):
 def start(store, keys, state):
     """A server of its own process, and its address."""
     code = (
-        "import sys; from serve.guard import Guard; from serve.host import run;"
-        "run(sys.argv[1], port=0, guard=Guard(keys=sys.argv[2]), state=sys.argv[3], workers=1, access_log=False)"
+        "import sys; from serve import Settings, run; store, keys, state = sys.argv[1:];"
+        "run(Settings(store, port=0, keys=keys, state=state, workers=1, access_log=False))"
     )
     command = [sys.executable, "-c", code, str(store), str(keys), str(state)]
     root = Path(__file__).parents[2]

@@ -146,21 +146,41 @@ def test_both_protocols_share_a_run(tmp_path, monkeypatch):
 def test_binary_tensors_reach_the_model_without_a_copy(tmp_path, monkeypatch):
     model = Model(read(write_image(tmp_path)), threads=1)
     bodies = [protocol.pack({"image": np.full((1, 4, 4, 1), value, np.uint8)}) for value in (1, 2, 3)]
-    pieces = wire.run_frame(1, 1, [(body, length, "v2") for body, length in bodies])
-    header, rest = pieces[1], b"".join(pieces[2:])
-    assert wire.PREFIX.unpack(pieces[0]) == (len(header), len(rest))
-    message = wire.to_worker.decode(header)
+    sent = b"".join(wire.run_frame(1, 1, [(body, length, "v2") for body, length in bodies]))
+    inbox = wire.Inbox(wire.to_worker)
+    inbox.room()[: len(sent)] = sent
+    inbox.add(len(sent))
+    message, received = inbox.take()
     places = wire.places(message.items)
-    received = np.frombuffer(bytearray(rest), np.uint8)
     fed = []
     arranged = model.arranged
     monkeypatch.setattr(model, "arranged", lambda inputs: (fed.append(arranged(inputs)), fed[-1])[1])
-    views = [received.data[place : place + item[0]] for place, item in zip(places, message.items, strict=True)]
+    views = [received[place : place + item[0]] for place, item in zip(places, message.items, strict=True)]
     answers = answer(model, message.items, views)
     assert [result[0] for result, _ in answers] == [200, 200, 200]
-    for place, item, feed, value in zip(places, message.items, fed, (1, 2, 3), strict=True):
-        assert (place + item[1]) % wire.ALIGNMENT == 0
-        assert np.shares_memory(feed["image"], received) and (feed["image"] == value).all()
+    for feed, value in zip(fed, (1, 2, 3), strict=True):
+        assert feed["image"].ctypes.data % wire.ALIGNMENT == 0
+        assert np.shares_memory(feed["image"], np.asarray(received)) and (feed["image"] == value).all()
+
+
+@pytest.mark.parametrize("step", [1, 7, 100, 10**9])
+def test_frames_are_whole_however_their_bytes_arrive(step):
+    large = bytes(range(256)) * (wire.BUFFER // 256 + 1)  # more than is received at a time
+    told = [wire.Ran(1, 0.5, [(200, 3, None, 1, None, None, None)]), wire.Hello()]
+    if step >= 100:
+        told.append(wire.Ran(2, 0.5, [(200, len(large), None, 1, None, None, None)]))
+    contents = [[b"abc"], [], [large]]
+    stream = b"".join(b"".join(wire.frame(*each)) for each in zip(told, contents, strict=False))
+    inbox, found = wire.Inbox(wire.to_front), []
+    while stream:
+        room = inbox.missing() or inbox.room()
+        count = min(step, len(room), len(stream))
+        room[:count], stream = stream[:count], stream[count:]
+        inbox.add(count)
+        while (taken := inbox.take()) is not None:
+            found.append((taken[0], bytes(taken[1])))
+            inbox.drop()
+    assert found == [(message, b"".join(bodies)) for message, bodies in zip(told, contents, strict=False)]
 
 
 def test_an_unforeseen_failure_is_an_answer_without_its_reason(paints, monkeypatch, caplog):

@@ -46,3 +46,108 @@ def test_an_exported_model_is_explained_alike_from_its_bundle(tmp_path):
     np.testing.assert_allclose(ours.attributions, keras.attributions, atol=1e-2)
     assert np.abs(ours.attributions).max() > 1 and ours.additivity_error <= 1e-3
     assert ours.background_sha256 == keras.background_sha256
+
+
+def small(*names, **settings):
+    """A model whose weights are drawn from a seed: an input, then the layers given as functions."""
+    import keras
+
+    keras.utils.set_random_seed(0)
+    inputs = keras.Input(settings.pop("shape"), dtype=settings.pop("dtype", "float32"), name="inputs")
+    x = inputs
+    for layer in names:
+        x = layer(x)
+    return keras.Model(inputs, x, name="small")
+
+
+def test_tokens_of_a_model_without_signature():
+    from keras import layers
+
+    model = small(layers.Embedding(20, 4), layers.GlobalAveragePooling1D(), layers.Dense(3), shape=(9,), dtype="int32")
+    tokens = np.random.default_rng(0).integers(1, 20, (2, 9)).astype(np.int32)
+    tokens[:, 7:] = 0
+    exactly = explain(model, tokens, kind="text")
+    assert exactly.method == "exact" and exactly.axes == ("batch", "tokens") and "7 tokens" in exactly.why
+    assert exactly.task == "classification" and exactly.labels == ("0", "1", "2")
+    logits = model.predict_on_batch(tokens)
+    expected = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+    np.testing.assert_allclose(exactly.prediction, expected.max(axis=1), rtol=1e-5)
+    assert (exactly.attributions[:, 7:] == 0).all()
+    fast = explain(model, tokens, "integrated_gradients", kind="text", quality=False)
+    np.testing.assert_allclose(fast.attributions, exactly.attributions, atol=2e-3)
+
+
+def test_a_series_model_and_its_gradients_agree_where_it_is_linear():
+    from keras import layers
+
+    model = small(layers.Flatten(), layers.Dense(1), shape=(12, 2))
+    series = np.random.default_rng(0).normal(size=(2, 12, 2)).astype(np.float32)
+    background = np.zeros((1, 12, 2), np.float32)
+    weights = model.get_weights()[0].reshape(12, 2)
+    for method in ("auto", "integrated_gradients", "deep", "expected_gradients"):
+        found = explain(model, series, method, kind="series", background=background, quality=False)
+        np.testing.assert_allclose(found.attributions, weights * series, atol=1e-5)
+        assert found.axes == ("batch", "time", "channels") and found.task == "regression"
+
+
+def test_a_graph_model_takes_nodes_and_adjacency():
+    import keras
+    from keras import layers, ops
+
+    nodes, adjacency = keras.Input((5, 2), name="nodes"), keras.Input((5, 5), name="adjacency")
+    keras.utils.set_random_seed(1)
+    mixed = layers.Dense(4, activation="relu")(ops.matmul(adjacency, nodes))
+    model = keras.Model([nodes, adjacency], layers.Dense(2)(ops.mean(mixed, axis=1)), name="graph")
+    links = np.zeros((1, 5, 5), np.float32)
+    links[0, [0, 1, 2, 3], [1, 0, 3, 2]] = 1  # node 4 is alone
+    raw = {"nodes": np.random.default_rng(0).normal(size=(1, 5, 2)).astype(np.float32), "adjacency": links}
+    found = explain(model, raw, kind="graph")
+    assert found.axes == ("batch", "nodes") and found.additivity_error < 1e-6
+    assert found.attributions[0, 4] == pytest.approx(0, abs=1e-7) and np.abs(found.attributions[0, :4]).min() > 1e-4
+    fast = explain(model, raw, "integrated_gradients", kind="graph")
+    assert fast.axes == ("batch", "nodes") and fast.attributions.shape == (1, 5)
+    assert fast.faithfulness["deletion"] <= fast.faithfulness["deletion_random"]
+
+
+def test_a_model_that_ends_in_a_softmax_is_read_as_it_is():
+    from keras import layers
+
+    model = small(layers.Flatten(), layers.Dense(3, activation="softmax"), shape=(2, 2, 1))
+    image = np.random.default_rng(0).normal(size=(1, 2, 2, 1)).astype(np.float32)
+    found = explain(model, image, kind="image", background=np.zeros((1, 2, 2, 1)))
+    assert found.prediction[0] == pytest.approx(model.predict_on_batch(image).max(), rel=1e-6)
+
+
+def test_large_image_models_are_explained_by_gradients(monkeypatch):
+    from zoo.explain import methods
+
+    signature = Signature("image-classification", ("a", "b", "c"), ImagePreprocess(12, 12, (100.0,), (50.0,)))
+    model = registry.get("lenet", input_shape=(12, 12, 1), width=(2, 3, 6, 5), classes=3)
+    images = np.random.default_rng(0).integers(0, 255, (2, 12, 12, 1), dtype=np.uint8)
+    assert explain(model, images, signature=signature, quality=False).method == "partition"
+    monkeypatch.setattr(methods, "HEAVY", 100)
+    found = explain(model, images, signature=signature)
+    assert found.method == "expected_gradients" and "make hundreds of predictions slow" in found.why
+    assert found.additivity_error < 1e-3 and found.faithfulness is not None
+
+
+@pytest.mark.parametrize(
+    ("method", "message"),
+    [
+        ("attention_rollout", "attention_rollout needs attention layers, and 'logistic_regression' has none"),
+        ("grad_cam", "grad_cam needs convolutions, and 'logistic_regression' has none; methods for .* are auto, exact"),
+    ],
+)
+def test_methods_that_need_other_layers(method, message):
+    signature = Signature("image-classification", ("a", "b"), ImagePreprocess(4, 4, (100.0,), (50.0,)))
+    model = registry.get("logistic_regression", input_shape=(4, 4, 1), classes=2)
+    with pytest.raises(ValueError, match=message):
+        explain(model, np.zeros((1, 4, 4, 1), np.uint8), method, signature=signature)
+
+
+def test_a_fixed_number_of_evaluations_is_not_set():
+    signature = Signature("regression", ("y",), TablePreprocess(("a", "b"), (0.0, 0.0), (1.0, 1.0)))
+    model = registry.get("logistic_regression", input_shape=(2,), classes=1)
+    with pytest.raises(ValueError, match="gradient_times_input takes no max_evals"):
+        explain(model, np.ones((1, 2)), "gradient_times_input", signature=signature, max_evals=5)
+    assert explain(model, np.ones((1, 2)), "expected_gradients", signature=signature, max_evals=8).calls < 40

@@ -18,6 +18,7 @@ _HOME = {  # no file here may have the name of a verb: importing it would hide t
     "compressed_bytes": "zoo.compress.magnitude",
     "shrink": "zoo.compress.runs",
     "distill": "zoo.compress.distillation",
+    "distill_defensively": "zoo.compress.defensive",
     "quantization_aware": "zoo.compress.awareness",
     "finish": "zoo.compress.awareness",
     "tune_quantized": "zoo.compress.awareness",

@@ -22,7 +22,7 @@ from zoo import tasks
 from zoo.data import Data, Signature, images
 from zoo.evaluate.report import check_fit, knowledge, opened, predictor
 from zoo.explain import explain
-from zoo.explain.subject import subject_with
+from zoo.explain.sources import subject_with
 from zoo.training import as_run, load
 
 Raw = dict[str, np.ndarray]

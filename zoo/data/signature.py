@@ -16,6 +16,9 @@ from typing import Any
 
 import numpy as np
 
+EDGE = 1e-6  # probabilities nearer to 0 or 1 have no log odds in float32
+STEEPEST = 80.0  # log odds whose exponential float32 still holds
+
 
 def _divisors(std: np.ndarray, mean: np.ndarray) -> list[float]:
     """What to divide by: 1 where a column is constant up to rounding."""
@@ -107,6 +110,46 @@ class TablePreprocess:
         return np.concatenate(parts, axis=1)
 
 
+def softmax(logits: np.ndarray) -> np.ndarray:
+    """Probabilities `(…, classes)` of logits, float32."""
+    logits = np.asarray(logits, np.float32)
+    exponentials = np.exp(logits - logits.max(axis=-1, keepdims=True))
+    return exponentials / exponentials.sum(axis=-1, keepdims=True)
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Logits to probabilities that are right as often as they say; `zoo.evaluate.calibrate` finds the constants.
+
+    Attributes:
+        method: "temperature": softmax of `logits * scale` (Guo et al. 2017, section 4.2); "platt": of each class
+            `sigmoid(scale * log odds + bias)`, then divided by their sum (Platt 1999; Zadrozny & Elkan 2002, section 3).
+        scale: one number, 1 / temperature; or one per class.
+        bias: one per class for "platt"; else empty.
+    """
+
+    method: str
+    scale: tuple[float, ...]
+    bias: tuple[float, ...] = ()
+
+    def __call__(self, logits: np.ndarray) -> np.ndarray:
+        """Probabilities `(batch, classes)` of logits, float32."""
+        if self.method == "temperature":
+            return softmax(np.asarray(logits, np.float32) * np.float32(self.scale[0]))
+        return self.decided(self.odds(logits))
+
+    def odds(self, logits: np.ndarray) -> np.ndarray:
+        """Log odds `(batch, classes)` of each class against the rest, which "platt" scales."""
+        likely = np.clip(softmax(logits), EDGE, 1 - EDGE)
+        return np.log(likely) - np.log(1 - likely)
+
+    def decided(self, odds: np.ndarray) -> np.ndarray:
+        """Probabilities of log odds, for "platt"."""
+        moved = odds * np.asarray(self.scale, np.float32) + np.asarray(self.bias, np.float32)
+        alone = 1 / (1 + np.exp(-np.clip(moved, -STEEPEST, STEEPEST)))
+        return (alone / alone.sum(axis=-1, keepdims=True)).astype(np.float32)
+
+
 @dataclass(frozen=True)
 class Signature:
     """Task, labels and preprocessing of a data set, as fitted on its training split.
@@ -116,6 +159,7 @@ class Signature:
         labels: class names in the order of the logits; for regression the target's name.
         preprocess: raw inputs to model input.
         target_mean, target_std: a regression model is trained on `(target - mean) / std`; 0 and 1 otherwise.
+        calibration: how logits become probabilities, plain softmax if None. A data set has none; an export may add one.
     """
 
     task: str
@@ -123,6 +167,7 @@ class Signature:
     preprocess: ImagePreprocess | TablePreprocess
     target_mean: float = 0.0
     target_std: float = 1.0
+    calibration: Calibration | None = None
 
     @property
     def outputs(self) -> int:
@@ -159,4 +204,7 @@ class Signature:
         else:
             preprocess["categories"] = {key: tuple(values) for key, values in preprocess["categories"].items()}
             step = TablePreprocess(**preprocess)
-        return cls(**{**raw, "labels": tuple(raw["labels"]), "preprocess": step})
+        found = raw.get("calibration")
+        if found is not None:
+            found = Calibration(found["method"], tuple(found["scale"]), tuple(found["bias"]))
+        return cls(**{**raw, "labels": tuple(raw["labels"]), "preprocess": step, "calibration": found})

@@ -7,6 +7,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from zoo.evaluate.metrics import LOWER
+
 
 def _figure(width: float, height: float) -> Figure:
     figure = Figure(figsize=(width, height), dpi=110, layout="constrained")
@@ -59,6 +61,121 @@ def curves(history: list[dict[str, float]], metric: str, path: str | Path) -> Pa
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.grid(alpha=0.3)
         axes.legend()
+    figure.savefig(path)
+    return Path(path)
+
+
+def worst(rows: list[dict], images: np.ndarray, path: str | Path) -> Path:
+    """Images of wrong answers, each with the true and the answered class.
+
+    Args:
+        rows: what `Report.worst_rows` gives.
+        images: uint8 `(rows, height, width, channels)`, in the same order.
+        path: file to write.
+    """
+    across = min(6, max(2, len(rows)))
+    down = max(1, -(-len(rows) // across))
+    figure = _figure(1.55 * across, 1.9 * down + 0.6)
+    figure.suptitle(f"The {len(rows)} most wrong answers" if rows else "No wrong answers", fontsize=11)
+    places = np.ravel(figure.subplots(down, across, squeeze=False))
+    for axes in places:
+        axes.axis("off")
+    for axes, row, image in zip(places, rows, images, strict=False):
+        flat = image.shape[-1] not in (3, 4)
+        axes.imshow(image[..., 0] if flat else image, cmap="gray" if flat else None, vmin=0, vmax=255)
+        answer = f"{_short(row['answer'])} {row['probability']:.0%}"
+        axes.set_title(f"{_short(row['true'])}, not {answer}\nrow {row['row']}", fontsize=8)
+    figure.savefig(path)
+    return Path(path)
+
+
+def _short(text: str, letters: int = 11) -> str:
+    return text if len(text) <= letters else text[: letters - 1] + "…"
+
+
+def reliability(found: dict, path: str | Path) -> Path:
+    """Reliability diagrams side by side: accuracy against confidence, and the rows in each bin below.
+
+    Args:
+        found: title -> `zoo.evaluate.Reliability`.
+        path: file to write.
+    """
+    figure = _figure(4.4 * len(found), 5)
+    grid = figure.subplots(2, len(found), sharex=True, sharey="row", height_ratios=(3, 1), squeeze=False)
+    for column, (title, one) in enumerate(found.items()):
+        above, below = grid[:, column]
+        middle, width = (one.edges[1:] + one.edges[:-1]) / 2, np.diff(one.edges)
+        filled = one.counts > 0
+        above.bar(middle[filled], one.accuracy[filled], width[filled] * 0.94, color="tab:blue", label="accuracy")
+        above.bar(
+            middle[filled],
+            (one.confidence - one.accuracy)[filled],
+            width[filled] * 0.94,
+            one.accuracy[filled],
+            color="none",
+            edgecolor="tab:red",
+            hatch="//",
+            label="gap to the confidence",
+        )
+        above.plot([0, 1], [0, 1], color="grey", linewidth=1, linestyle="--")
+        above.set(xlim=(0, 1), ylim=(0, 1.02))
+        above.set_title(f"{title}\nECE {one.ece.score:.4f} [{one.ece.low:.4f}, {one.ece.high:.4f}]", fontsize=10)
+        below.bar(middle, one.counts, width * 0.94, color="tab:grey")
+        below.set(xlabel="confidence", yscale="log", ylim=(0.7, 2 * max(each.counts.max() for each in found.values())))
+    grid[0, 0].set_ylabel("accuracy")
+    grid[0, 0].legend(fontsize=8, loc="upper left")
+    grid[1, 0].set_ylabel("rows")
+    figure.savefig(path)
+    return Path(path)
+
+
+def differences(found: dict, names: tuple[str, str], path: str | Path) -> Path:
+    """Difference of each metric with its interval, in units of the interval's half width, so that all fit one axis.
+
+    Args:
+        found: metric -> `Interval` of second - first.
+        names: of the two models.
+        path: file to write.
+    """
+    figure = _figure(7.5, 1.3 + 0.42 * len(found))
+    axes = figure.subplots()
+    shown = {name: value for name, value in found.items() if value.high > value.low}
+    for place, value in enumerate(shown.values()):
+        half = (value.high - value.low) / 2
+        clear = value.low > 0 or value.high < 0
+        axes.plot([value.low / half, value.high / half], [place, place], color="tab:blue" if clear else "grey")
+        axes.plot(value.score / half, place, "o", color="tab:blue" if clear else "grey")
+        told = f"{value.score:+.4g}"
+        axes.annotate(told, (value.score / half, place), (0, 5), textcoords="offset points", ha="center", fontsize=8)
+    axes.axvline(0, color="black", linewidth=1)
+    axes.set_yticks(range(len(shown)), [f"{name}\n(smaller is better)" if name in LOWER else name for name in shown])
+    axes.set_ylim(len(shown) - 0.4, -0.7)
+    axes.set(xlabel="second - first, in half widths of its 95 % interval (blue: 0 is outside)")
+    axes.set_title(f"{_short(names[1], 40)}\nagainst {_short(names[0], 40)}", fontsize=10)
+    figure.savefig(path)
+    return Path(path)
+
+
+def growth(found, path: str | Path) -> Path:
+    """Scores against training rows, with their intervals.
+
+    Args:
+        found: `zoo.evaluate.Growth`.
+        path: file to write.
+    """
+    figure = _figure(6.2, 4)
+    axes = figure.subplots()
+    for name, colour in (("train", "tab:orange"), ("validation", "tab:green"), ("test", "tab:blue")):
+        scores = getattr(found, name)
+        axes.plot(found.rows, [score.score for score in scores], marker="o", color=colour, label=name)
+        axes.fill_between(
+            found.rows, [s.low for s in scores], [s.high for s in scores], color=colour, alpha=0.15, linewidth=0
+        )
+    axes.set(xscale="log", xlabel="training rows", ylabel=found.metric, title=f"{found.name} on {found.data}")
+    axes.set_xticks(found.rows, [f"{count:,}" for count in found.rows], rotation=30, ha="right")
+    axes.minorticks_off()
+    axes.grid(alpha=0.3)
+    axes.legend()
     figure.savefig(path)
     return Path(path)
 

@@ -1,15 +1,22 @@
 """Scores of a model, a run or a bundle on a split, with what is needed to act on them."""
 
+import hashlib
 import json
 import time
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 
 from zoo import tasks
 from zoo.data import Data, load, names
+from zoo.data.rows import digests
 from zoo.data.signature import Signature
+from zoo.evaluate import conformal, metrics
+from zoo.tasks import Interval
+
+SPLITS = ("train", "validation", "test")
 
 
 @dataclass(frozen=True)
@@ -27,24 +34,54 @@ class Report:
         per_class: precision, recall, F1 and rows of each class; for regression the errors by name.
         answers: probabilities `(rows, classes)`, or values `(rows, 1)` in the target's unit.
         y: true targets.
+        signature: task, labels and preprocessing of the rows.
+        x: raw inputs of the rows, None where they were not at hand.
+        name: what was judged.
+        history: one row per epoch of the run that was judged; empty where there is none.
+        intervals: of a regression, how often intervals set on the validation rows hold the target of these rows.
     """
 
     task: str
     split: str
     rows: int
     metric: str
-    score: tasks.Interval
+    score: Interval
     labels: tuple[str, ...]
     confusion: np.ndarray | None
     per_class: dict[str, dict[str, float]]
     answers: np.ndarray = field(repr=False)
     y: np.ndarray = field(repr=False)
+    signature: Signature = field(repr=False)
+    x: dict[str, np.ndarray] | None = field(default=None, repr=False)
+    name: str = "model"
+    history: list[dict[str, float]] = field(default_factory=list, repr=False)
+    intervals: "conformal.Coverage | None" = None
+
+    @cached_property
+    def metrics(self) -> dict[str, Interval]:
+        """Every metric of the task with its 95 % bootstrap interval, see `zoo.evaluate.metrics.measures`."""
+        return metrics.intervals(self.task, self.y, self.answers)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Hexadecimal sha256 of the rows' inputs and targets in their order; "" where the inputs were not at hand."""
+        if self.x is None:
+            return ""
+        total = hashlib.sha256(b"".join(digests(self.x)))
+        total.update(np.ascontiguousarray(self.y).tobytes())
+        return total.hexdigest()
 
     def __str__(self) -> str:
-        lines = [f"{self.metric} on {self.rows} {self.split} rows: {self.score}, 95 % interval", ""]
+        lines = [f"{self.metric} on {self.rows} {self.split} rows: {self.score}, 95 % interval"]
+        others = {name: interval for name, interval in self.metrics.items() if name != self.metric}
+        width = max(map(len, others))
+        form = ".4g" if self.confusion is None else ".4f"  # errors have a unit, shares do not
+        lines += [f"  {name:<{width}}  {_shown(interval, form)}" for name, interval in others.items()]
+        if self.intervals is not None:
+            lines.append(f"  {self.intervals}")
+        lines.append("")
         width = max(map(len, self.per_class))
         columns = list(next(iter(self.per_class.values())))
-        form = ".4g" if self.confusion is None else ".4f"  # errors have a unit, shares do not
         lines.append(f"{'':<{width}}  " + "  ".join(f"{c:>9}" for c in columns))
         for name, row in self.per_class.items():
             figures = (f"{row[c]:>9}" if c == "rows" else f"{row[c]:>9{form}}" for c in columns)
@@ -52,16 +89,58 @@ class Report:
         return "\n".join(lines)
 
     def to_json(self) -> str:
-        """Figures without the single answers, as JSON text."""
+        """Figures without the single answers, as JSON text; what is not defined is null."""
         figures = {
+            "name": self.name,
             "task": self.task,
             "split": self.split,
             "rows": self.rows,
             self.metric: vars(self.score),
+            "metrics": {name: vars(interval) for name, interval in self.metrics.items()},
             "per_class": self.per_class,
             "confusion": None if self.confusion is None else self.confusion.tolist(),
         }
-        return json.dumps(figures, indent=2) + "\n"
+        if self.intervals is not None:
+            figures["intervals"] = self.intervals.described()
+        return json.dumps(defined(figures), indent=2, allow_nan=False) + "\n"
+
+    def worst(self, count: int = 16) -> np.ndarray:
+        """Places of the rows with the worst answers, worst first: the least probability of the true class, or the
+        largest error; for classes only rows that were answered wrongly.
+        """
+        found = metrics.losses(self.task, self.y, self.answers)
+        order = np.argsort(-found, kind="stable")
+        if self.confusion is not None:
+            order = order[self.answers[order].argmax(axis=1) != self.y[order]]
+        return order[:count]
+
+    def worst_rows(self, count: int = 16) -> list[dict]:
+        """The rows with the worst answers: place in the split, truth, answer and, for tables, every column."""
+        found = []
+        for row in self.worst(count):
+            if self.confusion is None:
+                value = float(np.ravel(self.answers)[row])
+                told = {"true": float(np.ravel(self.y)[row]), "answer": value}
+                told["error"] = value - told["true"]
+            else:
+                best, truth = int(self.answers[row].argmax()), int(self.y[row])
+                told = {
+                    "true": self.labels[truth],
+                    "answer": self.labels[best],
+                    "probability": float(self.answers[row, best]),
+                    "probability_of_true": float(self.answers[row, truth]),
+                }
+            found.append({"row": int(row), **told, **self._columns(row)})
+        return found
+
+    def _columns(self, row: int) -> dict:
+        step = self.signature.preprocess
+        if self.x is None or step.kind == "image":
+            return {}
+        found = dict(zip(step.numbers, self.x["numbers"][row].tolist(), strict=True)) if step.numbers else {}
+        if step.categories:
+            found |= zip(step.categories, self.x["categories"][row].tolist(), strict=True)
+        return found
 
     def plot(self, path: str | Path) -> Path:
         """Picture of the confusion matrix, or of predicted against true values."""
@@ -71,6 +150,33 @@ class Report:
             return pictures.scatter(self.y, self.answers, self.labels[0], path)
         return pictures.confusion(self.confusion, self.labels, path)
 
+    def save(self, folder: str | Path, worst: int = 16) -> Path:
+        """Write `report.md` with its pictures and tables; files of that name are replaced.
+
+        Args:
+            folder: where to.
+            worst: how many of the worst answers to show.
+
+        Returns:
+            The path of `report.md`.
+        """
+        from zoo.evaluate import folder as written
+
+        return written.save(self, Path(folder), worst)
+
+
+def _shown(interval: Interval, form: str) -> str:
+    return f"{interval.score:{form}} [{interval.low:{form}}, {interval.high:{form}}]"
+
+
+def defined(figures):
+    """The same structure with None where a number is NaN or infinite, which JSON has not."""
+    if isinstance(figures, dict):
+        return {key: defined(value) for key, value in figures.items()}
+    if isinstance(figures, list | tuple):
+        return [defined(value) for value in figures]
+    return None if isinstance(figures, float) and not np.isfinite(figures) else figures
+
 
 def evaluate(
     model, data=None, *, split: str = "test", precision: str | None = None, target: str | None = None
@@ -79,39 +185,91 @@ def evaluate(
 
     Args:
         model: Keras model, `zoo.training.Run`, a bundle, or the path of a run folder or bundle.
-        data: data set, its name or a path; a run knows its own.
+        data: data set, its name or a path; a run knows its own. A name or a path is split by the seed that the model
+            was trained with, so that rows of its training stay out of the test.
         split: "test" (held out), "validation" or "train".
-        precision: "fp32" or "int8" for a bundle, its default if None.
+        precision: form of a bundle, such as "fp32" or "int8", its default if None.
         target: target column of a table; a run and a bundle know the one they were trained on.
 
     Returns:
-        The report.
+        The report. That of a regression on the test split also tells how often 90 % intervals, set on the validation
+        split, hold the true value.
 
     Raises:
-        ValueError: model and data do not fit together, or the split does not exist.
+        ValueError: model and data do not fit together, or the split does not exist or has no rows.
     """
-    if split not in ("train", "validation", "test"):
+    if split not in SPLITS:
         raise ValueError(f"split must be 'train', 'validation' or 'test', got {split!r}")
-    if isinstance(model, str | Path) and (Path(model) / "recipe.json").exists():
-        from zoo.training import load as load_run
-        from zoo.training import load_data
+    candidate = Candidate.of(model, data, precision=precision, target=target)
+    part = getattr(candidate.data, split)
+    if not len(part):
+        raise ValueError(f"data {candidate.data.name!r} has no {split} rows; choose another split")
+    found = candidate.answers(split)
+    coverage = None
+    validation = candidate.data.validation
+    if candidate.data.signature.task == "regression" and split == "test" and conformal.needed(0.9) <= len(validation):
+        fitted = conformal.fit(validation.y, candidate.answers("validation"), level=0.9, method="residual")
+        coverage = conformal.measure(fitted, part.y, found)
+    return judge(
+        candidate.data.signature,
+        part.y,
+        found,
+        split,
+        x=part.x,
+        name=candidate.name,
+        history=candidate.history,
+        intervals=coverage,
+    )
 
-        model = load_run(model)
-        data = load_data(model) if data is None else data
-    if data is None:
-        data = getattr(model, "data", None)
+
+@dataclass(frozen=True)
+class Candidate:
+    """A model in any form, with the data it is judged on.
+
+    Attributes:
+        predict: `(raw inputs, signature) -> answers`.
+        data: splits.
+        name: of the model, to print.
+        history: of a run.
+    """
+
+    predict: object
+    data: Data
+    name: str
+    history: list = field(default_factory=list)
+
+    @classmethod
+    def of(cls, model, data=None, *, precision: str | None = None, target: str | None = None) -> "Candidate":
+        """Open a model and its data; the arguments are those of `evaluate`."""
+        name = str(model) if isinstance(model, str | Path) else ""
+        if isinstance(model, str | Path) and (Path(model) / "recipe.json").exists():
+            from zoo.training import load as load_run
+            from zoo.training import load_data
+
+            model = load_run(model)
+            data = load_data(model) if data is None else data
         if data is None:
-            raise ValueError("evaluate needs data: give a name such as 'digits', a path, or a run that knows its data")
-    if isinstance(model, str | Path):
-        model = opened(model)
-    predict, shape = predictor(model, precision)
-    known = knowledge(model)
-    if not isinstance(data, Data) and str(data) not in names():
-        target = target or known.get("target") or None
-    data = load(data, input_shape=shape if shape and len(shape) == 3 else None, target=target)
-    check_fit(data, known)
-    part = getattr(data, split)
-    return judge(data.signature, part.y, predict(part.x, data.signature), split)
+            data = getattr(model, "data", None)
+            if data is None:
+                raise ValueError(
+                    "evaluate needs data: give a name such as 'digits', a path, or a run that knows its data"
+                )
+        if isinstance(model, str | Path):
+            model = opened(model)
+        predict, shape = predictor(model, precision)
+        known = knowledge(model)
+        if not isinstance(data, Data) and str(data) not in names():
+            target = target or known.get("target") or None
+        image = shape if shape and len(shape) == 3 else None
+        data = load(data, input_shape=image, target=target, seed=known.get("seed") or 0)
+        check_fit(data, known)
+        if not name:
+            name = str(getattr(model, "folder", None) or getattr(model, "name", "") or type(model).__name__)
+        return cls(predict, data, f"{name} ({precision})" if precision else name, getattr(model, "history", None) or [])
+
+    def answers(self, split: str) -> np.ndarray:
+        """Probabilities `(rows, classes)` or values `(rows, 1)` on a split."""
+        return self.predict(getattr(self.data, split).x, self.data.signature)
 
 
 def opened(bundle):
@@ -122,16 +280,26 @@ def opened(bundle):
 
 
 def knowledge(model) -> dict:
-    """What a run or a bundle says of its data: `labels`, `columns` and `target`; nothing for a Keras model."""
+    """What a run or a bundle says of its data: `labels`, `columns`, `target` and the `seed` of its splits; nothing for
+    a Keras model.
+    """
     if hasattr(model, "model") and hasattr(model, "signature"):  # a run
         step = model.signature.preprocess
         columns = () if step.kind == "image" else (*step.numbers, *step.categories)
-        return {"labels": model.signature.labels, "columns": columns, "target": model.recipe.target}
+        recipe = model.recipe
+        return {"labels": model.signature.labels, "columns": columns, "target": recipe.target, "seed": recipe.seed}
     if hasattr(model, "predict_on_batch"):
         return {}
     manifest = opened(model).manifest
     columns = tuple(column for port in manifest.inputs for column in port.columns)
-    return {"labels": manifest.labels, "columns": columns, "target": manifest.training.get("recipe", {}).get("target")}
+    recipe = manifest.training.get("recipe", {})
+    seed = recipe.get("seed")
+    return {
+        "labels": manifest.labels,
+        "columns": columns,
+        "target": recipe.get("target"),
+        "seed": seed if isinstance(seed, int) else None,
+    }
 
 
 def check_fit(data: Data, known: dict) -> None:
@@ -157,17 +325,38 @@ def _listed(words) -> str:
     return ", ".join(words[:12]) + (f" and {len(words) - 12} more" if len(words) > 12 else "") if words else "none"
 
 
-def judge(signature: Signature, y: np.ndarray, answers: np.ndarray, split: str) -> Report:
-    """The report of answers against true targets."""
-    task = tasks.get(signature.task)
+def judge(signature: Signature, y: np.ndarray, answers: np.ndarray, split: str, **known) -> Report:
+    """The report of answers against true targets.
+
+    Args:
+        signature: task and labels.
+        y: true targets.
+        answers: probabilities `(rows, classes)`, or values `(rows, 1)` in the target's unit.
+        split: which rows these are.
+        known: further attributes of the report: `x`, `name`, `history`, `intervals`.
+    """
+    metric = tasks.get(signature.task).metric
     if signature.task == "regression":
         matrix, per_class = None, {signature.labels[0]: _errors(np.ravel(y), np.ravel(answers))}
     else:
         matrix = np.zeros((signature.outputs, signature.outputs), np.int64)
         np.add.at(matrix, (y, answers.argmax(axis=-1)), 1)
         per_class = _per_class(matrix, signature.labels)
-    score = tasks.interval(task, y, answers)
-    return Report(signature.task, split, len(y), task.metric, score, signature.labels, matrix, per_class, answers, y)
+    score = metrics.intervals(signature.task, y, answers, (metric,))[metric]
+    return Report(
+        signature.task,
+        split,
+        len(y),
+        metric,
+        score,
+        signature.labels,
+        matrix,
+        per_class,
+        answers,
+        y,
+        signature,
+        **known,
+    )
 
 
 def _errors(y, answers):

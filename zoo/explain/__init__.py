@@ -1,8 +1,8 @@
-"""Why a model answered as it did: Shapley values over any predict function, with a figure for how well they add up.
+"""Why a model answered as it did: one call, one result, for every task, with figures for how far it can be trusted.
 
 `zoo.explain(bundle, x)` runs on the bundle's ONNX file and needs no TensorFlow; `zoo.explain(model, x,
-signature=...)` runs on a Keras model. Both explain the answer a client gets: a probability, or a value in the
-target's unit.
+signature=...)` runs on a Keras model, and `zoo.explain(function, x, kind=...)` on any predict function. All explain the
+answer a client gets: a probability, or a value in the target's unit.
 """
 
 import sys
@@ -12,106 +12,200 @@ from typing import Any
 
 import numpy as np
 
-from zoo.explain import shapley
-from zoo.explain.explanation import Explanation
-from zoo.explain.subject import Subject, examples, fingerprint, subject_of
+from zoo.explain import methods
+from zoo.explain.attributions import Found, find, judge
+from zoo.explain.clock import Clock
+from zoo.explain.explanation import Explanation, Side
+from zoo.explain.players import edges_of
+from zoo.explain.sources import examples, subject_of
+from zoo.explain.subject import ANSWERS, Raw, Subject, fingerprint
+from zoo.explain.targets import Target, check_answers, found_boxes, labels_of, resolve
 
-__all__ = ["Explanation", "examples", "explain"]
+__all__ = ["Explanation", "Subject", "examples", "explain"]
+
+FINDING = 0.75  # of a time budget, if quality is asked for as well
+QUALITY_SECONDS = 2.0  # that quality may take without a budget, or as long as the explanation itself if that is more
 
 
 def explain(
     model: Any,
     x: Any,
     method: str = "auto",
-    target: int | str | None = None,
+    target: Any = None,
     *,
     signature: Any = None,
-    background: dict[str, np.ndarray] | None = None,
+    background: Any = None,
     precision: str | None = None,
+    kind: str | None = None,
     max_evals: int | None = None,
+    seconds: float | None = None,
+    quality: bool = True,
+    progress: bool | Any = False,
     seed: int = 0,
 ) -> Explanation:
-    """Share out each answer among the columns or pixels it came from.
+    """Share out each answer among the parts of the input it came from.
 
-    What is left out is replaced: a table's columns by those of each background row in turn, pixels by the
-    background's mean image. The contributions of a row add up to its answer minus the background's.
+    What is left out is replaced: a table's columns by those of each background row in turn, pixels by the background's
+    mean image, words by nothing, edges by no edge.
 
     Args:
-        model: bundle, path of a bundle folder, run, Keras model giving logits, or `Subject`.
-        x: raw inputs, `{"image": uint8 (batch, height, width, channels)}` or `{"numbers": float32 (batch, columns),
-            "categories": str (batch, columns)}`; a bare array stands for the images, or for the numbers of a table
-            that has no categories. Missing numbers are NaN.
-        method: "exact" (all coalitions, up to 15 columns), "permutation" (columns or pixels in random orders),
-            "partition" (images, Owen values on a tree of halves), or "auto".
-        target: class to explain, as an index or a label; None takes each row's own most probable class.
+        model: bundle, path of a bundle folder, run, Keras model giving logits, `Subject`, or predict function.
+        x: raw inputs as in `Subject`, `{"image": uint8 (batch, height, width, channels)}` or `{"numbers": float32
+            (batch, columns), "categories": str (batch, columns)}` …; a bare array stands for the only input.
+            Missing numbers are NaN.
+        method: "auto", or one of `zoo.explain.methods.METHODS`: "exact" (all coalitions, up to 15 players),
+            "permutation", "kernel", "partition" (Shapley and Owen values), "lime", "occlusion", "rise", and for Keras models
+            "integrated_gradients", "expected_gradients", "gradient_times_input", "deep", "grad_cam", "cam",
+            "attention_rollout".
+        target: class to explain, as an index or a label; None takes each row's own most probable class. A detector's
+            box, a segmentation's region, a graph's node: a dictionary, see `zoo.explain.targets.resolve`. A list gives
+            one per row.
         signature: `zoo.data.Signature`, for a Keras model.
         background: raw rows that stand for "unknown"; None takes the bundle's, or the training mean of the signature.
         precision: file of the bundle to explain, its default if None.
-        max_evals: coalitions evaluated per row at most; each is one model row per background row.
-        seed: of the random orders.
+        kind: of the inputs, for a function or a Keras model without signature; see `Subject.of_function`.
+        max_evals: evaluations per row at most; each is one model row per background row.
+        seconds: time budget. When it ends, the best answer so far is returned, with its error and `complete=False`.
+        quality: whether to measure faithfulness and stability too; it takes about as long again, at most.
+        progress: True writes a line to the standard error, a function is called with (done, total).
+        seed: of whatever is drawn.
 
     Returns:
-        Contributions with the base they start from and the error by which they miss the answer.
+        Contributions with the base they start from, the error by which they miss the answer, and how far to trust them.
 
     Raises:
-        ValueError: inputs, method, target or `max_evals` do not fit the model.
-        ImportError: the method needs shap, which is not installed.
-
-    Source: Lundberg & Lee 2017 (arXiv:1705.07874); Owen 1977 for the tree.
+        ValueError: inputs, method, target, background, `seconds` or `max_evals` do not fit the model, or it answers NaN.
+        TypeError: the model is nothing that could be explained.
+        ImportError: the method needs a package that is not installed.
     """
     started = time.perf_counter()
-    subject = model if isinstance(model, Subject) else subject_of(model, signature, background, precision)
+    budget = Clock(seconds)
+    subject = subject_of(model, signature, background, precision, kind)
     raw = subject.check(x)
-    method, why = shapley.choose(method, subject)
-    answers = subject.predict(raw)
-    failed = np.flatnonzero(~np.isfinite(answers).all(axis=1))
-    if len(failed):
-        raise ValueError(f"{subject.name!r} answers NaN or infinity for row {failed[0]}; there is nothing to explain")
-    targets = _targets(target, answers, subject)
-    rows, settings = [], {}
-    for row, index in enumerate(targets):
-        one = {name: values[row : row + 1] for name, values in raw.items()}
-        game = shapley.game(subject, one, int(index), shapley.budget(method, subject, max_evals))
-        values, base, settings = shapley.solve(game, method, max_evals, seed)
-        rows.append((values, base, game.calls))
-    attributions = np.stack([values for values, _, _ in rows])
-    base = np.array([base for _, base, _ in rows])
-    prediction = answers[np.arange(len(answers)), targets].astype(np.float64)
-    total = attributions.reshape(len(attributions), -1).sum(axis=1)
+    method, why = methods.choose(method, subject, raw)
+    answers = _answers(subject, raw)
+    check_answers(subject, answers)
+    labels = labels_of(subject, answers)
+    targets = resolve(target, answers, subject, labels)
+    prediction = np.array([target.read(_row(answers, row))[0] for row, target in enumerate(targets)])
+    share = None if seconds is None else budget.left * (FINDING if quality else 1)
+    found = find(method, subject, raw, targets, max_evals=max_evals, seed=seed, seconds=share, progress=progress)
+    took = time.perf_counter() - started
+    faithful, stable, figures = None, None, {}
+    if quality:
+        clock = Clock(max(QUALITY_SECONDS, took) if seconds is None else budget.left)
+        faithful, stable, judged = judge(
+            method, subject, raw, targets, found, max_evals=max_evals, seed=seed, clock=clock
+        )
+        figures = {"quality": {**judged, "seconds": time.perf_counter() - started - took}}
     return Explanation(
         name=subject.name,
-        kind=subject.kind,
-        task=subject.task,
+        kind=subject.task if subject.task in ANSWERS else subject.kind,
+        task=subject.task or _task(answers),
         inputs=raw,
-        attributions=attributions,
-        axes=("batch", "height", "width", "channels") if subject.kind == "image" else ("batch", "columns"),
-        columns=subject.columns,
-        labels=subject.labels,
-        base=base,
+        attributions=found.attributions,
+        axes=_axes(subject, found),
+        columns=subject.numbers if subject.kind == "series" else subject.columns,
+        labels=labels,
+        base=found.base,
         prediction=prediction,
-        target=targets,
+        target=np.array([target.index for target in targets]),
         method=method,
         why=why,
-        settings={**settings, "seed": seed, "background": subject.background_source},
-        background_sha256=fingerprint(subject.background),
-        additivity_error=float(np.abs(base + total - prediction).max()),
-        seconds=time.perf_counter() - started,
-        calls=len(answers) + sum(calls for _, _, calls in rows),
+        settings={**found.settings, "seed": seed, "background": subject.background_source, **figures},
+        background_sha256=fingerprint(subject.background) if subject.background else "",
+        additivity_error=_additivity(found, prediction),
+        seconds=took,
+        calls=len(prediction) + found.calls,
+        names=found.names,
+        about=_about(subject, raw, answers, targets),
+        sides=_sides(subject, found),
+        standard_error=found.standard_error,
+        faithfulness=faithful,
+        stability=stable,
+        complete=found.complete,
     )
 
 
-def _targets(target: int | str | None, answers: np.ndarray, subject: Subject) -> np.ndarray:
-    """Index of the explained output for each row, (batch,)."""
-    if target is None:
-        return answers.argmax(axis=1)
-    known = list(subject.labels)
-    if isinstance(target, str):
-        if target not in known:
-            raise ValueError(f"{subject.name!r} has no label {target!r}; labels are {', '.join(known)}")
-        target = known.index(target)
-    if not 0 <= target < len(known):
-        raise ValueError(f"target must be a label or an index from 0 to {len(known) - 1}, got {target!r}")
-    return np.full(len(answers), target)
+def _answers(subject: Subject, raw: Raw) -> Any:
+    """Answers to all rows, in the form of the subject's own."""
+    parts = [subject.predict(batch) for batch in subject.batches(raw)]
+    if isinstance(parts[0], dict):
+        return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    if isinstance(parts[0], list | tuple):
+        return tuple(np.concatenate(each) for each in zip(*parts, strict=True))
+    return np.concatenate(parts)
+
+
+def _row(answers: Any, row: int) -> Any:
+    """The answers to one row, as to a batch of one."""
+    if isinstance(answers, dict):
+        return {name: values[row : row + 1] for name, values in answers.items()}
+    if isinstance(answers, tuple):
+        return tuple(values[row : row + 1] for values in answers)
+    return answers[row : row + 1]
+
+
+def _task(answers: np.ndarray) -> str:
+    """What answers without a declared task are: shares that add up to 1, or values."""
+    shares = answers.shape[-1] > 1 and answers.min() >= 0 and np.allclose(answers.sum(axis=-1), 1, atol=1e-3)
+    return "classification" if shares else "regression"
+
+
+def _additivity(found: Found, prediction: np.ndarray) -> float | None:
+    if found.base is None:
+        return None
+    total = found.attributions.reshape(len(prediction), -1).sum(axis=1)
+    return float(np.abs(found.base + total - (prediction if found.sum is None else found.sum)).max())
+
+
+_AXES = {
+    "image": ("height", "width", "channels"),
+    "table": ("columns",),
+    "text": ("tokens",),
+    "series": ("time", "channels"),
+}
+
+
+def _axes(subject: Subject, found: Found) -> tuple[str, ...]:
+    if subject.of is not None:
+        return ("batch", "features")
+    if subject.kind == "graph":
+        return ("batch", subject.explained if found.games else "nodes")
+    return ("batch", *_AXES[subject.kind])[: found.attributions.ndim]
+
+
+def _about(subject: Subject, raw: Raw, answers: Any, targets: list[Target]) -> dict[str, np.ndarray]:
+    """What the answers are about where a label does not tell, see `Explanation`."""
+    if subject.task == "detection":
+        boxes, scores = found_boxes(answers)
+        sure = scores[0] if isinstance(scores, tuple) else scores.max(axis=-1)
+        others = np.where((sure >= 0.5)[..., None], boxes, np.nan)
+        return {"box": np.array([target.box for target in targets]), "others": others}
+    if subject.task == "segmentation":
+        return {"region": np.array([target.region for target in targets])}
+    if subject.kind == "graph":
+        each = [edges_of(adjacency)[0] for adjacency in raw["adjacency"]]
+        most = max(len(edges) for edges in each)
+        return {"edges": np.stack([np.pad(e, ((0, most - len(e)), (0, 0)), constant_values=-1) for e in each])}
+    return {}
+
+
+def _sides(subject: Subject, found: Found) -> tuple[Side, ...]:
+    if subject.of is None:
+        return ()
+    inner = subject.of
+    return tuple(
+        Side(
+            kind=inner.kind,
+            inputs={inner.names[0]: side},
+            shape=shape,
+            axes=_AXES[inner.kind][: len(shape)],
+            columns=inner.columns or inner.numbers,
+            names=names if inner.kind == "text" and all(names) else (),
+        )
+        for side, (shape, names) in zip(("left", "right"), found.sides, strict=True)
+    )
 
 
 class _Verb(ModuleType):

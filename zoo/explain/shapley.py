@@ -1,24 +1,306 @@
-"""Shapley values of one answer, as a game whose players are columns, pixels or square tiles of pixels."""
+"""Shapley values of one answer: by enumeration, from random orders, or as the best additive fit.
+
+All solvers see the answer as a game (`players.Game`), ask for many coalitions in one call of the model, add up exactly,
+and stop at the clock with the best answer so far.
+"""
 
 import math
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any
+from itertools import combinations
 
 import numpy as np
 
-from zoo.explain.subject import Raw, Subject
+from zoo.explain.clock import Clock
+from zoo.explain.owen import PARTITION_EVALS, partition
+from zoo.explain.players import SINGLE, Game, grid_of
+from zoo.explain.solving import Asked, Solved
+from zoo.explain.subject import Subject
 from zoo.registry import suggest
 
+__all__ = ["Solved", "exact", "kernel", "partition", "permutation"]
+
 METHODS = {"table": ("exact", "permutation"), "image": ("permutation", "partition")}
-EXACT_AUTO, EXACT_MOST = 10, 15  # columns; 2 ** 15 coalitions
-PERMUTED_PIXELS = 100  # an 8x8 image can be permuted pixel by pixel, a 28x28 one cannot in bounded time
+EXACT_AUTO, EXACT_MOST = 10, 15  # players; 2 ** 15 coalitions
 PERMUTATIONS = 10  # random orders, each walked forwards and backwards
-PARTITION_EVALS = 500
-TILES = 32  # tiles a side at most
-ROWS = 200_000  # model rows per explained table row at most, by taking fewer background rows
-CHUNK_BYTES = 32 * 2**20  # masked inputs held at once
+KERNEL_EVALS = 2048  # beyond two for each player, as in shap
+MASK_BYTES = 64 * 2**20  # coalitions built at once
+
+
+def exact(game: Game, *, max_evals: int | None, seed: int, clock: Clock) -> Solved:
+    """Shapley's sum over all coalitions of the players that vary.
+
+    Args:
+        game: with at most 15 players that vary.
+        max_evals: evaluations at most; fewer than there are coalitions is an error.
+        seed: of the order in which coalitions are asked for, which counts only if the time ends first.
+        clock: once it is over, what was answered is fitted as `kernel` does.
+
+    Returns:
+        Values without standard errors; these are NaN if the time ended.
+
+    Raises:
+        ValueError: too many players vary, or `max_evals` is too low.
+
+    Source: Shapley, "A Value for n-Person Games", 1953.
+    """
+    count = int(np.count_nonzero(game.varying))
+    if count > EXACT_MOST:
+        raise ValueError(
+            f"exact takes at most {EXACT_MOST} players that differ from the background, got {count}; "
+            "use method='permutation'"
+        )
+    if max_evals is not None and max_evals < 2**count:
+        raise ValueError(
+            f"exact needs {2**count} evaluations for {count} players, got max_evals={max_evals}; "
+            "use method='permutation'"
+        )
+    asked = Asked(game, max_evals, clock)
+    return asked.trivial() or _enumerate(asked, clock, np.random.default_rng(seed))
+
+
+def _enumerate(asked: Asked, clock: Clock, random: np.random.Generator) -> Solved:
+    """Shapley values from all coalitions, small and large ones first; a fit if the time ends."""
+    count = asked.players
+    codes = np.arange(1, 2 ** (count - 1))  # each coalition without the last player, but the empty one
+    sizes = _bits(codes, count).sum(axis=1)
+    order = np.lexsort((random.random(len(codes)), np.minimum(sizes, count - sizes)))
+    masks = _bits(codes[order], count)
+    differences, answers = _pairs(asked, masks, clock, 2**count)
+    done = len(differences)
+    if done < len(masks):
+        group = np.minimum(sizes, count - sizes)[order][:done] - 1
+        mass = _mass(count)[0]
+        weight = mass / np.maximum(np.bincount(group, minlength=len(mass)), 1)
+        values, error = _fit(asked, masks[:done], differences, weight[group], np.zeros(done, bool))
+        return asked.solved(values, error, complete=False)
+    every = np.concatenate([np.zeros((1, count), bool), masks, ~masks, np.ones((1, count), bool)])
+    answers = np.concatenate([[asked.base], answers[0], answers[1], [asked.full]])
+    size = every.sum(axis=1)
+    weight = np.array([1 / (count * math.comb(count - 1, k)) for k in range(count)] + [0.0])
+    joined = weight[size - 1] * answers  # of a coalition that holds the player
+    values = (every * joined[:, None]).sum(axis=0) - (~every * (weight[size] * answers)[:, None]).sum(axis=0)
+    return asked.solved(values)
+
+
+def _bits(codes: np.ndarray, count: int) -> np.ndarray:
+    """Coalitions (codes, count) whose players are the binary digits of the codes."""
+    return (codes[:, None] >> np.arange(count)) & 1 == 1
+
+
+def _pairs(asked: Asked, masks: np.ndarray, clock: Clock, planned: int) -> tuple[np.ndarray, np.ndarray]:
+    """Coalitions and their complements, until the time ends.
+
+    Returns:
+        Half of v(S) - v(complement of S) (pairs answered,), and both answers (2, pairs answered).
+    """
+    found = [np.empty((2, 0))]
+    at = 0
+    while at < len(masks) and not clock.over:
+        most = max(1, MASK_BYTES // (2 * masks.shape[1]))
+        part = masks[at : at + max(1, min(most, clock.portion(2 * (len(masks) - at)) // 2))]
+        found.append(asked.ask(np.concatenate([part, ~part]), planned).reshape(2, -1))
+        at += len(part)
+    answers = np.concatenate(found, axis=1)
+    return (answers[0] - answers[1]) / 2, answers
+
+
+def permutation(game: Game, *, max_evals: int | None, seed: int, clock: Clock) -> Solved:
+    """Shapley values from random orders of the players, each walked forwards and backwards.
+
+    Players enter one by one; each gets what the answer changes by. Walking an order both ways removes the error of every
+    interaction of two players that is the same wherever they stand. The first order is halved again and again, so that it
+    shares out what it knows even when evaluations or time do not suffice for a whole walk.
+
+    Args:
+        game: of any number of players.
+        max_evals: evaluations at most; enough for 10 orders both ways if None. From 2 ** players on, all coalitions are
+            enumerated.
+        seed: of the orders.
+        clock: stops between two calls of the model.
+
+    Returns:
+        Values with standard errors from the scatter between orders, NaN if only one was walked.
+
+    Raises:
+        ValueError: `max_evals` is below 2.
+
+    Source: Castro, Gómez & Tejada, "Polynomial calculation of the Shapley value based on sampling", 2009; antithetic
+    orders as in Mitchell et al. 2022 (arXiv:2104.12199), Section 3.
+    """
+    asked = Asked(game, max_evals, clock)
+    count = asked.players
+    trivial = asked.trivial()
+    if trivial is not None:
+        return trivial
+    random = np.random.default_rng(seed)
+    walk = 2 * (count - 1)  # evaluations of one order both ways
+    limit = max_evals or 2 + PERMUTATIONS * walk
+    if count <= EXACT_MOST and limit >= 2**count:
+        return _enumerate(asked, clock, random)
+    wanted = max(1, (limit - 2) // walk)
+    planned = min(limit, 2 + wanted * walk)
+    total = _first_walk(asked, random.permutation(count), planned, clock)
+    square, orders = total**2, 1
+    while asked.evaluations + walk <= planned and not clock.over:
+        most = max(1, MASK_BYTES // (walk * count))
+        few = max(1, min(most, wanted - orders, clock.portion((wanted - orders) * walk) // walk))
+        ranks = random.permuted(np.tile(np.arange(count), (few, 1)), axis=1)
+        masks = (ranks[:, None, :] < np.arange(1, count)[:, None]).reshape(-1, count)  # all beginnings of the orders
+        answers = asked.ask(np.concatenate([masks, ~masks]), planned).reshape(2, few, count - 1)
+        ends = np.broadcast_to([[[asked.base, asked.full]], [[asked.full, asked.base]]], (2, few, 2))
+        gains = _gains(ranks, np.concatenate([ends[..., :1], answers, ends[..., 1:]], axis=-1))
+        total += gains.sum(axis=0)
+        square += (gains**2).sum(axis=0)
+        orders += few
+    values = total / orders
+    scatter = np.maximum(square / orders - values**2, 0)
+    error = np.sqrt(scatter / (orders - 1)) if orders > 1 else np.full(count, np.nan)
+    return asked.solved(values, error, asked.evaluations + min(walk, 2) > planned or orders == wanted, orders=orders)
+
+
+def _gains(ranks: np.ndarray, answers: np.ndarray) -> np.ndarray:
+    """What players change the answer by when they enter, averaged over the order and its reverse.
+
+    Args:
+        ranks: place of each player in each order (orders, players).
+        answers: v(first k players) and v(all but the first k), for k from 0 to all (2, orders, players + 1).
+    """
+    steps = (np.diff(answers[0]) - np.diff(answers[1])) / 2  # (orders, players)
+    return np.take_along_axis(steps, ranks, axis=1)
+
+
+def _first_walk(asked: Asked, rank: np.ndarray, planned: int, clock: Clock) -> np.ndarray:
+    """Contributions from one order both ways; stretches of it that were not evaluated share evenly."""
+    count = len(rank)
+    middles, stretches = [], [(0, count)]
+    for start, end in stretches:  # grows: each stretch is halved before the halves of it are
+        if end - start > 1:
+            middles.append((start + end) // 2)
+            stretches += [(start, middles[-1]), (middles[-1], end)]
+    known, answers = np.array([0, count]), np.array([[asked.base, asked.full], [asked.full, asked.base]])
+    at = 0
+    while at < len(middles) and asked.evaluations + 2 <= planned and not clock.over:
+        left = min(2 * (len(middles) - at), planned - asked.evaluations)
+        most = max(1, MASK_BYTES // (2 * count))
+        places = np.array(middles[at : at + max(1, min(most, clock.portion(left) // 2))])
+        masks = rank < places[:, None]
+        found = asked.ask(np.concatenate([masks, ~masks]), planned).reshape(2, -1)
+        known, answers = np.concatenate([known, places]), np.concatenate([answers, found], axis=1)
+        at += len(places)
+    order = np.argsort(known)
+    curves = [np.interp(np.arange(count + 1), known[order], curve[order]) for curve in answers]
+    return _gains(rank[None], np.array(curves)[:, None])[0]
+
+
+def kernel(game: Game, *, max_evals: int | None, seed: int, clock: Clock) -> Solved:
+    """Shapley values as the additive function that fits the answers best, small and large coalitions counting most.
+
+    Coalitions are asked for in pairs with their complements. Sizes that the evaluations suffice for are enumerated, from
+    the outside in; the others are sampled. The fit is weighted least squares among functions that add up exactly.
+
+    Args:
+        game: of any number of players; the fit takes time with the cube of those that vary.
+        max_evals: evaluations at most, 2 for each player and 2,048 more if None. From 2 ** players on, all coalitions are
+            enumerated.
+        seed: of the sample.
+        clock: stops between two calls of the model.
+
+    Returns:
+        Values with standard errors of the sampled part, NaN where there are fewer pairs than players.
+
+    Raises:
+        ValueError: `max_evals` is below 2.
+
+    Source: Lundberg & Lee 2017 (arXiv:1705.07874), Section 4.1; pairs and the exact constraint as in Covert & Lee 2021
+    (arXiv:2012.01536), Sections 3.1 and 4.2.
+    """
+    asked = Asked(game, max_evals, clock)
+    trivial = asked.trivial()
+    if trivial is not None:
+        return trivial
+    random = np.random.default_rng(seed)
+    count = asked.players
+    limit = max_evals or 2 * count + KERNEL_EVALS
+    if count <= EXACT_MOST and limit >= 2**count:
+        return _enumerate(asked, clock, random)
+    masks, group, mass = _sample(count, (limit - 2) // 2, random)
+    differences, _ = _pairs(asked, masks, clock, 2 + 2 * len(masks))
+    done = len(differences)
+    weight = mass / np.maximum(np.bincount(group[:done], minlength=len(mass)), 1)
+    values, error = _fit(asked, masks[:done], differences, weight[group[:done]], group[:done] == 0)
+    complete = done == len(masks)
+    return asked.solved(values, None if complete and mass[0] == 0 else error, complete, pairs=done)
+
+
+def _mass(count: int) -> tuple[np.ndarray, np.ndarray]:
+    """Weight in the fit of all pairs of sizes (k, count - k), and their number, for k from 1 to half of `count`."""
+    size = np.arange(1, count // 2 + 1)
+    twice = np.where(2 * size == count, 1, 2)
+    pairs = np.array([math.comb(count, k) for k in size.tolist()], np.float64) * twice / 2
+    return twice * (count - 1) / (size * (count - size)), pairs
+
+
+def _sample(count: int, pairs: int, random: np.random.Generator) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Coalitions, one of each pair.
+
+    Returns:
+        Masks (pairs, players), the group of each, and the weight in the fit of each group together. Group 0 is sampled,
+        the others hold all pairs of a size.
+    """
+    mass, number = _mass(count)
+    masks, whole = [np.empty((0, count), bool)], 0
+    left = pairs
+    while whole < len(mass) and left * mass[whole] >= number[whole] * mass[whole:].sum():
+        size = whole + 1
+        places = np.array(list(combinations(range(count), size)))
+        if 2 * size == count:
+            places = places[: len(places) // 2]  # those with the first player
+        rows = np.zeros((len(places), count), bool)
+        np.put_along_axis(rows, places, True, axis=1)
+        masks.append(random.permutation(rows))
+        left -= len(rows)
+        whole += 1
+    group = np.repeat(np.arange(1, whole + 1), number[:whole].astype(int))
+    rest = mass[whole:]
+    if len(rest):
+        sizes = whole + 1 + random.choice(len(rest), left, p=rest / rest.sum())
+        ranks = random.permuted(np.tile(np.arange(count), (left, 1)), axis=1)
+        masks.append(ranks < sizes[:, None])
+        group = np.concatenate([group, np.zeros(left, int)])
+    return np.concatenate(masks), group, np.concatenate([[rest.sum()], mass[:whole]])
+
+
+def _fit(
+    asked: Asked, masks: np.ndarray, differences: np.ndarray, weights: np.ndarray, sampled: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """The additive function nearest to the answers among those that add up.
+
+    With u = mask - 1/2, half of v(S) - v(complement of S) is fitted by u @ values.
+
+    Args:
+        masks, differences, weights: of one coalition of each pair.
+        sampled: pairs that were drawn; the others cause no error.
+
+    Returns:
+        Values and standard errors (players,).
+    """
+    count = asked.players
+    even = asked.difference / count
+    if not len(masks):
+        return np.full(count, even), np.full(count, np.nan)
+    u = masks - 0.5
+    u -= u.mean(axis=1, keepdims=True)  # what adds the same to every player is known already
+    left = differences - (masks.sum(axis=1) - count / 2) * even
+    inverse = np.linalg.pinv((u * weights[:, None]).T @ u, rcond=1e-10, hermitian=True)
+    beyond = inverse @ (u.T @ (weights * left))
+    beyond -= beyond.mean()
+    error = np.full(count, np.nan)
+    drawn = np.count_nonzero(sampled)
+    if drawn > 1 and len(masks) > count:
+        scores = (weights * (left - u @ beyond))[sampled, None] * u[sampled]
+        scores -= scores.mean(axis=0)
+        spread = inverse @ scores.T  # (players, drawn)
+        error = np.sqrt((spread**2).sum(axis=1) * len(masks) / (len(masks) - count))
+    return even + beyond, error
 
 
 def choose(method: str, subject: Subject) -> tuple[str, str]:
@@ -42,34 +324,12 @@ def choose(method: str, subject: Subject) -> tuple[str, str]:
             return "exact", f"{count} columns have only {2**count:,} coalitions: all are evaluated"
         return "permutation", f"{count} columns have too many coalitions: random orders sample them"
     pixels = math.prod(subject.shape[:2])
-    if pixels <= PERMUTED_PIXELS:
+    if pixels <= SINGLE:
         return "permutation", f"{pixels} pixels are few enough to be put in random orders one by one"
     return (
         "partition",
         f"{pixels:,} pixels are too many one by one: a tree of halves spends its evaluations where they matter",
     )
-
-
-@dataclass
-class Game:
-    """One answer as a function of which players are present.
-
-    Attributes:
-        players: number of columns or tiles.
-        tree: `(rows, columns)` of the grid of tiles, None for a table.
-        play: masks bool (coalitions, players) -> answers (coalitions,), averaged over the background.
-        spread: contributions per player (players,) -> contributions in the shape of the input row.
-        varying: players whose value differs from the background (players,) bool; the others contribute nothing.
-        calls: model rows evaluated so far.
-    """
-
-    players: int
-    tree: tuple[int, int] | None
-    play: Callable[[np.ndarray], np.ndarray]
-    spread: Callable[[np.ndarray], np.ndarray]
-    varying: np.ndarray
-    settings: dict[str, Any]
-    calls: int = 0
 
 
 def budget(method: str, subject: Subject, max_evals: int | None) -> int:
@@ -78,7 +338,7 @@ def budget(method: str, subject: Subject, max_evals: int | None) -> int:
     Raises:
         ValueError: too many columns for "exact", or `max_evals` below what the method needs.
     """
-    count = math.prod(_grid(subject)[1]) if subject.kind == "image" else len(subject.columns)
+    count = math.prod(grid_of(subject)[1]) if subject.kind == "image" else len(subject.columns)
     if method == "exact":
         if count > EXACT_MOST:
             raise ValueError(
@@ -97,166 +357,9 @@ def budget(method: str, subject: Subject, max_evals: int | None) -> int:
     return max_evals or (PERMUTATIONS * least if method == "permutation" else PARTITION_EVALS)
 
 
-def game(subject: Subject, row: Raw, target: int, evaluations: int) -> Game:
-    """The game behind one row (batch of one) and one output."""
-    return _image(subject, row, target) if subject.kind == "image" else _table(subject, row, target, evaluations)
-
-
-def _table(subject: Subject, row: Raw, target: int, evaluations: int) -> Game:
-    rows = len(next(iter(subject.background.values())))
-    few = max(1, min(rows, ROWS // evaluations))
-    background = {name: values[:few] for name, values in subject.background.items()}
-    sizes = {name: values.shape[1] for name, values in background.items()}
-    ends = dict(zip(sizes, np.cumsum(list(sizes.values())).tolist(), strict=True))
-
-    def play(masks: np.ndarray) -> np.ndarray:
-        chunk = max(1, CHUNK_BYTES // (few * 64 * len(subject.columns)))
-        answers = []
-        for start in range(0, len(masks), chunk):
-            part = masks[start : start + chunk]
-            raw = {}
-            for name, values in background.items():
-                own = part[:, None, ends[name] - sizes[name] : ends[name]]  # (coalitions, 1, columns)
-                raw[name] = np.where(own, row[name][None], values[None]).reshape(-1, sizes[name])
-            answers.append(subject.predict(raw)[:, target].reshape(len(part), few).mean(axis=1, dtype=np.float64))
-        found.calls += few * len(masks)
-        return np.concatenate(answers)
-
-    differs = [(row[name] != values).any(axis=0) for name, values in background.items()]
-    settings = {"background_rows": few}
-    found = Game(len(subject.columns), None, play, lambda values: values, np.concatenate(differs), settings)
-    return found
-
-
-def _grid(subject: Subject) -> tuple[int, tuple[int, int]]:
-    """Pixels a side of a tile, and tiles by row and column."""
-    height, width = subject.shape[:2]
-    side = 1 if height * width <= PERMUTED_PIXELS else math.ceil(max(height, width) / TILES)
-    return side, (math.ceil(height / side), math.ceil(width / side))
-
-
-def _image(subject: Subject, row: Raw, target: int) -> Game:
-    image, mean = row["image"][0], subject.background["image"][0]
-    height, width, channels = image.shape
-    side, grid = _grid(subject)
-    owner = (np.arange(height)[:, None] // side) * grid[1] + np.arange(width)[None] // side  # (height, width)
-    sizes = np.bincount(owner.ravel())
-
-    def play(masks: np.ndarray) -> np.ndarray:
-        chunk = max(1, CHUNK_BYTES // (image.size * 8))
-        answers = []
-        for start in range(0, len(masks), chunk):
-            shown = masks[start : start + chunk][:, owner]  # (coalitions, height, width)
-            answers.append(subject.predict({"image": np.where(shown[..., None], image, mean)})[:, target])
-        found.calls += len(masks)
-        return np.concatenate(answers).astype(np.float64)
-
-    def spread(values: np.ndarray) -> np.ndarray:
-        pixels = (values / sizes)[owner] / channels  # (height, width)
-        return np.repeat(pixels[..., None], channels, axis=-1)
-
-    differs = np.bincount(owner.ravel(), (image != mean).any(axis=-1).ravel()) > 0
-    found = Game(grid[0] * grid[1], grid, play, spread, differs, {"tile_side": side, "tiles": grid[0] * grid[1]})
-    return found
-
-
-def solve(game: Game, method: str, max_evals: int | None, seed: int) -> tuple[np.ndarray, float, dict[str, Any]]:
-    """Contributions in the shape of the input row, the answer with every player left out, and the settings used.
-
-    Raises:
-        ImportError: shap is not installed and the method needs it.
-    """
-    if method == "exact":
-        values, base = _exact(game)
-        return game.spread(values), base, {**game.settings, "coalitions": 2**game.players}
-    shap = _shap()
-    settings = dict(game.settings)
-    with _seeded(seed):
-        if method == "permutation":
-            players = np.flatnonzero(game.varying)
-            if not len(players):
-                return (
-                    game.spread(np.zeros(game.players)),
-                    float(game.play(np.zeros((1, game.players), bool))[0]),
-                    settings,
-                )
-            evaluations = max_evals or PERMUTATIONS * (2 * len(players) + 1)
-            settings["orders"] = evaluations // (2 * len(players) + 1)
-            masker = shap.maskers.Independent(np.zeros((1, len(players))))
-            explainer = shap.explainers.Permutation(_among(game, players), masker, seed=seed)
-        else:
-            players = np.arange(game.players)
-            evaluations = max_evals or PARTITION_EVALS
-            masker = shap.maskers.Partition(np.zeros((1, game.players)), clustering=_halves(*game.tree))
-            explainer = shap.explainers.Partition(_among(game, players), masker)
-        found = explainer(np.ones((1, len(players))), max_evals=evaluations, batch_size=64, silent=True)
-    values = np.zeros(game.players)
-    values[players] = found.values[0]
-    settings["evaluations"] = evaluations
-    return game.spread(values), float(np.ravel(found.base_values)[0]), settings
-
-
-def _exact(game: Game) -> tuple[np.ndarray, float]:
-    """Shapley's sum over all coalitions, (players,), and the empty coalition's answer."""
-    count = game.players
-    codes = np.arange(2**count)
-    masks = (codes[:, None] >> np.arange(count)) & 1 == 1  # (coalitions, players)
-    answers = game.play(masks)
-    sizes = masks.sum(axis=1)
-    weight = np.array([1 / (count * math.comb(count - 1, size)) for size in range(count)])
-    values = np.empty(count)
-    for player in range(count):
-        without = codes[~masks[:, player]]
-        values[player] = weight[sizes[without]] @ (answers[without | (1 << player)] - answers[without])
-    return values, float(answers[0])
-
-
-def _among(game: Game, players: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
-    """The game as shap wants it: a function of 0/1 rows over some players, the others always present."""
-
-    def play(present: np.ndarray) -> np.ndarray:
-        masks = np.ones((len(present), game.players), bool)
-        masks[:, players] = present > 0.5
-        return game.play(masks)
-
-    return play
-
-
-def _halves(rows: int, columns: int) -> np.ndarray:
-    """Tree over the tiles of a grid that halves the longer side, as a scipy linkage matrix (tiles - 1, 4)."""
-    links: list[tuple[float, float, float, float]] = []
-
-    def cut(top: int, bottom: int, left: int, right: int) -> int:
-        height, width = bottom - top, right - left
-        if height == width == 1:
-            return top * columns + left
-        if height >= width:
-            middle = top + height // 2
-            halves = cut(top, middle, left, right), cut(middle, bottom, left, right)
-        else:
-            middle = left + width // 2
-            halves = cut(top, bottom, left, middle), cut(top, bottom, middle, right)
-        links.append((*halves, height * width, height * width))
-        return rows * columns + len(links) - 1
-
-    cut(0, rows, 0, columns)
-    return np.array(links, np.float64)
-
-
-def _shap() -> Any:
-    try:
-        import shap
-    except ImportError as error:
-        raise ImportError("explain needs shap, which is not installed; run: pip install 'zooroad[explain]'") from error
-    return shap
-
-
-@contextmanager
-def _seeded(seed: int) -> Iterator[None]:
-    """shap draws from numpy's global generator; give it a seed and put the caller's state back."""
-    state = np.random.get_state()
-    np.random.seed(seed)
-    try:
-        yield
-    finally:
-        np.random.set_state(state)
+def solve(game: Game, method: str, max_evals: int | None, seed: int) -> tuple[np.ndarray, float, dict]:
+    """Contributions in the shape of the input row, the answer with every player left out, and the settings used."""
+    found = {"exact": exact, "permutation": permutation, "partition": partition}[method](
+        game, max_evals=max_evals, seed=seed, clock=Clock()
+    )
+    return game.spread(found.values), found.base, found.settings

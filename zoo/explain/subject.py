@@ -1,28 +1,75 @@
-"""What is explained: a predict function over raw inputs, with its background, from a bundle or a Keras model."""
+"""What is explained: a predict function over raw inputs, and what stands for "unknown" in them."""
 
 import hashlib
-from collections.abc import Callable
-from dataclasses import dataclass, replace
-from functools import lru_cache
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any, Self
 
 import numpy as np
 
 Raw = dict[str, np.ndarray]
+
+KINDS = {
+    "image": (("image",),),
+    "table": (("numbers",), ("categories",), ("numbers", "categories")),
+    "text": (("text",), ("tokens",)),
+    "series": (("series",),),
+    "graph": (("nodes", "adjacency"),),
+    "pair": (("left", "right"),),
+}
+"""Raw inputs that each kind may take."""
+
+ANSWERS = {"detection": "image", "segmentation": "image"}
+"""Kinds that are named after their answer, and the kind of their input."""
+
+_AXES = {
+    "image": ("height", "width", "channels"),
+    "numbers": ("columns",),
+    "categories": ("columns",),
+    "text": (),
+    "tokens": ("length",),
+    "series": ("time", "channels"),
+    "nodes": ("nodes", "features"),
+    "adjacency": ("nodes", "nodes"),
+}
+BATCH_BYTES = 32 * 2**20  # that the rows of one batch take inside the model: more leaves the processor's cache
+LEAST_ROWS, MOST_BYTES = 16, 512 * 2**20  # fewer rows waste calls, unless they take more memory than that
+INSIDE = 64  # times its input that a row takes inside a model of which nothing else is known
 
 
 @dataclass(frozen=True)
 class Subject:
     """A model as an explainer sees it.
 
+    Raw inputs by kind: image `{"image": (batch, height, width, channels)}`; table `{"numbers": float32 (batch,
+    columns), "categories": str (batch, columns)}`, either or both; text `{"text": str (batch,)}` or `{"tokens": int
+    (batch, length)}`; series `{"series": float32 (batch, time, channels)}`; graph `{"nodes": float32 (batch, nodes,
+    features), "adjacency": float32 (batch, nodes, nodes)}`; pair `{"left": …, "right": …}`, each what `of` takes.
+
     Attributes:
-        kind: "image" or "table".
-        shape: `(height, width, channels)` of an image, else empty.
-        numbers, categories: columns of a table.
-        predict: raw inputs -> answers (batch, outputs), probabilities or a value.
-        background: raw rows that replace what is left out; one mean image for images.
+        kind: form of the raw inputs: "image", "table", "text", "series", "graph" or "pair".
+        task: meaning of the answer: "classification", "regression", "detection", "segmentation", "similarity" …; empty
+            where only the answers can tell.
+        labels: names of the outputs; empty where only the answers can tell their number.
+        shape: of one row without the batch: `(height, width, channels)` of an image, `(time, channels)` of a series;
+            empty where any size is taken.
+        numbers, categories: columns of a table; channels of a series have their names in `numbers`.
+        predict: raw inputs -> answers (batch, outputs), probabilities or a value. A detector answers boxes (batch,
+            count, 4) as left, top, right, bottom and scores (batch, count, classes), as dictionary or tuple; or those of
+            `zoo.layers.detection.NonMaxSuppression`. A segmentation answers probabilities (batch, height, width,
+            classes); a graph's nodes may answer each (batch, nodes, outputs).
+        background: raw rows that replace what is left out; one mean image for images. Empty: see `players`.
         background_source: where they come from.
+        model: the Keras model, where there is one.
+        signature: `zoo.data.Signature` that turns raw inputs into the model's, where there is one.
+        references: all background rows as they were given, images not averaged.
+        pixels: whether images must be uint8.
+        gap: what stands in place of a word or token that is left out; None leaves a word out altogether.
+        padding: token that fills short rows.
+        split: text -> pieces that joined give the text; words and marks if None.
+        explained: of a graph, whether "nodes" or "edges" get shares.
+        of: of a pair, the subject that embeds either side.
+        row_bytes: memory one row takes inside the model, roughly.
     """
 
     name: str
@@ -32,14 +79,47 @@ class Subject:
     shape: tuple[int, ...]
     numbers: tuple[str, ...]
     categories: tuple[str, ...]
-    predict: Callable[[Raw], np.ndarray]
+    predict: Callable[[Raw], Any]
     background: Raw
     background_source: str
+    model: Any = None
+    signature: Any = None
+    references: Raw = field(default_factory=dict)
+    pixels: bool = True
+    gap: Any = None
+    padding: int = 0
+    split: Callable[[str], list[str]] | None = None
+    explained: str = "nodes"
+    of: Self | None = None
+    row_bytes: int = 0
+
+    @classmethod
+    def of_function(cls, predict: Callable[..., Any], kind: str, **facts: Any) -> Self:
+        """The subject behind any function, see `zoo.explain.sources.of_function`."""
+        from zoo.explain.sources import of_function
+
+        return of_function(predict, kind, **facts)
 
     @property
     def columns(self) -> tuple[str, ...]:
-        """Names of the explained columns, empty for an image."""
-        return (*self.numbers, *self.categories)
+        """Names of the explained columns, empty for other kinds than tables."""
+        return (*self.numbers, *self.categories) if self.kind == "table" else ()
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of the raw inputs."""
+        if self.kind == "table":
+            return (*["numbers"] * bool(self.numbers), *["categories"] * bool(self.categories))
+        if self.kind == "text":
+            return ("tokens",) if self.shape or isinstance(self.gap, int) else ("text",)
+        return KINDS[self.kind][0]
+
+    def inputs(self, raw: Raw) -> Any:
+        """What the Keras model takes, from raw inputs: one array, or a list where it has several inputs."""
+        if self.signature is not None:
+            return self.signature.inputs(raw)
+        arrays = [raw[name] for name in self.names]
+        return arrays[0] if len(arrays) == 1 else arrays
 
     def check(self, x: Any) -> Raw:
         """Raw inputs in the types that the model takes.
@@ -47,15 +127,12 @@ class Subject:
         Raises:
             ValueError: a name, shape or type does not fit; the message says what is expected.
         """
-        expected = (
-            ["image"]
-            if self.kind == "image"
-            else [*["numbers"] * bool(self.numbers), *["categories"] * bool(self.categories)]
-        )
+        expected = self.names
         if not isinstance(x, dict):
             if len(expected) > 1:
+                form = ", ".join(f'"{name}": …' for name in expected)
                 raise ValueError(
-                    f'{self.name!r} takes numbers and categories; give {{"numbers": …, "categories": …}}, got a bare array'
+                    f"{self.name!r} takes {' and '.join(expected)}; give {{{form}}}, got {'a bare array' if isinstance(x, np.ndarray) else article(type(x).__name__)}"
                 )
             x = {expected[0]: x}
         if sorted(x) != sorted(expected):
@@ -66,196 +143,99 @@ class Subject:
         counts = {name: len(values) for name, values in raw.items()}
         if min(counts.values()) < 1 or len(set(counts.values())) > 1:
             raise ValueError(f"every input needs the same number of rows, at least one, got {counts}")
+        if self.kind == "graph":
+            nodes, across, down = raw["nodes"].shape[1], *raw["adjacency"].shape[1:]
+            if not nodes == across == down:
+                raise ValueError(
+                    f"'adjacency' of {self.name!r} must be (batch, {nodes}, {nodes}) for {nodes} nodes, "
+                    f"got {raw['adjacency'].shape}"
+                )
         return raw
 
+    def batches(self, raw: Raw) -> Iterator[Raw]:
+        """The rows in batches that fit into memory."""
+        size = self.batch(raw)
+        for start in range(0, len(next(iter(raw.values()))), size):
+            yield {name: values[start : start + size] for name, values in raw.items()}
+
+    def batch(self, raw: Raw) -> int:
+        """Rows that the model takes at once, by the memory that they need inside it.
+
+        Args:
+            raw: rows like those that it will take; one is enough.
+        """
+        given = sum(values[:1].nbytes for values in raw.values() if values.dtype != object)
+        each = max(self.row_bytes or INSIDE * given, 1024)
+        return max(1, BATCH_BYTES // each, min(LEAST_ROWS, MOST_BYTES // each))
+
     def _array(self, name: str, values: Any) -> np.ndarray:
-        shape = {"image": self.shape, "numbers": (len(self.numbers),), "categories": (len(self.categories),)}[name]
-        array = np.asarray(values)
-        if array.shape == shape:
-            array = array[None]
-        if array.shape[1:] != shape:
-            text = ", ".join(map(str, shape))
-            raise ValueError(f"input {name!r} of {self.name!r} must be (batch, {text}), got {array.shape}")
-        if name == "image":
-            if array.dtype != np.uint8:
-                raise ValueError(
-                    f"input 'image' of {self.name!r} must be uint8 pixels, 0 … 255, got {array.dtype}; scale and convert them"
-                )
+        if self.of is not None:
+            try:
+                [array] = self.of.check(values).values()
+            except ValueError as error:
+                raise ValueError(f"the {name} side does not fit: {error}") from None
             return array
-        if name == "categories":
+        try:
+            array = np.asarray(values)
+        except ValueError as error:
+            raise ValueError(f"input {name!r} of {self.name!r} must have rows of one shape: {error}") from None
+        array = self._of_shape(name, array)
+        if name == "image":
+            return self._image(array)
+        if name in ("text", "categories"):
             if array.dtype.kind not in "US" and not all(isinstance(value, str) for value in array.flat):
-                raise ValueError(
-                    f"input 'categories' of {self.name!r} must be text, got {array.dtype}; missing values are ''"
-                )
+                missing = "; missing values are ''" if name == "categories" else ""
+                raise ValueError(f"input {name!r} of {self.name!r} must be text, got {array.dtype}{missing}")
             return array.astype(str)
+        if name == "tokens":
+            if array.dtype.kind not in "iu":
+                raise ValueError(f"input 'tokens' of {self.name!r} must be whole numbers, got {array.dtype}")
+            return array
         try:
             array = array.astype(np.float32)
         except (TypeError, ValueError) as error:
-            raise ValueError(f"input 'numbers' of {self.name!r} must be numbers, got {array.dtype}: {error}") from None
+            raise ValueError(f"input {name!r} of {self.name!r} must be numbers, got {array.dtype}: {error}") from None
         if np.isinf(array).any():
-            raise ValueError(f"input 'numbers' of {self.name!r} holds infinity; a missing number is NaN")
+            missing = "; a missing number is NaN" if name == "numbers" else ""
+            raise ValueError(f"input {name!r} of {self.name!r} holds infinity{missing}")
+        if name != "numbers":
+            self._no_nan(name, array)
         return array
 
+    def _of_shape(self, name: str, array: np.ndarray) -> np.ndarray:
+        """The array with a batch axis; a single row may come without."""
+        axes = _AXES[name]
+        sizes = {"numbers": (len(self.numbers),), "categories": (len(self.categories),)}.get(name, self.shape)
+        if self.kind == "graph" and name == "adjacency":
+            sizes = sizes[:1] * 2
+        whole = array[None] if array.ndim == len(axes) else array
+        if whole.ndim != len(axes) + 1 or (sizes and whole.shape[1:] != sizes):
+            text = ", ".join(["batch", *(map(str, sizes) if sizes else axes)])
+            raise ValueError(f"input {name!r} of {self.name!r} must be ({text}), got {array.shape}")
+        return whole
 
-def subject_of(model: Any, signature: Any, background: Raw | None, precision: str | None) -> Subject:
-    """The subject behind a bundle, a bundle's folder, a run or a Keras model.
+    def _image(self, array: np.ndarray) -> np.ndarray:
+        if self.pixels and array.dtype != np.uint8:
+            raise ValueError(
+                f"input 'image' of {self.name!r} must be uint8 pixels, 0 … 255, got {array.dtype}; scale and convert them"
+            )
+        if array.dtype.kind not in "iuf":
+            raise ValueError(f"input 'image' of {self.name!r} must be numbers, got {array.dtype}")
+        if array.dtype.kind == "f":
+            self._no_nan("image", array)
+        return array
 
-    Raises:
-        ValueError: a Keras model without signature, or a background that does not fit.
-    """
-    if isinstance(model, str | Path):
-        from serve.manifest import read
-
-        model = read(model)
-    if hasattr(model, "manifest"):
-        return _of_bundle(model, background, precision)
-    if hasattr(model, "model") and hasattr(model, "signature"):  # a run
-        model, signature = model.model, signature or model.signature
-    if signature is None:
-        raise ValueError(
-            f"a {type(model).__name__} can only be explained with its signature; "
-            "give signature=, such as a run's or data's, or explain its bundle"
-        )
-    return _of_keras(model, signature, background)
-
-
-def _of_bundle(bundle: Any, background: Raw | None, precision: str | None) -> Subject:
-    manifest = bundle.manifest
-    ports = {port.name: port for port in manifest.inputs}
-    path = bundle.model(precision)
-    live = _session(str(path), path.stat().st_mtime_ns)
-    output = manifest.outputs[0].name
-
-    def predict(raw: Raw) -> np.ndarray:
-        wire = {name: values.astype(object) if values.dtype.kind == "U" else values for name, values in raw.items()}
-        return live.run([output], wire)[0]
-
-    source = "given"
-    if background is None:
-        source = "rows of the training split, in the bundle"
-        background = _stored(bundle, "background.npz")
-    return _finish(
-        name=manifest.name,
-        kind=manifest.kind,
-        task=manifest.task,
-        labels=manifest.labels,
-        shape=tuple(ports["image"].shape[1:]) if "image" in ports else (),
-        numbers=ports["numbers"].columns if "numbers" in ports else (),
-        categories=ports["categories"].columns if "categories" in ports else (),
-        predict=predict,
-        background=background,
-        background_source=source,
-    )
+    def _no_nan(self, name: str, array: np.ndarray) -> None:
+        failed = np.flatnonzero(~np.isfinite(array.reshape(len(array), -1)).all(axis=1))
+        if len(failed):
+            raise ValueError(
+                f"input {name!r} of {self.name!r} holds NaN or infinity in row {failed[0]}; fill the gaps first"
+            )
 
 
-@lru_cache(maxsize=4)
-def _session(path: str, _changed: int) -> Any:
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-
-
-def _of_keras(model: Any, signature: Any, background: Raw | None) -> Subject:
-    def predict(raw: Raw) -> np.ndarray:
-        from zoo import tasks
-
-        logits = model.predict_on_batch(signature.inputs(raw))
-        return tasks.get(signature.task).answer(logits, signature)
-
-    return subject_with(model.name, signature, predict, background)
-
-
-def subject_with(
-    name: str, signature: Any, predict: Callable[[Raw], np.ndarray], background: Raw | None = None
-) -> Subject:
-    """The subject behind a function from raw inputs to answers.
-
-    Args:
-        name: what it is called in messages.
-        signature: `zoo.data.Signature` of its inputs and answers.
-        predict: raw inputs -> answers (batch, outputs).
-        background: raw rows that stand for "unknown"; the training mean of the signature if None.
-
-    Raises:
-        ValueError: the background does not fit.
-    """
-    step = signature.preprocess
-    image = step.kind == "image"
-    source = "given"
-    if background is None:
-        source = "training mean of the signature"
-        if image:
-            pixels = np.clip(np.rint(step.mean), 0, 255).astype(np.uint8)
-            background = {"image": np.broadcast_to(pixels, (1, *step.shape)).copy()}
-        else:
-            background = {"numbers": np.asarray([step.mean], np.float32)} if step.numbers else {}
-            if step.categories:
-                background["categories"] = np.full((1, len(step.categories)), "")
-    return _finish(
-        name=name,
-        kind=step.kind,
-        task=signature.task,
-        labels=signature.labels,
-        shape=step.shape if image else (),
-        numbers=() if image else step.numbers,
-        categories=() if image else tuple(step.categories),
-        predict=predict,
-        background=background,
-        background_source=source,
-    )
-
-
-def _finish(**facts: Any) -> Subject:
-    """The subject with its background checked, for images averaged to one."""
-    subject = Subject(**facts)
-    try:
-        background = subject.check(subject.background)
-    except ValueError as error:
-        raise ValueError(f"the background does not fit: {error}") from None
-    if subject.kind == "table":
-        return replace(subject, background=background)
-    mean = np.rint(background["image"].mean(axis=0, keepdims=True)).astype(np.uint8)
-    return replace(
-        subject, background={"image": mean}, background_source=f"{subject.background_source}, averaged to one image"
-    )
-
-
-def examples(bundle: Any, image: str | Path | None = None, rows: int = 4) -> Raw:
-    """Raw inputs to try an explanation on.
-
-    Args:
-        bundle: whose model is to be explained.
-        image: picture file, turned upright and brought to the model's size; the bundle's golden rows if None.
-        rows: number of golden rows, from the first.
-
-    Raises:
-        ValueError: the model takes no image, or the file is none.
-    """
-    if rows < 1:
-        raise ValueError(f"rows must be at least 1, got rows={rows}")
-    if image is None:
-        return {name: values[:rows] for name, values in _stored(bundle, "golden.npz").items()}
-    if bundle.manifest.kind != "image":
-        raise ValueError(f"{bundle.manifest.name!r} takes no image but a {bundle.manifest.kind}; leave the image out")
-    from zoo.data.images import open_image
-
-    [port] = bundle.manifest.inputs
-    return {port.name: open_image(Path(image), tuple(port.shape[1:]))[None]}
-
-
-def _stored(bundle: Any, file: str) -> Raw:
-    """Input rows that a bundle carries.
-
-    Raises:
-        ValueError: it carries none.
-    """
-    path = bundle.folder / file
-    if not path.is_file():
-        raise ValueError(f"bundle {bundle.manifest.name!r} has no {file}; export it again, or give the rows yourself")
-    with np.load(path, allow_pickle=False) as arrays:
-        return {name.removeprefix("input/"): arrays[name] for name in arrays.files if name.startswith("input/")}
+def article(word: str) -> str:
+    """The word with "a" or "an" before it."""
+    return f"{'an' if word[0] in 'aeiou' else 'a'} {word}"
 
 
 def fingerprint(raw: Raw) -> str:

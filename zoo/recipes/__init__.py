@@ -6,10 +6,11 @@ for that model and data set, then what the caller overrides.
 
 import dataclasses
 import json
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import UnionType
-from typing import Any, get_args, get_origin, get_type_hints
+from typing import Any, NamedTuple, get_args, get_origin, get_type_hints
 
 from zoo.registry import suggest
 
@@ -17,7 +18,48 @@ OPTIMIZERS = ("sgd", "momentum", "nesterov", "adagrad", "adadelta", "rmsprop", "
 SCHEDULES = ("constant", "step", "exponential", "cosine", "warm_restarts", "one_cycle", "plateau")
 AUGMENTATIONS = ("shift", "crop", "flip", "rotate", "noise", "colour", "mixup", "cutmix")
 PRECISIONS = ("float32", "mixed_float16", "mixed_bfloat16")
-CHOICES = {"optimizer": OPTIMIZERS, "schedule": SCHEDULES, "augment": AUGMENTATIONS, "precision": PRECISIONS}
+ADVERSARIAL = ("fgsm:8", "pgd:8", "pgd:8:10", "pgd-l2:64", "gaussian:32")  # examples; any figures will do
+CHOICES = {
+    "optimizer": OPTIMIZERS,
+    "schedule": SCHEDULES,
+    "augment": AUGMENTATIONS,
+    "precision": PRECISIONS,
+    "adversarial": ADVERSARIAL,
+}
+
+
+class Perturbation(NamedTuple):
+    """What is done to training rows before each step, as text `METHOD[-l2]:STRENGTH[:STEPS]`.
+
+    Attributes:
+        method: "fgsm", "pgd" or "gaussian".
+        norm: "linf", a limit for each value, or "l2", one for all values of a row together.
+        strength: the limit, or the standard deviation of the noise: in pixel values of 0 … 255 for images, in standard
+            deviations of each column for tables.
+        steps: gradient steps of the attack, 0 for noise.
+    """
+
+    method: str
+    norm: str
+    strength: float
+    steps: int
+
+    @classmethod
+    def parse(cls, text: str) -> "Perturbation":
+        """Read the text.
+
+        Raises:
+            ValueError: it is none.
+        """
+        found = re.fullmatch(r"(fgsm|pgd|gaussian)(-l2)?:(\d+\.?\d*)(?::(\d+))?", text)
+        method, l2, strength, steps = found.groups() if found else ("", None, "0", None)
+        if not float(strength) or steps == "0" or (steps and method != "pgd") or (l2 and method == "gaussian"):
+            raise ValueError(
+                f"adversarial must be fgsm:E, pgd:E, pgd:E:STEPS or gaussian:SIGMA with E and SIGMA above 0, and -l2 behind "
+                f"the name of an attack for that norm, such as {', '.join(ADVERSARIAL)}, got {text!r}"
+            )
+        usual = {"fgsm": 1, "pgd": 7, "gaussian": 0}[method]  # 7 steps as Madry et al. 2018 take for CIFAR-10
+        return cls(method, "l2" if l2 else "linf", float(strength), int(steps or usual))
 
 
 @dataclass(frozen=True)
@@ -41,6 +83,7 @@ class Recipe:
         loss: "" for the task's own, else a name from `zoo.tasks.losses`.
         label_smoothing: share of the target spread over all classes, in [0, 1).
         augment: names from `AUGMENTATIONS`, applied to training batches in this order.
+        adversarial: "" for none, else what each training and validation batch is changed by, see `Perturbation`.
         class_weights: weigh each class by the inverse of its frequency.
         precision: one of `PRECISIONS`; mixed precision pays on GPUs only.
         averaging: decay of the running average of the weights that the run ends with, 0 for none.
@@ -66,6 +109,7 @@ class Recipe:
     loss: str = ""
     label_smoothing: float = 0.0
     augment: tuple[str, ...] = ()
+    adversarial: str = ""
     class_weights: bool = False
     precision: str = "float32"
     averaging: float = 0.0
@@ -94,6 +138,8 @@ class Recipe:
         for name, (holds, wanted) in checks.items():
             if not holds:
                 raise ValueError(f"{name} must be {wanted}, got {getattr(self, name)!r}")
+        if self.adversarial:
+            Perturbation.parse(self.adversarial)
 
     def override(self, **settings: Any) -> "Recipe":
         """A copy with other settings; text is read as the setting's type, as from a command line.

@@ -3,6 +3,7 @@
 import keras
 import numpy as np
 
+from zoo.data.signature import softmax
 from zoo.tasks import losses
 
 
@@ -24,9 +25,7 @@ class Classification:
         return np.eye(outputs, dtype=np.float32)[targets]
 
     def answer(self, raw, signature):
-        raw = np.asarray(raw, np.float32)
-        exponentials = np.exp(raw - raw.max(axis=-1, keepdims=True))
-        return exponentials / exponentials.sum(axis=-1, keepdims=True)
+        return signature.calibration(raw) if signature.calibration else softmax(raw)
 
     def score(self, y, answer):
         return float(np.mean(answer.argmax(axis=-1) == y))

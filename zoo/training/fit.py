@@ -4,7 +4,7 @@ import keras
 import numpy as np
 
 from zoo import tasks
-from zoo.training import augment
+from zoo.training import adversarial, augment
 from zoo.training.callbacks import GradientHealth, Keeper, NaNGuard, Progress
 from zoo.training.optimisers import optimiser
 
@@ -180,6 +180,8 @@ def fit(
         )
     method = method or Method()
     model = method.begin(model, data, recipe)
+    if recipe.adversarial:
+        model = adversarial.hardened(model, data, recipe)
     steps = Batches(data, recipe).steps
     compile_for(model, recipe, task, steps, method)
 

@@ -1,0 +1,1 @@
+"""Commands of `zoo`, a module for each group of them; `zoo.cli` registers them."""

@@ -1,0 +1,92 @@
+"""Pictures of explanations, one file per kind of input; each row of a batch is a panel of its own.
+
+A kind's file has `STYLES`, `height(explanation, row, width, style)` in inches and
+`panel(figure, explanation, row, width, style, theme)`, which draws the row into a figure or a part of one.
+"""
+
+from collections.abc import Sequence
+from textwrap import wrap
+from types import ModuleType
+from typing import Any
+
+from matplotlib.figure import Figure
+
+from zoo.explain.pictures import graphs, images, pairs, series, tables, texts
+from zoo.explain.pictures.theme import DARK, LIGHT, Theme, blank, literal
+
+WIDTH = 8.4  # inches
+MOST_ROWS = 64  # of a picture: more make a file that nothing opens
+_LINE = 0.18  # inches of a line below the rows
+_KINDS: dict[str, ModuleType] = {
+    "image": images,
+    "detection": images,
+    "segmentation": images,
+    "table": tables,
+    "text": texts,
+    "series": series,
+    "graph": graphs,
+    "pair": pairs,
+}
+
+
+def of(explanation: Any) -> ModuleType:
+    """The file that draws an explanation of this kind.
+
+    Raises:
+        ValueError: no file does.
+    """
+    if explanation.kind not in _KINDS:
+        raise ValueError(f"no picture is known for {explanation.kind!r}; kinds are {', '.join(_KINDS)}")
+    return _KINDS[explanation.kind]
+
+
+def styles(explanation: Any) -> tuple[str, ...]:
+    """Names of the ways to draw an explanation, the usual one first."""
+    return of(explanation).STYLES
+
+
+def draw(explanation: Any, rows: int = 4, style: str | None = None, dark: bool = False) -> Figure:
+    """Figure of the first rows of an explanation.
+
+    Args:
+        explanation: with its inputs.
+        rows: panels at most, 1 … 64.
+        style: one of `styles(explanation)`, the first if None.
+        dark: colours for a dark page.
+
+    Raises:
+        ValueError: `rows` is not 1 … 64, no such style, or the explanation has no inputs.
+    """
+    if not 1 <= rows <= MOST_ROWS:
+        raise ValueError(f"rows must be 1 … {MOST_ROWS}, got rows={rows}; give a slice of the batch to see later rows")
+    kind = of(explanation)
+    style = style or kind.STYLES[0]
+    if style not in kind.STYLES:
+        raise ValueError(f"no style {style!r} for kind {explanation.kind!r}; styles are {', '.join(kind.STYLES)}")
+    if not explanation.inputs:
+        raise ValueError(
+            "the explanation was read without its inputs, so it cannot be drawn; write it with inputs=True"
+        )
+    shown = range(min(rows, len(explanation)))
+    return assemble(explanation, shown, style, DARK if dark else LIGHT, _caption(explanation))
+
+
+def assemble(explanation: Any, shown: Sequence[int], style: str, theme: Theme, caption: list[str]) -> Figure:
+    """Panels of some rows above each other, with lines of small text below."""
+    kind = of(explanation)
+    heights = [kind.height(explanation, row, WIDTH, style) for row in shown]
+    figure = blank(WIDTH, sum(heights) + _LINE * len(caption) + 0.14, theme)
+    panels = figure.subfigures(len(heights), 1, squeeze=False, height_ratios=heights)[:, 0]
+    for row, panel in zip(shown, panels, strict=True):
+        panel.set_facecolor(theme.ground)
+        kind.panel(panel, explanation, row, WIDTH, style, theme)
+    if caption:
+        text = literal("\n".join(caption))
+        figure.supxlabel(text, fontsize=8, color=theme.quiet, x=0.012, ha="left")
+    return figure
+
+
+def _caption(explanation: Any) -> list[str]:
+    """What was done and how far it can be trusted, in lines that fit the picture."""
+    told = [text for text in explanation.trust() if not text.endswith(("model rows", " s"))]
+    return wrap(" · ".join([f"{explanation.name}, {explanation.method}", *told]), 156)

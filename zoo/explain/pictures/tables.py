@@ -1,0 +1,151 @@
+"""Columns of a table as bars, or as a waterfall from the base to the answer."""
+
+from typing import Any
+
+import numpy as np
+
+from zoo.explain.pictures.theme import Theme, literal, plain, short, signed, title
+
+STYLES = ("bar", "waterfall")
+BARS = 12  # columns shown one by one, the rest in one bar
+
+
+def height(explanation: Any, row: int, width: float, style: str) -> float:
+    """Inches that a row needs."""
+    shown = min(len(explanation.columns), BARS + (len(explanation.columns) > BARS))
+    return 0.31 * (shown + 2 * (style == "waterfall" and explanation.base is not None)) + 1.15
+
+
+def panel(figure: Any, explanation: Any, row: int, width: float, style: str, theme: Theme) -> None:
+    """Draw one row."""
+    axis = figure.subplots()
+    names, values, errors = leading(explanation, row)
+    if style == "waterfall" and explanation.base is not None:
+        _waterfall(axis, names, values, float(explanation.base[row]), explanation, row, theme)
+    else:
+        bars(axis, names, values, errors, theme, rest=len(explanation.columns) > BARS)
+        axis.set_xlabel(literal(f"contribution to {what(explanation, row)}"), fontsize=8.5, color=theme.quiet)
+    start = "" if explanation.base is None else f", from {explanation.amount(explanation.base[row])} for the background"
+    title(axis, short(f"model says {explanation.answer(row)}{start}", 96), theme)
+
+
+def bars(
+    axis: Any, names: list[str], values: np.ndarray, errors: np.ndarray | None, theme: Theme, rest: bool = False
+) -> None:
+    """Horizontal bars from the top, each with its figure; the last one grey if it stands for the rest."""
+    places = np.arange(len(values))[::-1]
+    colours = [theme.speaks_for if value > 0 else theme.against for value in values]
+    if rest:
+        colours[-1] = theme.quiet
+    axis.barh(places, values, color=colours, height=0.64)
+    if errors is not None:
+        axis.errorbar(values, places, xerr=1.96 * errors, fmt="none", ecolor=theme.ink, elinewidth=1, capsize=2.5)
+    margin = np.zeros(len(values)) if errors is None else 1.96 * errors
+    size = max(float(np.abs(values).max(initial=0)), 1e-12)
+    for place, value, more in zip(places, values, margin, strict=True):
+        side = 1 if value >= 0 else -1
+        axis.text(
+            value + side * (size * 0.015 + more),
+            place,
+            signed(value),
+            va="center",
+            ha="left" if side > 0 else "right",
+            fontsize=8.5,
+            color=theme.ink,
+        )
+    low, high = min(0.0, float((values - margin).min())), max(0.0, float((values + margin).max()))
+    room = 0.11 * max(high - low, 1e-12)
+    axis.set_xlim(low - (room if low else room / 8), high + (room if high else room / 8))
+    axis.set_ylim(-0.6, len(values) - 0.4)
+    plain(axis, theme)
+    axis.set_yticks(places, [literal(name) for name in names], fontsize=9, color=theme.ink)
+    axis.tick_params(axis="y", length=0, labelcolor=theme.ink)
+    axis.axvline(0, color=theme.ink, linewidth=0.8)
+
+
+def _waterfall(
+    axis: Any, names: list[str], values: np.ndarray, base: float, explanation: Any, row: int, theme: Theme
+) -> None:
+    """Each bar begins where the last one ended; the smallest contributions come first."""
+    names, values = names[::-1], values[::-1]
+    ends = base + np.cumsum(values)
+    starts = np.r_[base, ends[:-1]]
+    places = np.arange(len(values)) + 1
+    colours = [theme.speaks_for if value > 0 else theme.against for value in values]
+    axis.barh(places, values, left=starts, color=colours, height=0.64)
+    low, high = float(np.r_[base, ends].min()), float(np.r_[base, ends].max())
+    span = max(high - low, 1e-12)
+    for place, start, end, value in zip(places, starts, ends, values, strict=True):
+        wide = abs(value) > 0.13 * span
+        axis.text(
+            (start + end) / 2 if wide else max(start, end) + 0.012 * span,
+            place,
+            signed(value),
+            va="center",
+            ha="center" if wide else "left",
+            fontsize=8.5,
+            color=theme.ground if wide else theme.ink,
+        )
+    for place, end in zip(np.r_[0, places], np.r_[base, ends], strict=True):
+        axis.plot([end, end], [place - 0.32, place + 1.32], color=theme.quiet, linewidth=0.8, zorder=0)
+    top = len(values) + 1
+    for place, value in ((0, base), (top, float(ends[-1]))):
+        axis.plot([value], [place], marker="D", color=theme.ink, markersize=5)
+        left = value > (low + high) / 2
+        axis.text(
+            value + (-0.02 if left else 0.02) * span,
+            place,
+            literal(explanation.amount(value)),
+            va="center",
+            ha="right" if left else "left",
+            fontsize=9.5,
+            color=theme.ink,
+            fontweight="bold",
+        )
+    axis.set_xlim(low - 0.08 * span, high + 0.1 * span)
+    axis.set_ylim(-0.6, top + 0.6)
+    plain(axis, theme)
+    ticks = ["background", *names, "answer"]
+    axis.set_yticks(np.arange(top + 1), [literal(name) for name in ticks], fontsize=9)
+    axis.tick_params(axis="y", length=0, labelcolor=theme.ink)
+    axis.set_xlabel(literal(what(explanation, row)), fontsize=8.5, color=theme.quiet)
+
+
+def leading(explanation: Any, row: int) -> tuple[list[str], np.ndarray, np.ndarray | None]:
+    """Labels, values and standard errors of the bars, largest first, the smallest columns in one bar."""
+    values = explanation.attributions[row]
+    order = np.argsort(-np.abs(values), kind="stable")
+    names = [short(cell(explanation, row, index), 44) for index in order[:BARS]]
+    shown = values[order[:BARS]]
+    errors = None if explanation.standard_error is None else explanation.standard_error[row][order[:BARS]]
+    if len(order) > BARS:
+        names.append(f"{len(order) - BARS} other columns together")
+        shown = np.append(shown, values[order[BARS:]].sum())
+        if errors is not None:  # as if independent, which sampled orders nearly are
+            errors = np.append(errors, np.sqrt(np.square(explanation.standard_error[row][order[BARS:]]).sum()))
+    return names, shown, errors
+
+
+def cells(explanation: Any, row: int) -> list[Any]:
+    """A row's values, numbers before texts."""
+    given = [explanation.inputs[name][row] for name in ("numbers", "categories") if name in explanation.inputs]
+    return [value for values in given for value in values.tolist()]
+
+
+def cell(explanation: Any, row: int, index: int) -> str:
+    """`column = value`."""
+    found = cells(explanation, row)
+    if index >= len(found):
+        return explanation.columns[index]
+    value = found[index]
+    missing = value == "" or (isinstance(value, float) and np.isnan(value))
+    text = "missing" if missing else value if isinstance(value, str) else f"{value:.4g}".replace("-", "−")
+    return f"{explanation.columns[index]} = {text}"
+
+
+def what(explanation: Any, row: int) -> str:
+    """What the contributions add up to."""
+    if explanation.kind == "pair":
+        return "the similarity"
+    label = explanation.label(row)
+    return label if explanation.task == "regression" else f"the {explanation.unit} of “{label}”"
