@@ -8,14 +8,14 @@ import platform
 import re
 import shutil
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import keras
 import numpy as np
 
-from export import ExportError, baseline, card, files, lowbit, parity, trust
+from export import ExportError, baseline, card, files, lowbit, maps, parity, trust
 from export import int8 as quantization
 from export import sign as signing
 from export.convert import OPSET, check, in_float32, to_onnx
@@ -59,6 +59,7 @@ def to_bundle(
     precision: str | None = None,
     calibrate: str | None = None,
     conformal: float | None = None,
+    activation_map: bool | str = False,
     architecture: str = "",
     training: dict[str, Any] | None = None,
     licence: str = "",
@@ -93,6 +94,8 @@ def to_bundle(
             constants from the validation split; see `zoo.evaluate.calibrate`.
         conformal: share of rows, in (0, 1), whose set of labels (or interval) should hold the truth; thresholds from
             the validation split, which `/predict` answers by.
+        activation_map: also the output `activation_map` in every ONNX file: True or "top" for the map of the most
+            probable class, "all" for those of all classes; see `export.to_onnx`.
         architecture: public name of the model; taken from `run`, or the Keras model's own name.
         training: further facts on how the model was trained, which must be JSON.
         licence: terms of the model's weights, as text.
@@ -126,6 +129,7 @@ def to_bundle(
     max_drop = quantization.MAX_DROP if max_drop is None else max_drop
     parity.check_numbers(max_drop=max_drop)
     wanted = _wanted(int8, float16, weight_bits, precision)
+    classes = maps.wanted(activation_map)
     splits = _splits(model, data, run)
     signature: Signature = splits.signature
     architecture = architecture or (run.recipe.model if run else model.name)
@@ -144,6 +148,7 @@ def to_bundle(
             golden=golden,
             tolerance=registry.tolerance(architecture) if tolerance is None else tolerance,
             external_above=external_above,
+            activation_map=classes,
         )
         validated = parity.run(parity.session(source), splits.validation.x)
         idle = _idle(validated, splits)
@@ -157,7 +162,8 @@ def to_bundle(
                 "choose another precision, or allow more with max_drop="
             )
         expected = parity.keras_answers(model, signature, golden)
-        precisions = _measured(draft, splits, golden, expected, kept_float)
+        shown = {maps.NAME: maps.truth(model, signature, golden, classes)} if classes else {}
+        precisions = _measured(draft, splits, golden, expected, shown, kept_float)
         sets = {}
         if conformal is not None:
             sets = trust.conformal_sets(
@@ -170,14 +176,14 @@ def to_bundle(
             task=signature.task,
             kind=signature.preprocess.kind,
             inputs=_inputs(signature),
-            outputs=(_output(signature),),
+            outputs=(_output(signature), *([maps.port(model, classes)] if classes else [])),
             labels=signature.labels,
             metric=tasks.get(signature.task).metric,
             precisions=precisions,
             default=precision or "fp32",
             choices={} if isinstance(signature.preprocess, ImagePreprocess) else dict(signature.preprocess.categories),
             edge=_edges(
-                model, draft, splits, wanted if litert else None, tuple(precisions) if ort else (), max_drop, refused
+                model, draft, splits, wanted if litert else None, _others(precisions) if ort else {}, max_drop, refused
             ),
             refused=refused,
             training=_provenance(splits, run, training),
@@ -185,7 +191,7 @@ def to_bundle(
             calibration=calibration,
             conformal=sets,
         )
-        _save_arrays(draft / "golden.npz", input=golden, output=expected)
+        _save_arrays(draft / "golden.npz", input=golden, output=expected | shown)
         _save_arrays(draft / "background.npz", input=_rows(splits.train, BACKGROUND))
         _save_json(draft / "drift.json", baseline.describe(validated[manifest.outputs[0].name], splits))
         if runner:
@@ -346,9 +352,14 @@ def _rows(split: Any, count: int) -> parity.Arrays:
 
 
 def _measured(
-    draft: Path, splits: Any, golden: parity.Arrays, expected: parity.Arrays, kept_float: dict[str, tuple[str, ...]]
+    draft: Path,
+    splits: Any,
+    golden: parity.Arrays,
+    expected: parity.Arrays,
+    shown: parity.Arrays,
+    kept_float: dict[str, tuple[str, ...]],
 ) -> dict[str, Precision]:
-    """Size, parity, score, latency and changes of each form that was kept."""
+    """Size, parity, score, latency and changes of each form that was kept; `shown` is what it gives beside answers."""
     task = tasks.get(splits.signature.task)
     paths = {key: draft / file for key, file in FILES.items() if (draft / file).exists()}
     times = milliseconds(list(paths.values()), golden, repeats=3, seconds=0.05)
@@ -363,6 +374,7 @@ def _measured(
             file=path.name,
             bytes=path.stat().st_size + (weights.stat().st_size if weights.exists() else 0),
             parity=parity.difference(live, golden, expected),
+            others={name: parity.difference(live, golden, {name: truth}) for name, truth in shown.items()},
             score=_finite(task.score(splits.test.y, answers)),
             kept_float=kept_float.get(key, ()),
             weights=weights.name if weights.exists() else "",
@@ -401,16 +413,24 @@ def _changes(splits: Any, before: np.ndarray, after: np.ndarray) -> dict[str, An
     }
 
 
+def _others(precisions: Mapping[str, Precision]) -> dict[str, dict[str, float]]:
+    """How far the further outputs of each form are from Keras."""
+    return {key: form.others for key, form in precisions.items()}
+
+
 def _edges(
     model: Any,
     draft: Path,
     splits: Any,
     litert: Sequence[str] | None,
-    ort: Sequence[str],
+    ort: Mapping[str, dict[str, float]],
     max_drop: float,
     refused: dict[str, str],
 ) -> dict[str, Edge]:
-    """Write files for devices and compare them with Keras on the test split; a refusal is noted in `refused`."""
+    """Write files for devices and compare them with Keras on the test split; a refusal is noted in `refused`.
+
+    `ort` has the ONNX forms to write in ONNX Runtime's own format, and how far their further outputs are from Keras.
+    """
     if litert is None and not ort:
         return {}
     task = tasks.get(splits.signature.task)
@@ -470,6 +490,7 @@ def _edges(
             difference=float(np.abs(answers - truth[task.output]).max()),
             agreement=agreement_of(answers, truth[task.output]),
             inputs=tuple(port.name for port in live.get_inputs()),
+            others=dict(ort[key]),
             score=_finite(task.score(splits.test.y, answers)),
             ms=round(milliseconds([path], golden, repeats=3, seconds=0.05)[0], 4),
         )

@@ -53,6 +53,9 @@ def _what(manifest: Manifest) -> str:
     return (
         f"Architecture `{manifest.architecture}`, task {manifest.task}. It takes {inputs}, and answers the {kind} as "
         f"`{output.name}` {output.dtype} {output.sizes}. Scaling of the inputs and decoding of the answer are inside the ONNX file."
+        + "".join(
+            f" Beside it, `{port.name}` {port.dtype} {port.sizes} is the {port.unit}." for port in manifest.outputs[1:]
+        )
     )
 
 

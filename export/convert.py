@@ -13,7 +13,7 @@ import numpy as np
 import onnx
 from onnx import helper
 
-from export import ExportError, files, parity
+from export import ExportError, files, maps, parity
 from export.edges import add_edges
 from export.lowering import NotLoweredError
 from export.lowering.graph import Graph, Value, onnx_type
@@ -33,6 +33,7 @@ def to_onnx(
     golden: dict[str, np.ndarray] | None = None,
     tolerance: float = parity.TOLERANCE,
     external_above: int = files.EXTERNAL_ABOVE,
+    activation_map: bool | str = False,
 ) -> Path:
     """Write a Keras model as an ONNX file that has been run and gives the same answers.
 
@@ -48,26 +49,35 @@ def to_onnx(
         golden: inputs to compare with Keras on, by name, each (batch, ...) with the same batch; drawn at random if None.
         tolerance: largest difference allowed, relative to the largest answer where that is above 1.
         external_above: bytes of weights from which they are written to `<path>.data` beside the file.
+        activation_map: also the output `activation_map`, which shows where the network found what speaks for a class:
+            True or "top" for the most probable class, (batch, height, width), or "all" for every class, (batch, height,
+            width, classes). Each is the class's logit less its bias, place by place, and has it as its mean (Zhou et al.
+            2016, arXiv:1512.04150). The model must end in global average pooling and at most one dense layer.
 
     Returns:
         The path written.
 
     Raises:
         ExportError: an operation has no ONNX form, the file does not run, or its answers differ; the message names
-            the first Keras layer that differs.
+            the first Keras layer that differs. The model has no activation maps.
     """
     path = Path(path)
     check(model, signature)
+    classes = maps.wanted(activation_map)
+    if classes:
+        maps.check(model)
     _check_options(opset, tolerance, external_above)
     model = in_float32(model)
     golden = parity.sample(model, signature) if golden is None else parity.checked(model, signature, golden, "golden")
     with files.draft(path) as draft:
-        options = {"opset": opset, "external_above": external_above}
+        options = {"opset": opset, "external_above": external_above, "activation_map": classes}
         try:
             write(model, signature, draft, **options)
         except NotLoweredError:  # on another backend than TensorFlow
             through_tensorflow("export.convert", model, signature, draft, **options)
         parity.gate(model, signature, draft, golden, tolerance)
+        if classes:
+            maps.gate(model, signature, draft, golden, classes, tolerance)
     return path
 
 
@@ -176,7 +186,12 @@ def _without_half(config: Any) -> Any:
 
 
 def write(
-    model: Any, signature: Signature | None, path: Path, opset: int, external_above: int = files.EXTERNAL_ABOVE
+    model: Any,
+    signature: Signature | None,
+    path: Path,
+    opset: int,
+    external_above: int = files.EXTERNAL_ABOVE,
+    activation_map: str = "",
 ) -> None:
     """Write an ONNX file that nobody has run yet.
 
@@ -185,7 +200,7 @@ def write(
         NotLoweredError: a layer needs the TensorFlow backend to be converted.
     """
     graph = Graph(opset)
-    proto = _convert(graph, model)
+    proto = _convert(graph, model, activation_map)
     if signature is not None:
         add_edges(proto, signature)
     proto.producer_name, proto.producer_version = "zooroad", importlib.import_module("zoo").__version__
@@ -199,7 +214,7 @@ def write(
     files.write(proto, {name: array for name, array in graph.weights.items() if name in read}, path, external_above)
 
 
-def _convert(graph: Graph, model: Any) -> onnx.ModelProto:
+def _convert(graph: Graph, model: Any, activation_map: str) -> onnx.ModelProto:
     """ONNX graph of the model alone, without its weights."""
     inputs, described = [], []
     for tensor in model.inputs:
@@ -212,6 +227,9 @@ def _convert(graph: Graph, model: Any) -> onnx.ModelProto:
     for name, value in zip(names, values, strict=True):
         _name_output(graph, value, name, names, values)
         answers.append(_describe(name, "float32", value.shape))
+    if activation_map:
+        answers.append(maps.add(graph, model, activation_map))
+        names = [*names, maps.NAME]
     imports = [helper.make_opsetid("", graph.opset), *(helper.make_opsetid(*entry) for entry in graph.domains.items())]
     body = helper.make_graph(_needed(graph.nodes, names), model.name, described, answers)
     return helper.make_model(body, opset_imports=imports, ir_version=helper.find_min_ir_version_for(imports))

@@ -113,8 +113,10 @@ def _answer(graph: onnx.GraphProto, signature: Signature) -> list[onnx.NodeProto
     else:
         nodes = _calibrated(graph, signature.calibration, name)
     nodes[-1].name = f"{AFTER}/{name}"
+    others = [output for output in graph.output if output.name != "logits"]
     del graph.output[:]
     graph.output.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch", signature.outputs]))
+    graph.output.extend(others)
     return nodes
 
 

@@ -166,7 +166,7 @@ def keras_answers(model: Any, signature: Signature | None, inputs: Arrays) -> Ar
     rows = len(next(iter(inputs.values())))
     chunks = []
     for start in range(0, rows, CHUNK):
-        own = _own_inputs(model, signature, {name: values[start : start + CHUNK] for name, values in inputs.items()})
+        own = own_inputs(model, signature, {name: values[start : start + CHUNK] for name, values in inputs.items()})
         try:
             answers = _through(model, own)
         except Exception as error:  # of a layer of the user's own, or because of the size
@@ -195,7 +195,7 @@ def output_names(model: Any) -> list[str]:
     return names
 
 
-def _own_inputs(model: Any, signature: Signature | None, inputs: Arrays) -> list[Any]:
+def own_inputs(model: Any, signature: Signature | None, inputs: Arrays) -> list[Any]:
     """The model's own inputs as tensors, in its order."""
     given = {model.inputs[0].name: signature.inputs(inputs)} if signature else inputs
     return [keras.ops.convert_to_tensor(given[tensor.name]) for tensor in model.inputs]
@@ -286,10 +286,10 @@ def difference(live: onnxruntime.InferenceSession, inputs: Arrays, expected: Arr
         found = [(run(live, inputs), expected), (run(live, one), first)]
     except Exception as error:
         raise ExportError(f"the exported file does not run: {error}") from error
-    return max(_gap(answers[name], truth[name]) for answers, truth in found for name in truth)
+    return max(distance(answers[name], truth[name]) for answers, truth in found for name in truth)
 
 
-def _gap(found: np.ndarray, truth: np.ndarray) -> float:
+def distance(found: np.ndarray, truth: np.ndarray) -> float:
     """Largest absolute difference; infinite where only one of the two is not finite, or the shapes differ."""
     if found.shape != truth.shape:
         return float("inf")
@@ -371,8 +371,8 @@ def first_difference(
     for part in (*(slice(start, start + CHUNK) for start in range(0, rows, CHUNK)), slice(0, 1)):
         some = {name: given[part] for name, given in inputs.items()}
         found = run(live, some)
-        own = _own_inputs(model, signature, some)
-        if signature and _gap(found[INPUT], keras.ops.convert_to_numpy(own[0])) > tolerance:
+        own = own_inputs(model, signature, some)
+        if signature and distance(found[INPUT], keras.ops.convert_to_numpy(own[0])) > tolerance:
             return "the preprocessing before the first layer differs"
         place = _first_of(model, own, found, values, tolerance)
         if place:
@@ -403,5 +403,5 @@ def _first_of(model: Any, own: list[Any], found: Arrays, values: dict[str, str],
 
 def _gap_in_any_layout(found: np.ndarray, truth: np.ndarray) -> float:
     """The file keeps images channels first between layers; Keras has them last."""
-    gap = _gap(found, truth)
-    return min(gap, _gap(np.moveaxis(found, 1, -1), truth)) if found.ndim > 2 else gap
+    gap = distance(found, truth)
+    return min(gap, distance(np.moveaxis(found, 1, -1), truth)) if found.ndim > 2 else gap

@@ -185,7 +185,7 @@ def check(method: str, path: str) -> None:
     """
     if method != "GET" and path.startswith(SINGLE):
         message = (
-            f"{path.split('/')[1]!r} changes one process and is not answered by a cluster; change the store instead"
+            "this changes one process alone and is not answered by a cluster; change the store, or the --rules file"
         )
         raise RequestError("not_in_cluster", message, 501)
 

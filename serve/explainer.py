@@ -2,6 +2,8 @@
 
 `Explainer` lives in the server and starts `python -m serve.explainer`, which loads `zoo.explain` once and answers over
 its standard input and output. A frame is its length (8 bytes, little endian) and then a NumPy archive without pickle.
+The process gets most of the time limit as a budget and then answers with the best it has; only one that ignores its
+budget is stopped.
 """
 
 import base64
@@ -12,6 +14,7 @@ import struct
 import subprocess
 import sys
 import threading
+import time
 from importlib import import_module
 from typing import IO, Any
 
@@ -24,6 +27,7 @@ from serve.manifest import Bundle, BundleError
 
 TARGET = "zoo.explain:explain"
 REQUEST = "request"  # member of a frame that holds the JSON; the others are arrays
+RESERVE = 2.0  # seconds of the time limit, or 30 % if that is more, for the picture and a last call of the model
 WAITING = 2  # explanations running or waiting; more would take the server's threads from predictions
 
 
@@ -34,7 +38,7 @@ class Explainer:
         """Remember what to run; starts nothing.
 
         Args:
-            target: "module:function", called as `function(bundle, inputs, precision=..., method=..., target=...)`.
+            target: "module:function", called as `function(bundle, inputs, precision=..., method=..., target=..., seconds=...)`.
             timeout: seconds that one explanation may take, loading SHAP included, and as many again to wait for its turn.
         """
         self.target = target
@@ -51,6 +55,7 @@ class Explainer:
         precision: str,
         method: str = "auto",
         label: int | None = None,
+        picture: bool = True,
     ) -> dict[str, Any]:
         """Explain the answer to one row.
 
@@ -60,9 +65,11 @@ class Explainer:
             precision: stored form of the model that answered.
             method: explainer by name, "auto" for the one that suits the model.
             label: index of the output to explain; the predicted one if None.
+            picture: whether to draw it.
 
         Returns:
-            What `Explanation.to_json` gives, and `picture`, a PNG data URL.
+            What `Explanation.to_json` gives without the inputs, and `picture`, a PNG data URL. `complete` is false where the
+            time limit ended it.
 
         Raises:
             RequestError: 501, SHAP is not installed; 504, too slow; 503, too many at once; 422, an unknown method; 500, the
@@ -82,6 +89,8 @@ class Explainer:
                     "precision": precision,
                     "method": method,
                     "target": label,
+                    "picture": picture,
+                    "deadline": time.monotonic() + self.timeout,
                 }
                 answer = self._ask(_pack(request, inputs))
             finally:
@@ -177,14 +186,18 @@ def _answer(frame: bytes, target: str, opened: dict[str, Bundle]) -> dict[str, A
         request = msgspec.json.decode(archive[REQUEST].tobytes())
         inputs = {name.removeprefix("input/"): archive[name] for name in archive.files if name != REQUEST}
     module, _, function = target.partition(":")
+    drawn, deadline = request.pop("picture"), request.pop("deadline")
     try:
         explain = getattr(import_module(module), function)
         bundle = _opened(request.pop("folder"), request.pop("digest"), opened)
-        explanation = explain(bundle, inputs, **request)
-        picture = io.BytesIO()
-        explanation.plot(picture)
-        encoded = base64.b64encode(picture.getvalue()).decode()
-        return {**msgspec.json.decode(explanation.to_json()), "picture": f"data:image/png;base64,{encoded}"}
+        left = max(0.0, deadline - time.monotonic())
+        explanation = explain(bundle, inputs, **request, seconds=max(0.1 * left, left - max(RESERVE, 0.3 * left)))
+        told = msgspec.json.decode(explanation.to_json(inputs=False))
+        if drawn:
+            picture = io.BytesIO()
+            explanation.plot(picture)
+            told["picture"] = f"data:image/png;base64,{base64.b64encode(picture.getvalue()).decode()}"
+        return told
     except ImportError as error:
         cure = f"explanations are not installed on this server ({error}); run: pip install 'zooroad[explain]'"
         return {"code": "explain_missing", "status": 501, "error": cure}

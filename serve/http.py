@@ -72,7 +72,7 @@ class Limits:
         head_seconds: time to send a request line with all headers.
         body_seconds: time to send a body, prolonged by 1 s for each `pace` bytes, up to this value at any moment.
         pace: bytes per second that a client must send.
-        idle_seconds: time between two requests of a connection.
+        idle_seconds: time until the first byte of a connection's next request.
         write_seconds: time in which a client must take what waits to be sent.
         linger_seconds: time in which a client may finish sending after the last answer, so that it sees the answer.
         retire_seconds: time in which an idle connection may still send a request when the server stops.
@@ -357,7 +357,7 @@ class Connection(asyncio.Protocol):
         self._transport = cast(asyncio.Transport, transport)  # uvloop's has another base
         self._peer = (transport.get_extra_info("peername") or ("",))[0]
         front.connections.add(self)
-        self.expires = front.now + front.limits.head_seconds
+        self.expires = front.now + front.limits.idle_seconds  # pools open connections before they need them
         if len(front.connections) > front.limits.connections:
             if len(front.connections) > front.limits.connections + 100:  # nor is there room for refusals
                 self.abort()

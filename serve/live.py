@@ -46,10 +46,13 @@ class Live:
             seconds: time taken.
         """
         versions = self._seen.setdefault(model, {})
+        now = int(self._clock())
         ring = versions.get(version)
         if ring is None:
+            for other, past in list(versions.items()):  # of those that are gone nothing is shown any more
+                if max(second.at for second in past) <= now - SECONDS:
+                    versions.pop(other, None)
             ring = versions.setdefault(version, [_Second() for _ in range(SECONDS)])
-        now = int(self._clock())
         second = ring[now % SECONDS]
         if second.at != now:
             second.clear(now)

@@ -80,6 +80,7 @@ class Precision:
         weights: file that holds the weights of an ONNX file too large for one, such as "model.onnx.data"; else "".
         ms: median milliseconds of one row on the machine that exported it, None if not measured.
         changes: what differs from the "fp32" file on the held-out split, for every other precision; see the card.
+        others: `parity` of each further output, such as "activation_map", by its name.
     """
 
     file: str
@@ -90,6 +91,7 @@ class Precision:
     weights: str = ""
     ms: float | None = None
     changes: dict[str, Any] = field(default_factory=dict)
+    others: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -105,6 +107,7 @@ class Edge:
         inputs: names of what it takes: the bundle's own inputs, or "features", which `Manifest.preprocess` gives.
         score: the task's metric on the held-out split.
         ms: median milliseconds of one row on the machine that exported it.
+        others: `difference` of each further output on the golden rows, by its name.
     """
 
     format: str
@@ -115,6 +118,7 @@ class Edge:
     inputs: tuple[str, ...] = ()
     score: float | None = None
     ms: float | None = None
+    others: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -215,6 +219,8 @@ def _check_types(manifest: Manifest) -> None:
         texts += [precision.file, precision.weights]
         if type(precision.bytes) is not int or type(precision.parity) not in (int, float):
             raise ValueError(f"precision {key!r:.80} has bytes or parity that is no number")
+        if not all(type(value) in (int, float) for value in precision.others.values()):
+            raise ValueError(f"precision {key!r:.80} has a parity of a further output that is no number")
     if not all(isinstance(text, str) for text in texts):
         raise ValueError("a name, label, unit or file is not text")
     tables = (manifest.refused, manifest.training, manifest.edge, manifest.preprocess)

@@ -235,7 +235,11 @@ PACKED = {"description": "the same JSON, and behind it the raw little-endian byt
 TOP = ("top", {"type": "integer", "minimum": 1, "default": 5}, "labels to give, most probable first")
 VERSION = ("version", TEXT, "a version of the model; left out, the server chooses")
 LABEL = ("label", TEXT, "class to explain; left out, the predicted one")
-METHOD = ("method", {**TEXT, "default": "auto"}, "way to compute the Shapley values")
+METHOD = (
+    "method",
+    {**TEXT, "default": "auto"},
+    "way to explain: exact, permutation, kernel, partition, lime, occlusion or rise; auto takes the one that suits the model",
+)
 LIMIT = (
     "limit",
     {"type": "integer", "minimum": 1, "maximum": admin.MOST_EVENTS, "default": 100},

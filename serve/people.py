@@ -164,7 +164,7 @@ def _answer_routes(
 
     @app.post("/explain/<model>")
     def explain(model: str) -> Response:
-        """Shapley values of the answer to one row, with a picture."""
+        """What the answer to one row came from, how far that can be trusted, and a picture of it."""
         found = _model(store, model)
         method, label = _explanation(found)
         batch = bodies.read(found)
@@ -205,9 +205,14 @@ def _job_routes(
         def explain(inputs: Inputs) -> list[dict[str, Any]]:
             model = store.get(found.name, found.version)
             told = explainer.explain(
-                model.bundle, model.check(inputs), precision=model.precision, method=method, label=label
+                model.bundle,
+                model.check(inputs),
+                precision=model.precision,
+                method=method,
+                label=label,
+                picture=False,
             )
-            return [{key: value for key, value in told.items() if key != "picture"}]
+            return [told]
 
         free = any(size < 0 for port in found.manifest.inputs for size in port.shape[1:])
         job = jobs.submit(

@@ -425,6 +425,10 @@ def export(
         float | None, typer.Option(metavar="LEVEL", help="Sets that hold the truth so often, such as 0.9, in /predict.")
     ] = None,
     data: Moved = None,
+    activation_map: Annotated[
+        str | None,
+        typer.Option(metavar="top|all", help="Also maps of where the class was seen, as an output of the ONNX files."),
+    ] = None,
     sign: Annotated[Path | None, typer.Option(metavar="KEY", help="Private key to sign it with; see zoo sign.")] = None,
 ) -> None:
     """Write a bundle: ONNX in FP32 and INT8 with preprocessing inside, manifest, golden rows, hashes, model card.
@@ -444,7 +448,11 @@ def export(
     source = with_data(run, data)
     if onnx is not None:
         exporter.to_onnx(
-            source.model, onnx, signature=source.signature, tolerance=registry.tolerance(source.recipe.model)
+            source.model,
+            onnx,
+            signature=source.signature,
+            tolerance=registry.tolerance(source.recipe.model),
+            activation_map=activation_map or False,
         )
         typer.echo(f"{onnx}  {onnx.stat().st_size / 1024:,.0f} KB, preprocessing inside; answers as Keras does")
         return
@@ -462,6 +470,7 @@ def export(
         max_drop=max_drop,
         calibrate=calibrate,
         conformal=conformal,
+        activation_map=activation_map or False,
         sign=sign,
     )
     manifest = made.manifest

@@ -165,23 +165,32 @@ function bar(label, share, said) {
 
 function showExplanation(why) {
   const alone = (value) => (Array.isArray(value) ? value.flat(9)[0] : value);
+  const found = why.faithfulness ?? {};
+  const against = (what) => [what, `${figure(found[what])}, in random orders ${figure(found[`${what}_random`])}`];
   const facts = [
     ["method", why.method],
     ["starts from", figure(alone(why.base))],
     ["arrives at", figure(alone(why.prediction))],
-    ["sum is off by", figure(alone(why.additivity_error))],
+    ["sum is off by", why.additivity_error === null ? "it need not add up" : figure(alone(why.additivity_error))],
+    ...["deletion", "insertion"].filter((what) => typeof found[what] === "number").map(against),
+    ...(typeof why.stability === "number" ? [["stability", figure(why.stability)]] : []),
     ["took", `${figure(why.seconds)} s`],
   ];
-  const shares = why.columns ? why.columns.map((column, at) => [column, why.attributions[0][at]]) : [];
-  const named = shares
+  const parts = why.names?.length ? why.names[0] : (why.columns ?? []);
+  const named = parts
+    .map((part, at) => [part, why.attributions[0][at]])
     .filter(([, share]) => typeof share === "number")
     .sort(([, one], [, other]) => Math.abs(other) - Math.abs(one))
     .slice(0, 5)
-    .map(([column, share]) => `${column} ${share < 0 ? "−" : "+"}${figure(Math.abs(share))}`);
+    .map(([part, share]) => `${part} ${share < 0 ? "−" : "+"}${figure(Math.abs(share))}`);
   const alt = `What spoke for and against the answer, by ${why.method}${named.length ? `: ${named.join(", ")}` : ""}`;
+  const notes = [];
+  if (why.complete === false) notes.push("The time limit ended it: this is the best so far.");
+  if (typeof found.deletion === "number") notes.push("Taking out the parts named first should lower the answer more than random orders do (deletion).");
   $("explanation").replaceChildren(
     make("img", { src: why.picture, alt }),
     make("dl", {}, ...facts.flatMap(([name, value]) => [make("dt", { textContent: name }), make("dd", { textContent: value })])),
+    ...notes.map((textContent) => make("p", { className: "quiet", textContent })),
   );
 }
 

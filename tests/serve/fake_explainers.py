@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import numpy as np
 
 
-def echo(bundle, inputs, *, precision, method, target):
+def echo(bundle, inputs, *, precision, method, target, seconds):
     """Tells what it was called with and in which process."""
     print("a library that prints must not disturb the answers")
     told = {
@@ -20,9 +20,10 @@ def echo(bundle, inputs, *, precision, method, target):
         "precision": precision,
         "method": method,
         "target": target,
+        "budget": seconds,
         "process": os.getpid(),
     }
-    return SimpleNamespace(to_json=lambda: json.dumps(told), plot=lambda file: file.write(b"\x89PNG picture"))
+    return SimpleNamespace(to_json=lambda inputs: json.dumps(told), plot=lambda file: file.write(b"\x89PNG picture"))
 
 
 def hang_once(bundle, inputs, **options):
@@ -41,6 +42,13 @@ def die_once(bundle, inputs, **options):
         mark.touch()
         os._exit(7)
     return echo(bundle, inputs, **options)
+
+
+def patient(bundle, inputs, *, seconds, **options):
+    """Works until its budget ends, as on a model that is too slow, and then gives the best so far."""
+    time.sleep(seconds)
+    told = {"complete": False, "method": "permutation", "faithfulness": {"deletion": 0.2, "deletion_random": 0.5}}
+    return SimpleNamespace(to_json=lambda inputs: json.dumps(told), plot=lambda file: file.write(b"\x89PNG picture"))
 
 
 def without_shap(bundle, inputs, **options):

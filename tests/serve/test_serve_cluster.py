@@ -121,7 +121,7 @@ def test_what_would_change_one_replica_is_refused(method, path):
     status, headers, body = cluster.refused(path, refused.value)
     error = json.loads(body)["error"]
     told = error if path.startswith("/v2") else error["message"]  # clients of the protocol read text
-    assert status == 501 and "is not answered by a cluster; change the store instead" in told
+    assert status == 501 and "is not answered by a cluster; change the store" in told
     assert dict(headers)["Content-Length"] == str(len(body))
     cluster.check("GET", path)
 

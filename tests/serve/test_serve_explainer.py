@@ -39,6 +39,20 @@ def test_a_worker_process_answers_and_is_kept(store, start):
     assert told["picture"].startswith("data:image/png;base64,iVBOR")
 
 
+def test_most_of_the_time_limit_is_the_budget(store, start):
+    explainer, model = start("echo", timeout=20.0), store.get("paints")
+    explainer.explain(model.bundle, ROW, precision="fp32")
+    told = explainer.explain(model.bundle, ROW, precision="fp32", picture=False)
+    assert 12 < told["budget"] <= 14 and "picture" not in told
+
+
+def test_a_slow_explanation_is_cut_and_says_so(store, start):
+    explainer, model = start("patient", timeout=6.0), store.get("paints")
+    told = explainer.explain(model.bundle, ROW, precision="fp32")
+    assert told["complete"] is False and told["faithfulness"]["deletion_random"] == 0.5
+    assert told["picture"].startswith("data:image/png")
+
+
 def test_a_hung_explainer_is_stopped_and_replaced(store, start):
     explainer, model = start("hang_once", timeout=5.0), store.get("paints")
     began = time.perf_counter()

@@ -375,6 +375,13 @@ def test_a_refused_client_that_goes_on_sending_sees_the_refusal():
         assert received(connection).startswith(b"HTTP/1.1 413")
 
 
+def test_a_connection_may_be_opened_long_before_it_is_used():
+    with serving(Limits(head_seconds=0.05)) as served, served.connect() as connection:
+        time.sleep(0.5)
+        connection.sendall(infer(b"1"))
+        assert Reader(connection).answer()[0] == 200
+
+
 def test_slow_clients_are_told_and_idle_ones_closed():
     limits = Limits(head_seconds=0.3, body_seconds=0.3, idle_seconds=0.3, pace=1000)
     with serving(limits) as served:

@@ -72,3 +72,11 @@ def test_calls_of_the_fleet_are_counted_without_shadows(live):
     live.observe(SimpleNamespace(model="m", version="1", shadow=False, started=0.0), answer)
     live.observe(SimpleNamespace(model="m", version="1", shadow=True, started=0.0), answer)
     assert sum(live.history("m")) == 1 and list(live.describe("m")) == ["2"]
+
+
+def test_versions_that_nobody_asks_any_more_are_forgotten(live, clock):
+    for version in range(200):
+        live.answered("m", str(version), 200, 0.01)
+        clock.now += 5
+    assert len(live._seen["m"]) <= SECONDS / 5 + 1
+    assert list(live.describe("m"))[-1] == "199" and sum(live.history("m")) == SECONDS / 5 - 1

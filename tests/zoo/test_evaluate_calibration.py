@@ -135,7 +135,7 @@ def test_constants_come_from_validation_and_are_judged_on_test(method, tmp_path)
     assert {coverage.conformal.method for coverage in found.sets} == {"lac", "aps", "raps"}
     assert all(coverage.coverage.high > 0.8 for coverage in found.sets)
     told = json.loads(found.to_json())
-    assert told["calibration"]["method"] == method and told["rows"] == {"validation": 85, "test": len(splits.test)}
+    assert told["calibration"]["method"] == method and told["rows"] == {"validation": 86, "test": len(splits.test)}
     assert "ECE, equal mass" in str(found) and found.plot(tmp_path / "a.png").stat().st_size > 10_000
 
 

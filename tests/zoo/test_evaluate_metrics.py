@@ -26,7 +26,7 @@ def by_scikit_learn(y, answers):
         "accuracy": reference.accuracy_score(y, answered),
         "balanced_accuracy": np.mean([np.mean(answered[y == label] == label) for label in np.unique(y)]),
         "macro_f1": reference.f1_score(y, answered, average="macro"),
-        "log_loss": reference.log_loss(y, answers.astype(np.float64), labels=range(classes)),
+        "log_loss": reference.log_loss(y, answers, labels=range(classes)),
         "brier": reference.brier_score_loss(y, positive, labels=range(classes)),
     }
     known = [label for label in range(classes) if (y == label).any()]

@@ -257,7 +257,7 @@ def test_progress_is_told_up_to_the_end():
             method, game_of(smooth(10, 0), 10, (2, 5)), clock=Clock(progress=lambda *a, told=told: told.append(a))
         )
         assert len(told) >= 2 and told[-1] == (found.settings["evaluations"],) * 2
-        assert all(done <= total for done, total in told) and told == sorted(told)
+        assert all(done <= total for done, total in told) and told == sorted(told, key=lambda each: each[0])
 
 
 def test_progress_is_a_line_on_the_standard_error(capsys):

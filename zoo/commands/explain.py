@@ -120,15 +120,18 @@ def explain(
 ) -> None:
     """Say why a model answered as it did, and how far that can be trusted.
 
-    Each part of the input gets its share of the answer: columns of a table, pixels of a picture. With additive methods
-    the shares and the base, which is the answer with everything left out, add up to the answer; the additivity error
-    says how exactly. Deletion and insertion say whether the parts named first are really those that count: compare
-    them with the random order's.
+    Each part of the input gets its share of the answer: columns of a table,
+    pixels of a picture. With most methods the shares and the base, which is the
+    answer with everything left out, add up to the answer; the additivity error
+    says how exactly. Deletion and insertion say whether the parts named first
+    are really those that count: deletion should be below that of a random
+    order, insertion above it.
 
-    Examples: zoo explain store/digits/1 --image digit.png -o why.html;
-    zoo explain store/wine/1 --row '{"alcohol": 13.1}' --style waterfall;
-    zoo explain runs/lenet-digits --method grad_cam --target 7;
-    zoo explain store/wine/1 --summary --data wine --rows 200 --seconds 60 -o what-counts.png -o what-counts.json
+    Examples:
+    zoo explain store/digits/1 --image digit.png -o why.html
+    zoo explain store/wine/1 --row '{"alcohol": 13.1}' --style waterfall
+    zoo explain runs/lenet-digits --method grad_cam --target 7
+    zoo explain store/wine/1 --summary --data wine --seconds 60 -o what.png
     """
     if sum(given is not None for given in (row, image, data)) > 1:
         raise ValueError("--row is for tables, --image for pictures, --data for rows of a data set; give one of them")
@@ -144,6 +147,10 @@ def explain(
     if not bundle:
         quiet_backend()
     subject, raw = (_of_bundle if bundle else _of_run)(model, image, row, data, split, count)
+    if style is not None:
+        from zoo.explain.pictures import chosen
+
+        chosen(subject.manifest.kind if bundle else subject.signature.preprocess.kind, style)
     options: dict[str, Any] = {
         "method": method,
         "target": _target(target, subject),
@@ -230,7 +237,6 @@ def _drawn(data: Any, split: str, count: int) -> dict[str, Any]:
     import numpy as np
 
     splits = data.splits
-    splits = splits() if callable(splits) else splits
     if split not in splits:
         raise ValueError(f"--split must be one of {', '.join(splits)}, got {split!r}")
     rows = splits[split].x

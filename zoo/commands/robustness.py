@@ -41,7 +41,7 @@ def robustness(
     ] = None,
     norm: Annotated[str | None, typer.Option(help="linf limits each value, l2 the length of the change.")] = None,
     steps: Annotated[int | None, typer.Option(help="Gradient steps of an attack; 20 if not given.")] = None,
-    restarts: Annotated[int | None, typer.Option(help="Random points an attack begins at; 2 if not given.")] = None,
+    restarts: Annotated[int | None, typer.Option(help="Climbs of an attack; 2 if not given.")] = None,
     against: Annotated[
         Path | None, typer.Option(help="Bundle or run that answers what was made to attack this one.")
     ] = None,

@@ -23,6 +23,7 @@ from zoo import recipes, registry
 from zoo.data import Data
 from zoo.evaluate import metrics
 from zoo.evaluate.findings import table
+from zoo.evaluate.report import defined
 from zoo.recipes import Recipe
 
 OFF: dict[str, Any] = {  # what a setting is when it does nothing
@@ -152,7 +153,7 @@ class Ablation:
     def to_json(self) -> str:
         """All figures as JSON text."""
         lines = [{**vars(own), "advice": own.advice} for own in self.variants]
-        return json.dumps({**vars(self), "variants": lines}, indent=2) + "\n"
+        return json.dumps(defined({**vars(self), "variants": lines}), indent=2) + "\n"
 
     def plot(self, path: str | Path) -> Path:
         """Picture of scores and differences with their intervals."""

@@ -10,7 +10,8 @@ from zoo.evaluate.findings import Finding, over
 
 TELLING = 0.98  # of the way from an answer that never changes to one that is always right
 ALONE = 0.9  # the same, where no other column comes near: the second is below half
-MOST = 20_000  # training rows a column is judged on
+MOST = 20_000  # rows a column is judged on
+FOLDS = 3
 IDS = re.compile(r"(^|[_\W])(id|ids|uuid|guid|index|idx|row|nr|no|number|key)($|[_\W])", re.I)
 TIMES = re.compile(r"(^|[_\W])(date|time|timestamp|datetime|year|month|day|created|updated)($|[_\W])", re.I)
 GROUPS = re.compile(
@@ -86,22 +87,22 @@ def columns(splits: Data, seed: int = 0, progress: bool = False) -> tuple[Column
 
     Args:
         splits: the data; of images every pixel up to 16 a side is a column, and brightness and contrast.
-        seed: of the rows drawn from a large training split.
+        seed: of the rows drawn from a large data set, and of the folds.
         progress: show a progress bar.
     """
-    train, test = splits.train, splits.test if len(splits.test) else splits.validation
-    keep = np.arange(len(train))
-    if len(keep) > MOST:
-        keep = np.sort(np.random.default_rng(seed).choice(keep, MOST, replace=False))
-    own = _values(splits, {key: values[keep] for key, values in train.x.items()})
-    other = _values(splits, test.x)
+    random = np.random.default_rng(seed)
+    parts = [split for split in splits.splits.values() if len(split)]
+    x = _values(splits, {key: np.concatenate([part.x[key] for part in parts]) for key in parts[0].x})
+    y = np.concatenate([part.y for part in parts])
+    rows = np.sort(random.permutation(len(y))[:MOST])
+    fold = random.permutation(len(rows)) % FOLDS
     raw = []
-    for name in over(list(own), "columns", progress):
-        alone = _alone(splits, own[name], train.y[keep], other[name], test.y) if len(test) else 0.0
+    for name, values in over(list(x.items()), "columns", progress):
         role, shared = "", 0.0
         if splits.signature.preprocess.kind == "table":
-            role, shared = _role(name, own[name], other[name])
-        raw.append((name, alone, role, shared))
+            later = values[-len(splits.test) :] if len(splits.test) else values
+            role, shared = _role(name, values[: len(splits.train)], later)
+        raw.append((name, _alone(splits, values[rows], y[rows], fold), role, shared))
     raw.sort(key=lambda row: -row[1])
     best = [row[1] for row in raw[:2]]
     return tuple(
@@ -122,29 +123,33 @@ def _values(splits: Data, x: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     return found | {"brightness": grey.mean(axis=(1, 2)), "contrast": grey.std(axis=(1, 2))}
 
 
-def _alone(splits: Data, own: np.ndarray, y: np.ndarray, other: np.ndarray, asked: np.ndarray) -> float:
-    """How far a small tree on one column comes from guessing (0) to knowing (1), on rows it has not learnt from.
+def _alone(splits: Data, values: np.ndarray, y: np.ndarray, fold: np.ndarray) -> float:
+    """How far small trees on one column come from guessing (0) to knowing (1), each on the fold it has not learnt from.
 
     Classification counts the mean share that is right of each class, so that a rare class weighs as much as a common one.
     """
     from sklearn.tree import DecisionTreeClassifier, DecisionTreeRegressor
 
-    if own.dtype.kind == "U":
-        own, other = _ordered(own, y, other, splits)
-    if np.ptp(np.nan_to_num(own, nan=own[0] if np.isfinite(own[0]) else 0.0)) == 0 and not np.isnan(own).any():
-        return 0.0
+    regression = splits.signature.task == "regression"
     settings = {"max_leaf_nodes": 64, "min_samples_leaf": 3, "random_state": 0}
-    if splits.signature.task == "regression":
-        tree = DecisionTreeRegressor(**settings).fit(own[:, None], y)
-        spread = np.square(asked - asked.mean()).sum()
-        return float(max(0.0, 1 - np.square(asked - tree.predict(other[:, None])).sum() / spread)) if spread else 0.0
-    tree = DecisionTreeClassifier(class_weight="balanced", **settings).fit(own[:, None], y)
-    right = tree.predict(other[:, None]) == asked
-    classes = np.unique(asked)
-    if len(classes) < 2:
-        return 0.0
-    score = np.mean([right[asked == label].mean() for label in classes])
-    return float(max(0.0, (score - 1 / len(classes)) / (1 - 1 / len(classes))))
+    told = np.zeros(len(y))
+    for index in range(FOLDS):
+        held = fold == index
+        own, other = values[~held], values[held]
+        if values.dtype.kind == "U":
+            own, other = _ordered(own, y[~held], other, splits)
+        tree = (
+            DecisionTreeRegressor(**settings)
+            if regression
+            else DecisionTreeClassifier(class_weight="balanced", **settings)
+        )
+        told[held] = tree.fit(own[:, None], y[~held]).predict(other[:, None])
+    if regression:
+        spread = np.square(y - y.mean(dtype="float64")).sum()
+        return float(max(0.0, 1 - np.square(y - told).sum() / spread)) if spread else 0.0
+    classes = np.unique(y)
+    score = np.mean([(told[y == label] == label).mean() for label in classes])
+    return float(max(0.0, (score - 1 / len(classes)) / (1 - 1 / len(classes)))) if len(classes) > 1 else 0.0
 
 
 def _ordered(own: np.ndarray, y: np.ndarray, other: np.ndarray, splits: Data) -> tuple[np.ndarray, np.ndarray]:

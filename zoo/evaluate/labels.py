@@ -17,6 +17,7 @@ import numpy as np
 from zoo import data as datasets
 from zoo.data import Data, Split
 from zoo.evaluate.findings import Finding, listed, over, table
+from zoo.evaluate.report import defined
 
 CLEAR = 0.5  # probability by which another class is ahead of the label
 
@@ -74,7 +75,7 @@ class Doubts:
         """All figures as JSON text."""
         raw = {key: value for key, value in vars(self).items() if key != "images"}
         raw |= {"doubts": [vars(d) for d in self.doubts], "findings": [vars(f) for f in self.findings]}
-        return json.dumps(raw, indent=2) + "\n"
+        return json.dumps(defined(raw), indent=2) + "\n"
 
     def plot(self, path: str | Path) -> Path:
         """Picture of the most doubtful images; for tables how often each label looks like another."""

@@ -22,9 +22,11 @@ from zoo import data as datasets
 from zoo.data import Data
 from zoo.evaluate.columns import Column, columns
 from zoo.evaluate.findings import Finding, listed, named, over
+from zoo.evaluate.report import defined
 
 CHANCE = 0.01  # probability of one false alarm among all rows of a data set
 CLOSE = 0.3  # of the usual distance to the nearest training row
+FEW = 20  # different values of a column that groups rows rather than measures them
 MOST = 20_000  # training rows compared with, drawn from the seed
 SIDE, LOW = 32, 8  # of the grey thumbnail in pixels, and of the frequencies kept
 
@@ -88,7 +90,7 @@ class Leakage:
             "columns": [vars(column) for column in self.columns],
             "findings": [vars(finding) for finding in self.findings],
         }
-        return json.dumps(raw, indent=2) + "\n"
+        return json.dumps(defined(raw), indent=2) + "\n"
 
     def plot(self, path: str | Path) -> Path:
         """Picture of the near copies side by side, or else of how much each column tells."""
@@ -139,10 +141,13 @@ def _differ(splits: Data, split: str, row: int, earlier: str, there: int) -> boo
 def described(splits: Data, x: dict[str, np.ndarray]) -> np.ndarray:
     """Rows as points whose distances say how like they are, float32 `(rows, numbers)`.
 
-    Images lose brightness and contrast; tables are standardised, with a place of its own for each category value.
+    Images lose brightness and contrast; of tables the columns of many values are standardised. Columns of few values and
+    categories are left out, since rows that agree in them lie on sheets, between which distances say nothing.
     """
-    if splits.signature.preprocess.kind != "image":
-        return splits.signature.inputs(x)
+    step = splits.signature.preprocess
+    if step.kind != "image":
+        many = _of_many_values(splits)
+        return splits.signature.inputs(x)[:, : len(many)][:, many]
     from scipy.fft import dctn
 
     images = x["image"]
@@ -154,6 +159,19 @@ def described(splits: Data, x: dict[str, np.ndarray]) -> np.ndarray:
     found[:, 0, 0] = 0  # brightness
     points = found.reshape(len(images), -1)
     return points / np.maximum(np.linalg.norm(points, axis=1, keepdims=True), 1e-6)
+
+
+def _of_many_values(splits: Data) -> np.ndarray:
+    """Which number columns of a table have more than `FEW` different values, bool `(columns,)`."""
+    numbers = splits.train.x.get("numbers", np.zeros((len(splits.train), 0), np.float32))
+    return np.array([len(np.unique(column[np.isfinite(column)])) > FEW for column in numbers.T], bool)
+
+
+def _sheet(splits: Data, name: str, row: int) -> list[Any]:
+    """What a row of a table has in its columns of few values and its categories; nothing of an image."""
+    x = splits.splits[name].x
+    few = x["numbers"][row][~_of_many_values(splits)] if "numbers" in x else []
+    return [*np.nan_to_num(few, nan=np.inf).tolist(), *(x["categories"][row].tolist() if "categories" in x else [])]
 
 
 def _thumbnails(grey: np.ndarray) -> np.ndarray:
@@ -191,7 +209,8 @@ def _near(splits: Data, copies: tuple[Copy, ...], seed: int, progress: bool) -> 
                 for place, match, distance in _unlikely(asked[fresh], there, progress):
                     row = int(rows[fresh][place])
                     own, other = owners[match]
-                    if not any((copy.split, copy.row) == (name, row) for copy in found):
+                    told = any((copy.split, copy.row) == (name, row) for copy in found)
+                    if not told and _sheet(splits, name, row) == _sheet(splits, own, other):
                         found.append(
                             Copy(name, row, own, other, distance, _differ(splits, name, row, own, other), mirrored)
                         )
@@ -206,7 +225,7 @@ def _mirror() -> np.ndarray:
 
 def _unlikely(points: np.ndarray, there: np.ndarray, progress: bool) -> list[tuple[int, int, float]]:
     """`(row, its like, distance in parts of the usual)` of the points that chance does not put so near."""
-    if len(there) < 10 or not len(points):
+    if len(there) < 10 or not points.size:
         return []
     nearest, match = _neighbours(points, there, progress)
     usual = float(np.median(nearest[:, 0]))

@@ -11,7 +11,18 @@ from typing import Any
 
 import numpy as np
 
-from zoo.explain.network import Attributed, Change, Network, changed, differentiable, layers_of, recorded, takes
+from zoo.explain.network import (
+    Attributed,
+    Change,
+    Network,
+    called,
+    changed,
+    differentiable,
+    first_of,
+    layers_of,
+    recorded,
+    takes,
+)
 from zoo.explain.subject import Raw, Subject
 from zoo.registry import suggest
 
@@ -196,14 +207,18 @@ def cam(subject: Subject, raw: Raw, targets: np.ndarray, *, seed: int = 0, clock
 
     Source: Zhou et al. 2016 (arXiv:1512.04150), section 2, equation 2; as there, without the bias.
     """
+    from keras import ops
+
     network = Network(subject, raw, "cam", logits=True)
     head = head_of(network.model)
     _, given = network.start(raw)
-    outputs, [maps] = _looked(
-        network, given, head.pool, lambda args, kwargs: args[0] if args else next(iter(kwargs.values()))
-    )
+    parts = [
+        pooled(network.model, head, [ops.convert_to_tensor(values[start : start + network.chunk]) for values in given])
+        for start in range(0, len(targets), network.chunk)
+    ]
+    outputs, maps = (np.concatenate(each) for each in zip(*parts, strict=True))
     kernel, bias = head.weights()
-    coarse = np.einsum("b...c,cb->b...", maps.astype(np.float64), kernel[:, targets])
+    coarse = np.einsum("b...c,cb->b...", maps, kernel[:, targets])
     inner = tuple(range(1, coarse.ndim))
     scores = outputs[np.arange(len(targets)), targets]
     settings = {
@@ -212,30 +227,28 @@ def cam(subject: Subject, raw: Raw, targets: np.ndarray, *, seed: int = 0, clock
         "unit": network.unit,
         "head_error": float(np.abs(coarse.mean(axis=inner) + bias[targets] - scores).max()),
     }
-    return Attributed(enlarged(coarse, _size(subject, raw)), None, settings, calls=network.calls)
+    return Attributed(enlarged(coarse, _size(subject, raw)), None, settings, calls=len(targets))
 
 
-def _looked(
-    network: Network, given: list[np.ndarray], layer: Any, what: Callable[[Any, Any], Any]
-) -> tuple[np.ndarray, list[np.ndarray]]:
-    """The model's outputs and what a layer was called with, for all rows."""
+def pooled(model: Any, head: Head, inputs: list[Any]) -> tuple[np.ndarray, np.ndarray]:
+    """A model's output (rows, outputs), and the maps (rows, ..., channels) that its head averages.
+
+    Args:
+        model: Keras model with that head.
+        head: see `head_of`.
+        inputs: tensors in the model's order.
+    """
     from keras import ops
 
-    outputs, parts = [], []
-    for start in range(0, len(given[0]), network.chunk):
-        tensors = [ops.convert_to_tensor(values[start : start + network.chunk]) for values in given]
-        seen: list[Any] = []
+    seen: list[Any] = []
 
-        def look(call: Callable[..., Any], *args: Any, seen: list[Any] = seen, **kwargs: Any) -> Any:
-            seen.append(what(args, kwargs))
-            return call(*args, **kwargs)
+    def look(call: Callable[..., Any], maps: Any, *args: Any, **kwargs: Any) -> Any:
+        seen.append(maps)
+        return call(maps, *args, **kwargs)
 
-        with changed({layer: look}):
-            output = network.run(tensors)
-        outputs.append(ops.convert_to_numpy(network.read(output)))
-        parts.append(ops.convert_to_numpy(seen[-1]))
-    network.calls += len(given[0])
-    return np.concatenate(outputs), [np.concatenate(parts)]
+    with changed({head.pool: look}):
+        output = called(model, inputs)
+    return ops.convert_to_numpy(first_of(output)), ops.convert_to_numpy(seen[-1]).astype(np.float64)
 
 
 def attention_rollout(subject: Subject, raw: Raw, targets: np.ndarray, *, seed: int = 0, clock: Any) -> Attributed:

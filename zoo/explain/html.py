@@ -178,12 +178,12 @@ def _coloured(read: tuple[str, ...], values: np.ndarray, unit: str, limit: float
 
 def _drawn(explanation: Any, row: int, table: str) -> str:
     """The picture for a bright and a dark page, and its figures as a table."""
-    from zoo.explain.pictures import assemble, styles
+    from zoo.explain.pictures import assemble, chosen
     from zoo.explain.pictures.theme import DARK, LIGHT
 
     sources = []
     for theme in (LIGHT, DARK):
-        figure = assemble(explanation, [row], styles(explanation)[0], theme, [])
+        figure = assemble(explanation, [row], chosen(explanation.kind, None), theme, [])
         file = io.BytesIO()
         figure.savefig(file, format="png", dpi=130, facecolor=theme.ground)
         sources.append(f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}")
@@ -315,7 +315,7 @@ def _grid(caption: str, heads: list[str], sides: list[str], cells: list[list[flo
 def _trust(explanation: Any) -> str:
     """How far the figures can be trusted, and what they were made with."""
     told = [f"<dt>{escape(name)}</dt><dd>{escape(text)}</dd>" for name, text in _figures_of_trust(explanation)]
-    made = {**explanation.settings, "background SHA-256": explanation.background_sha256 or "none needed"}
+    made = {**_flat(explanation.settings), "background SHA-256": explanation.background_sha256 or "none needed"}
     settings = [
         f"<dt>{escape(str(key).replace('_', ' '))}</dt><dd>{escape(str(value))}</dd>" for key, value in made.items()
     ]
@@ -340,18 +340,40 @@ def _figures_of_trust(explanation: Any) -> Iterator[tuple[str, str]]:
     for what, doing in (("deletion", "taken out"), ("insertion", "put in")):
         if what in found:
             random = found.get(f"{what}_random")
-            against = "" if random is None else f"; {random:.3f} in a random order"
+            spread = found.get(f"{what}_random_spread")
+            wide = "" if spread is None else f" ± {spread:.3f}"
+            against = "" if random is None else f"; {random:.3f}{wide} in random orders"
             better = "lower" if what == "deletion" else "higher"
             yield (
                 what,
                 f"{found[what]:.3f} on average while parts are {doing}, most important first{against} ({better} is better)",
             )
+    unknown = (explanation.settings.get("quality") or {}).get("stability")
+    if explanation.stability is None and isinstance(unknown, str):
+        yield "stability", f"not known: {unknown}"
     if explanation.stability is not None:
         yield (
             "stability",
             f"{explanation.stability:.2f} rank correlation when the input changes a little (1 is the same)",
         )
     yield "cost", f"{explanation.calls:,} model rows in {explanation.seconds:.2f} s"
+
+
+def _flat(settings: dict[str, Any], before: str = "") -> dict[str, str]:
+    """Settings within settings as `outer inner`."""
+    found = {}
+    for key, value in settings.items():
+        inner = isinstance(value, dict)
+        found.update(_flat(value, f"{before}{key} ") if inner else {f"{before}{key}": _setting(value)})
+    return found
+
+
+def _setting(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    if isinstance(value, np.ndarray | list | tuple) and len(value) > 12:
+        return f"{len(value)} values"
+    return str(value)
 
 
 def _value(value: Any) -> str:

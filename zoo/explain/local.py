@@ -14,9 +14,9 @@ from zoo.explain.solving import Asked, Solved
 LIME_EVALS = 1000
 LIME_WIDTH = 0.25  # of the kernel, in cosine distance: Ribeiro's own code for texts and images
 LIME_RIDGE = 1.0  # penalty on the squared weights, as in the same code
-RISE_EVALS = 4000  # Petsiuk et al. 2018, Section 4.1, for VGG16
-RISE_CELLS = 7  # cells a side of the small random grids, Section 4.1
-RISE_SHOWN = 0.5  # share of the cells that are shown, Section 4.1
+RISE_EVALS = 4000  # Petsiuk et al. 2018, for VGG16
+RISE_CELLS = 7  # cells a side of the small random grids, as there
+RISE_SHOWN = 0.5  # share of the cells that are shown, as there
 OCCLUDED = 0.125  # side of the sliding gap as a share of the grid's, where that has more than SINGLE tiles
 
 
@@ -154,7 +154,7 @@ def rise(game: Game, *, max_evals: int | None, seed: int, clock: Clock) -> Solve
     Raises:
         ValueError: `max_evals` is below 2.
 
-    Source: Petsiuk, Das & Saenko 2018 (arXiv:1806.07421), Sections 3.1, 3.2 and 4.1.
+    Source: Petsiuk, Das & Saenko 2018 (arXiv:1806.07421), Section 3.
     """
     asked = Asked(game, max_evals, clock)
     limit = max_evals or RISE_EVALS

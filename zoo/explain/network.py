@@ -1,5 +1,6 @@
 """A Keras model behind a subject, open for gradients and for a look inside, on any Keras backend."""
 
+import functools
 import inspect
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -16,6 +17,7 @@ Change = Callable[..., Any]  # (the layer's own call, *args, **kwargs) -> what t
 
 BYTES = 2**28  # of activations held at once
 ALIKE = 1e-3  # of the largest answer, by which a model's answers may miss those of the subject
+_EDGE = 1e-6  # probabilities this close to 0 and 1 have no more odds; as of `zoo.data.signature`
 _ONE_AT_A_TIME = threading.RLock()
 
 
@@ -200,12 +202,7 @@ class Network:
 
     def run(self, tensors: Sequence[Any]) -> Any:
         """The model's output for its inputs in its order, in inference mode."""
-        import keras
-
-        structure = getattr(getattr(self.model, "_functional", None) or self.model, "_inputs_struct", None)
-        if structure is None or len(tensors) == 1:
-            return self.model(tensors[0] if len(tensors) == 1 else list(tensors), training=False)
-        return self.model(keras.tree.pack_sequence_as(structure, list(tensors)), training=False)
+        return called(self.model, tensors)
 
     def answer(self, output: Any, targets: Any) -> Any:
         """The explained answer of each row, from the model's output (rows, outputs) and the targets (rows,)."""
@@ -215,7 +212,7 @@ class Network:
 
     def read(self, output: Any) -> Any:
         """Every answer (rows, outputs), from the model's output."""
-        return self._read(_first(output))
+        return self._read(first_of(output))
 
     def start(self, raw: Raw) -> tuple[Arrays, Arrays]:
         """Values of the points (rows, ...), with integers embedded, and the model's own inputs."""
@@ -410,7 +407,7 @@ class Network:
         from keras import ops
 
         few = min(len(given[0]), self.chunk)
-        output = _first(self.run([ops.convert_to_tensor(values[:few]) for values in given]))
+        output = first_of(self.run([ops.convert_to_tensor(values[:few]) for values in given]))
         if len(output.shape) != 2:
             raise ValueError(
                 f"{self.method} explains outputs (batch, outputs), {self.subject.name!r} gives {tuple(output.shape)}; "
@@ -428,6 +425,7 @@ class Network:
             (ops.sigmoid, True),
             (lambda x: ops.concatenate([1 - ops.sigmoid(x), ops.sigmoid(x)], axis=-1), True),
             (lambda x: x * std + mean, False),
+            (functools.partial(_calibrated, getattr(self.subject.signature, "calibration", None)), True),
         ]
         expected = np.asarray(self.subject.predict({name: values[:few] for name, values in raw.items()}))
         close = ALIKE * max(float(np.abs(expected).max()), 1e-6)
@@ -436,6 +434,31 @@ class Network:
             if found.shape == expected.shape and np.abs(found - expected).max() <= close:
                 return read, "answer", bounded
         return lambda x: x, "model output", False
+
+
+def called(model: Any, tensors: Sequence[Any]) -> Any:
+    """A Keras model's output for its inputs in its order, in inference mode."""
+    import keras
+
+    structure = getattr(getattr(model, "_functional", None) or model, "_inputs_struct", None)
+    if structure is None or len(tensors) == 1:
+        return model(tensors[0] if len(tensors) == 1 else list(tensors), training=False)
+    return model(keras.tree.pack_sequence_as(structure, list(tensors)), training=False)
+
+
+def _calibrated(calibration: Any, logits: Any) -> Any:
+    """Logits to probabilities as `zoo.data.signature.Calibration` has them; plain probabilities for None."""
+    from keras import ops
+
+    likely = ops.softmax(logits, axis=-1)
+    if calibration is None:
+        return likely
+    if calibration.method == "temperature":
+        return ops.softmax(logits * calibration.scale[0], axis=-1)
+    within = ops.clip(likely, _EDGE, 1 - _EDGE)
+    odds = ops.log(within) - ops.log(1 - within)
+    alone = ops.sigmoid(odds * np.asarray(calibration.scale, np.float32) + np.asarray(calibration.bias, np.float32))
+    return alone / ops.sum(alone, axis=-1, keepdims=True)
 
 
 def layers_of(model: Any) -> list[Any]:
@@ -465,7 +488,7 @@ def takes(layer: Any, argument: str) -> bool:
     return argument in inspect.signature(type(layer).call).parameters
 
 
-def _first(output: Any) -> Any:
+def first_of(output: Any) -> Any:
     if isinstance(output, Mapping):
         return next(iter(output.values()))
     return output[0] if isinstance(output, list | tuple) else output

@@ -124,7 +124,7 @@ def permutation(game: Game, *, max_evals: int | None, seed: int, clock: Clock) -
         ValueError: `max_evals` is below 2.
 
     Source: Castro, Gómez & Tejada, "Polynomial calculation of the Shapley value based on sampling", 2009; antithetic
-    orders as in Mitchell et al. 2022 (arXiv:2104.12199), Section 3.
+    orders as in Mitchell et al. 2022 (arXiv:2104.12199).
     """
     asked = Asked(game, max_evals, clock)
     count = asked.players
@@ -140,21 +140,22 @@ def permutation(game: Game, *, max_evals: int | None, seed: int, clock: Clock) -
     planned = min(limit, 2 + wanted * walk)
     total = _first_walk(asked, random.permutation(count), planned, clock)
     square, orders = total**2, 1
-    while asked.evaluations + walk <= planned and not clock.over:
-        most = max(1, MASK_BYTES // (walk * count))
-        few = max(1, min(most, wanted - orders, clock.portion((wanted - orders) * walk) // walk))
+    while orders < wanted and not clock.over:
+        few = max(1, min(wanted - orders, MASK_BYTES // (walk * count)))
         ranks = random.permuted(np.tile(np.arange(count), (few, 1)), axis=1)
         masks = (ranks[:, None, :] < np.arange(1, count)[:, None]).reshape(-1, count)  # all beginnings of the orders
-        answers = asked.ask(np.concatenate([masks, ~masks]), planned).reshape(2, few, count - 1)
+        _, answers = _pairs(asked, masks, clock, planned)
+        few = answers.shape[1] // (count - 1)  # walked to the end
+        answers = answers[:, : few * (count - 1)].reshape(2, few, count - 1)
         ends = np.broadcast_to([[[asked.base, asked.full]], [[asked.full, asked.base]]], (2, few, 2))
-        gains = _gains(ranks, np.concatenate([ends[..., :1], answers, ends[..., 1:]], axis=-1))
+        gains = _gains(ranks[:few], np.concatenate([ends[..., :1], answers, ends[..., 1:]], axis=-1))
         total += gains.sum(axis=0)
         square += (gains**2).sum(axis=0)
         orders += few
     values = total / orders
     scatter = np.maximum(square / orders - values**2, 0)
     error = np.sqrt(scatter / (orders - 1)) if orders > 1 else np.full(count, np.nan)
-    return asked.solved(values, error, asked.evaluations + min(walk, 2) > planned or orders == wanted, orders=orders)
+    return asked.solved(values, error, asked.evaluations + 2 > planned, orders=orders)
 
 
 def _gains(ranks: np.ndarray, answers: np.ndarray) -> np.ndarray:
@@ -176,16 +177,10 @@ def _first_walk(asked: Asked, rank: np.ndarray, planned: int, clock: Clock) -> n
         if end - start > 1:
             middles.append((start + end) // 2)
             stretches += [(start, middles[-1]), (middles[-1], end)]
-    known, answers = np.array([0, count]), np.array([[asked.base, asked.full], [asked.full, asked.base]])
-    at = 0
-    while at < len(middles) and asked.evaluations + 2 <= planned and not clock.over:
-        left = min(2 * (len(middles) - at), planned - asked.evaluations)
-        most = max(1, MASK_BYTES // (2 * count))
-        places = np.array(middles[at : at + max(1, min(most, clock.portion(left) // 2))])
-        masks = rank < places[:, None]
-        found = asked.ask(np.concatenate([masks, ~masks]), planned).reshape(2, -1)
-        known, answers = np.concatenate([known, places]), np.concatenate([answers, found], axis=1)
-        at += len(places)
+    middles = np.array(middles[: (planned - asked.evaluations) // 2], int)
+    _, found = _pairs(asked, rank < middles[:, None], clock, planned)
+    known = np.concatenate([[0, count], middles[: found.shape[1]]])
+    answers = np.concatenate([[[asked.base, asked.full], [asked.full, asked.base]], found], axis=1)
     order = np.argsort(known)
     curves = [np.interp(np.arange(count + 1), known[order], curve[order]) for curve in answers]
     return _gains(rank[None], np.array(curves)[:, None])[0]
@@ -211,7 +206,7 @@ def kernel(game: Game, *, max_evals: int | None, seed: int, clock: Clock) -> Sol
         ValueError: `max_evals` is below 2.
 
     Source: Lundberg & Lee 2017 (arXiv:1705.07874), Section 4.1; pairs and the exact constraint as in Covert & Lee 2021
-    (arXiv:2012.01536), Sections 3.1 and 4.2.
+    (arXiv:2012.01536).
     """
     asked = Asked(game, max_evals, clock)
     trivial = asked.trivial()

@@ -103,7 +103,12 @@ class Summary:
             place = np.unravel_index(int(self.importance.argmax()), self.importance.shape)
             where = ", ".join(f"{axis.removesuffix('s')} {at}" for axis, at in zip(self.axes, place, strict=True))
             lines.append(f"  strongest at {where}: {self._figures(place)}")
-        told = [f"{what} {value:.3f}" for what, value in (self.faithfulness or {}).items()]
+        given = self.faithfulness or {}
+        told = [
+            f"{what} {given[what]:.3f} (random order {given.get(f'{what}_random', float('nan')):.3f})"
+            for what in ("deletion", "insertion")
+            if what in given
+        ]
         cost = [f"{self.calls:,} model rows", f"{self.seconds:.1f} s"]
         lines.append(
             "  " + "; ".join([*([] if self.complete else ["some rows were cut by the time budget"]), *told, *cost])

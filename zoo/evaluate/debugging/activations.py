@@ -15,6 +15,7 @@ import numpy as np
 from zoo.compress.costs import graph, nodes
 from zoo.evaluate.debugging.subject import subject
 from zoo.evaluate.findings import Finding, listed, named, over, table
+from zoo.evaluate.report import defined
 from zoo.registry import suggest
 
 BATCH = 128
@@ -88,15 +89,13 @@ class Activations:
 
     def to_json(self) -> str:
         """The figures and findings as JSON text, without the activations themselves."""
-        layers = [
-            {
-                key: None if isinstance(value, float) and not np.isfinite(value) else value
-                for key, value in vars(x).items()
-            }
-            for x in self.layers
-        ]
-        raw = {"model": self.model, "rows": self.rows, "layers": layers, "findings": [vars(f) for f in self.findings]}
-        return json.dumps(raw, indent=2) + "\n"
+        told = {
+            "model": self.model,
+            "rows": self.rows,
+            "layers": [vars(own) for own in self.layers],
+            "findings": [vars(finding) for finding in self.findings],
+        }
+        return json.dumps(defined(told), indent=2) + "\n"
 
     def plot(self, path: str | Path) -> Path:
         """Picture of one row's feature maps through the layers; of the histograms where there are no maps."""

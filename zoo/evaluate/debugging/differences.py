@@ -20,6 +20,7 @@ from zoo import tasks
 from zoo.compress.costs import graph, nodes
 from zoo.evaluate.debugging.subject import few_rows, subject
 from zoo.evaluate.findings import Finding, listed, over, table
+from zoo.evaluate.report import defined
 from zoo.training.gradients import gradients
 
 # type: step along a direction of length one; largest relative error that is no mistake; how far the slopes to either side may
@@ -75,10 +76,7 @@ class GradientCheck:
 
     def to_json(self) -> str:
         """All figures as JSON text; what was not checked is null."""
-        raw = asdict(self)
-        for row in raw["layers"]:
-            row.update({key: None for key in ("own", "whole") if np.isnan(row[key])})
-        return json.dumps(raw, indent=2) + "\n"
+        return json.dumps(defined(asdict(self)), indent=2) + "\n"
 
     def plot(self, path: str | Path) -> Path:
         """Picture of the errors by layer."""
@@ -138,6 +136,8 @@ def check_gradients(
         with _floats(kind):
             network = _retyped(plain, kind)
             own = loss or task.loss(run.recipe.loss, run.recipe.label_smoothing)
+            if isinstance(loss, keras.losses.Loss):
+                own = type(loss).from_config(loss.get_config())  # one that computes in this float type
             return _measure(network, x.astype(kind), y.astype(kind), own, kind, directions, seed, progress)
 
     notes = []
@@ -284,7 +284,7 @@ class _Held(keras.Model):
         self.built = True
 
     def call(self, _: Any, training: bool = False) -> Any:
-        values = [keras.ops.convert_to_tensor(held) for held in self.held]
+        values = [held + 0 for held in self.held]  # tensors: TensorFlow's custom gradients take no variables
         if self.inner is None:
             return values[0]
         return self.inner(values if len(values) > 1 else values[0], training=training)

@@ -16,6 +16,7 @@ import numpy as np
 from zoo import tasks
 from zoo.evaluate.debugging.subject import reported_anyway, subject
 from zoo.evaluate.findings import Finding, listed, named, over, table
+from zoo.evaluate.report import defined
 from zoo.training.fit import Batches, compile_for
 from zoo.training.gradients import gradients
 
@@ -97,12 +98,7 @@ class Flow:
 
     def to_json(self) -> str:
         """All figures as JSON text; what is not defined is null."""
-        raw = asdict(self)
-        for row in raw["weights"]:
-            for key in ("norms", "updates"):
-                row[key] = [value if np.isfinite(value) else None for value in row[key]]
-        raw["losses"] = [value if np.isfinite(value) else None for value in self.losses]
-        return json.dumps(raw, indent=2) + "\n"
+        return json.dumps(defined(asdict(self)), indent=2) + "\n"
 
     def plot(self, path: str | Path) -> Path:
         """Picture of gradients and updates by layer."""

@@ -16,6 +16,7 @@ import numpy as np
 from zoo import tasks
 from zoo.evaluate.debugging.subject import few_rows, reported_anyway, subject
 from zoo.evaluate.findings import Finding, listed, named, over
+from zoo.evaluate.report import defined
 from zoo.training.fit import Method, compile_for
 
 RATES = (3e-3, 3e-2, 3e-4)  # of Adam, tried in this order
@@ -69,7 +70,7 @@ class Overfit:
 
     def to_json(self) -> str:
         """All figures as JSON text."""
-        return json.dumps(asdict(self), indent=2) + "\n"
+        return json.dumps(defined(asdict(self)), indent=2) + "\n"
 
     def plot(self, path: str | Path) -> Path:
         """Picture of the loss by step."""
@@ -131,6 +132,8 @@ def overfit(
     y = task.encode(signature.targets(part.y[chosen]), signature.outputs)
     own = task.loss(run.recipe.loss, 0.0)
     idle = _number(own(y, _constant(signature.task, y)))
+    if not idle > 0:
+        raise ValueError(f"the {len(chosen)} rows of the batch all have the same target; give more rows, or other data")
     goal = NEAR_ZERO * idle
     recipe = run.recipe.override(
         optimizer="adam", schedule="constant", warmup=0.0, weight_decay=0.0, l1=0.0, l2=0.0, clip_norm=None,
@@ -152,7 +155,7 @@ def overfit(
                 break
         outputs = keras.ops.convert_to_numpy(network(x, training=True))
         found = _number(own(y, outputs))
-        if best["outputs"] is None or (np.isfinite(found) and found < best["loss"]):
+        if best["outputs"] is None or found < best["loss"] or not np.isfinite(best["loss"]):
             best = {"loss": found, "weights": network.get_weights(), "outputs": outputs}
         if found <= goal:
             break

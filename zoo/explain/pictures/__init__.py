@@ -29,20 +29,27 @@ _KINDS: dict[str, ModuleType] = {
 }
 
 
-def of(explanation: Any) -> ModuleType:
-    """The file that draws an explanation of this kind.
+def of(kind: str) -> ModuleType:
+    """The file that draws explanations of a kind.
 
     Raises:
         ValueError: no file does.
     """
-    if explanation.kind not in _KINDS:
-        raise ValueError(f"no picture is known for {explanation.kind!r}; kinds are {', '.join(_KINDS)}")
-    return _KINDS[explanation.kind]
+    if kind not in _KINDS:
+        raise ValueError(f"no picture is known for {kind!r}; kinds are {', '.join(_KINDS)}")
+    return _KINDS[kind]
 
 
-def styles(explanation: Any) -> tuple[str, ...]:
-    """Names of the ways to draw an explanation, the usual one first."""
-    return of(explanation).STYLES
+def chosen(kind: str, style: str | None) -> str:
+    """The style of that name, or the usual one of a kind if None.
+
+    Raises:
+        ValueError: the kind has no such style.
+    """
+    styles = of(kind).STYLES
+    if style is not None and style not in styles:
+        raise ValueError(f"no style {style!r} for {kind} inputs; styles are {', '.join(styles)}")
+    return style or styles[0]
 
 
 def draw(explanation: Any, rows: int = 4, style: str | None = None, dark: bool = False) -> Figure:
@@ -51,7 +58,7 @@ def draw(explanation: Any, rows: int = 4, style: str | None = None, dark: bool =
     Args:
         explanation: with its inputs.
         rows: panels at most, 1 … 64.
-        style: one of `styles(explanation)`, the first if None.
+        style: one of the kind's `STYLES`, the first if None.
         dark: colours for a dark page.
 
     Raises:
@@ -59,10 +66,7 @@ def draw(explanation: Any, rows: int = 4, style: str | None = None, dark: bool =
     """
     if not 1 <= rows <= MOST_ROWS:
         raise ValueError(f"rows must be 1 … {MOST_ROWS}, got rows={rows}; give a slice of the batch to see later rows")
-    kind = of(explanation)
-    style = style or kind.STYLES[0]
-    if style not in kind.STYLES:
-        raise ValueError(f"no style {style!r} for kind {explanation.kind!r}; styles are {', '.join(kind.STYLES)}")
+    style = chosen(explanation.kind, style)
     if not explanation.inputs:
         raise ValueError(
             "the explanation was read without its inputs, so it cannot be drawn; write it with inputs=True"
@@ -73,7 +77,7 @@ def draw(explanation: Any, rows: int = 4, style: str | None = None, dark: bool =
 
 def assemble(explanation: Any, shown: Sequence[int], style: str, theme: Theme, caption: list[str]) -> Figure:
     """Panels of some rows above each other, with lines of small text below."""
-    kind = of(explanation)
+    kind = of(explanation.kind)
     heights = [kind.height(explanation, row, WIDTH, style) for row in shown]
     figure = blank(WIDTH, sum(heights) + _LINE * len(caption) + 0.14, theme)
     panels = figure.subfigures(len(heights), 1, squeeze=False, height_ratios=heights)[:, 0]

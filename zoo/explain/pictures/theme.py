@@ -102,10 +102,13 @@ def reach(values: np.ndarray, share: float = 0.998) -> float:
 
 def reading(explanation: Any, values: np.ndarray, parts: str = "") -> str:
     """How the colours are to be read, such as `red words speak for it, blue against`."""
-    red, blue = (f"red {parts}".strip(), bool((values < -reach(values) / 100).any()))
+    both = bool((values < -reach(values) / 100).any())
+    red, s = f"red {parts}".strip(), "" if parts else "s"
     if explanation.unit == "similarity":
-        return f"{red} make{'' if parts else 's'} the two alike{', blue unlike' if blue else ''}"
-    return f"{red} speak{'' if parts else 's'} for it{', blue against' if blue else ''}"
+        return f"{red} make{s} the two alike{', blue unlike' if both else ''}"
+    if explanation.task == "regression":
+        return f"{red} raise{s} it{f', blue lower{s} it' if both else ''}"
+    return f"{red} speak{s} for it{', blue against' if both else ''}"
 
 
 def signed(value: float) -> str:
@@ -119,4 +122,5 @@ def scale(figure: Any, axes: Any, limit: float, label: str, theme: Theme, **opti
     bar.set_label(literal(label), fontsize=8.5, color=theme.quiet)
     bar.ax.locator_params(nbins=5)
     bar.ax.tick_params(labelsize=8, labelcolor=theme.quiet, color=theme.line)
+    bar.ax.yaxis.get_offset_text().set(size=8, color=theme.quiet)
     bar.outline.set_visible(False)  # type: ignore[operator]

@@ -1,0 +1,145 @@
+"""What explanations hold: every registered model, known truths, and time against shap.
+
+`python benchmarks/explaining.py coverage` trains every entry briefly on data that is at hand, for each of its tasks, and
+explains test rows with `method="auto"`: it must answer, add up to 1e-3 of the output range where its method promises
+that, and name parts whose deletion lowers the answer sooner than that of random ones. It prints a table, appends it to
+`benchmarks/results/explaining_coverage.csv` with `--keep`, and ends with status 1 when a target is missed.
+"""
+
+import argparse
+import sys
+import time
+from typing import Any
+
+import numpy as np
+from record import append
+
+DATA = {"classification": "breast_cancer", "image-classification": "digits", "regression": "diabetes"}
+ADDITIVITY = 1e-3  # of the output range
+MODEST = 1_000_000  # parameters up to which an entry is trained as it is, above it narrow, with its own depth
+
+
+def coverage(options: argparse.Namespace) -> bool:
+    """Rows of all entries; whether a target is missed."""
+    from zoo import registry
+
+    missed = False
+    head = f"{'model':<20} {'task':<21} {'score':>6}  {'method':<19} {'additivity':>10} {'deletion':>9} {'random':>15}"
+    print(f"{head} {'insertion':>9} {'random':>15} {'stability':>9} {'seconds':>8}")
+    for name in registry.names(options.models):
+        entry = registry.entry(name)
+        for task in entry.tasks:
+            if task not in DATA:
+                print(f"{name:<20} {task:<21} missed: there is no data at hand for this task")
+                missed = True
+                continue
+            row = _covered(entry, task, options)
+            faults = _faults(row)
+            missed |= bool(faults)
+            figures = {
+                part: f"{row[part]:.3f} ± {row[f'{part}_spread']:.3f}"
+                for part in ("deletion_random", "insertion_random")
+            }
+            print(
+                f"{name:<20} {task:<21} {row['score']:>6.3f}  {row['method']:<19} {row['additivity_share']:>10.1e} "
+                f"{row['deletion']:>9.3f} {figures['deletion_random']:>15} {row['insertion']:>9.3f} "
+                f"{figures['insertion_random']:>15} {row['stability']:>9.3f} {row['seconds']:>8.2f}"
+                f"{'  missed: ' + ', '.join(faults) if faults else ''}",
+                flush=True,
+            )
+            if options.keep:
+                append("explaining_coverage", row)
+    print(f"{'missed' if missed else 'met'}: every entry and task answers, adds up and beats random orders")
+    return missed
+
+
+def _covered(entry: Any, task: str, options: argparse.Namespace) -> dict[str, Any]:
+    """What `auto` gives for one entry, trained for one task."""
+    import keras
+
+    import zoo
+    from zoo import tasks
+    from zoo.data import load
+    from zoo.explain.methods import METHODS
+    from zoo.explain.sources import subject_of
+    from zoo.recipes import Recipe
+    from zoo.training import fit
+
+    keras.utils.set_random_seed(options.seed)
+    shape = entry.tiny.get("input_shape", ())
+    image = (options.side, options.side, shape[-1] if len(shape) == 3 else 1) if task.startswith("image") else None
+    data = load(DATA[task], input_shape=image, seed=options.seed)
+    step = data.signature.preprocess
+    small = {key: value for key, value in entry.tiny.items() if entry.params > MODEST and key not in entry.arguments}
+    model = entry.build(**{**small, "input_shape": step.shape, "classes": data.signature.outputs})
+    settings = {key: value for key, value in entry.recipe.items() if key != "epochs"}
+    fit(
+        model,
+        data,
+        Recipe(entry.name, data.name, epochs=options.epochs, seed=options.seed).override(**settings),
+        quiet=True,
+    )
+    subject = subject_of(model, data.signature, None, None)
+    answers = subject.predict(data.test.x)
+    score = tasks.get(task).score(data.test.y, answers)
+    chosen = np.random.default_rng(options.seed).choice(len(data.train), min(100, len(data.train)), replace=False)
+    background = {key: values[chosen] for key, values in data.train.x.items()}
+    rows = {key: values[: options.rows] for key, values in data.test.x.items()}
+    started = time.perf_counter()
+    found = zoo.explain(model, rows, signature=data.signature, background=background, seed=options.seed)
+    seconds = time.perf_counter() - started
+    reach = float(np.ptp(answers)) if task == "regression" else 1.0
+    judged = [each for each in found.settings["quality"]["rows"] if each is not None]
+    own = found.faithfulness or {}
+    return {
+        "model": entry.name,
+        "task": task,
+        "data": data.name,
+        "parameters": model.count_params(),
+        "epochs": options.epochs,
+        "seed": options.seed,
+        "score": round(score, 4),
+        "rows": len(found),
+        "method": found.method,
+        "promised": METHODS[found.method].additive,
+        "additivity_share": float(f"{(found.additivity_error or 0) / reach:.2e}"),
+        "deletion": round(own.get("deletion", np.nan), 4),
+        "deletion_random": round(own.get("deletion_random", np.nan), 4),
+        "deletion_random_spread": round(own.get("deletion_random_spread", np.nan), 4),
+        "insertion": round(own.get("insertion", np.nan), 4),
+        "insertion_random": round(own.get("insertion_random", np.nan), 4),
+        "insertion_random_spread": round(own.get("insertion_random_spread", np.nan), 4),
+        "rows_better": sum(each["deletion"] < each["deletion_random"] for each in judged),
+        "stability": round(np.nan if found.stability is None else found.stability, 4),
+        "calls": found.calls,
+        "seconds": round(seconds, 3),
+    }
+
+
+def _faults(row: dict[str, Any]) -> list[str]:
+    faults = []
+    if row["promised"] and row["additivity_share"] > ADDITIVITY:
+        faults.append(f"misses the answer by more than {ADDITIVITY:g} of the range")
+    if not row["deletion"] < row["deletion_random"]:
+        faults.append("deletion is no better than random")
+    return faults
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parts = parser.add_subparsers(dest="part", required=True)
+    covered = parts.add_parser("coverage", help="every registered entry and its tasks")
+    covered.add_argument("--models", default="*", help="names as a shell pattern")
+    covered.add_argument("--epochs", type=int, default=15)
+    covered.add_argument("--rows", type=int, default=8, help="test rows explained")
+    covered.add_argument("--side", type=int, default=16, help="pixels a side of the images")
+    covered.set_defaults(run=coverage)
+    for part in (covered,):
+        part.add_argument("--seed", type=int, default=0)
+        part.add_argument("--keep", action="store_true", help="append the rows to the results")
+    options = parser.parse_args()
+    return int(options.run(options))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
