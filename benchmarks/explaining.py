@@ -4,6 +4,9 @@
 explains test rows with `method="auto"`: it must answer, add up to 1e-3 of the output range where its method promises
 that, and name parts whose deletion lowers the answer sooner than that of random ones. It prints a table, appends it to
 `benchmarks/results/explaining_coverage.csv` with `--keep`, and ends with status 1 when a target is missed.
+
+`python benchmarks/explaining.py speed` times explanations against shap, see `explaining_speed.py`; `--keep` appends to
+`benchmarks/results/explaining_speed.csv`.
 """
 
 import argparse
@@ -125,6 +128,12 @@ def _faults(row: dict[str, Any]) -> list[str]:
     return faults
 
 
+def _speed(options: argparse.Namespace) -> bool:
+    from explaining_speed import speed
+
+    return speed(options)
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parts = parser.add_subparsers(dest="part", required=True)
@@ -134,7 +143,17 @@ def main() -> int:
     covered.add_argument("--rows", type=int, default=8, help="test rows explained")
     covered.add_argument("--side", type=int, default=16, help="pixels a side of the images")
     covered.set_defaults(run=coverage)
-    for part in (covered,):
+    timed = parts.add_parser("speed", help="time against shap at no larger errors")
+    timed.add_argument("--only", choices=("partition", "kernel", "gradient"), help="one comparison alone")
+    timed.add_argument("--model", help="one of its models alone")
+    timed.add_argument("--rows", type=int, default=3, help="images explained; twice as many rows of a table")
+    timed.add_argument("--repeats", type=int, default=3, help="timed turns of each solver on each row")
+    timed.add_argument("--size", type=int, default=64, help="pixels a side of ResNet-18's images")
+    timed.add_argument("--cells", type=int, default=16, help="squares a side at which errors on images are taken")
+    timed.add_argument("--orders", type=int, default=100, help="orders of the reference run")
+    timed.add_argument("--epochs", type=int, default=0, help="of training, 0 for each model's own number")
+    timed.set_defaults(run=_speed)
+    for part in (covered, timed):
         part.add_argument("--seed", type=int, default=0)
         part.add_argument("--keep", action="store_true", help="append the rows to the results")
     options = parser.parse_args()

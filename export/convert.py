@@ -70,7 +70,7 @@ def to_onnx(
     model = in_float32(model)
     golden = parity.sample(model, signature) if golden is None else parity.checked(model, signature, golden, "golden")
     with files.draft(path) as draft:
-        options = {"opset": opset, "external_above": external_above, "activation_map": classes}
+        options: dict[str, Any] = {"opset": opset, "external_above": external_above, "activation_map": classes}
         try:
             write(model, signature, draft, **options)
         except NotLoweredError:  # on another backend than TensorFlow

@@ -235,6 +235,7 @@ class Network:
         rounded = {name: f"{name}/dequantized" for name in placed.tensors}
         weights: dict[str, np.ndarray] = {}
         nodes: list[onnx.NodeProto] = []
+        held: dict[str, str] = {}  # weights in 8 bits -> the node they were written for
 
         def pair(name: str) -> None:
             given = [f"{name}/scale", f"{name}/zero_point"]
@@ -253,6 +254,9 @@ class Network:
                     node.input[place] = rounded[name]
             if node.name in placed.nodes:
                 self._write_weights(node, integers[node.name], seen, weights, nodes)
+                held[self.weighted[node.name].weight] = node.name
+            elif node.input and node.input[0] in held:  # rows or columns of a kernel that is held in 8 bits
+                self._read_weights(node, held[node.input[0]], nodes)
             nodes.append(node)
             for name in node.output:
                 if name in rounded:
@@ -260,9 +264,15 @@ class Network:
         del graph.node[:]
         graph.node.extend(nodes)
         read = {name for node in nodes for name in node.input}
-        whole = _has_subgraph(nodes)  # which may read any of them
-        weights |= {name: array for name, array in self.weights.items() if whole or name in read}
+        everything = _has_subgraph(nodes)  # which may read any of them
+        weights |= {name: array for name, array in self.weights.items() if everything or name in read}
         return proto, weights
+
+    def _read_weights(self, node: onnx.NodeProto, owner: str, nodes: list[onnx.NodeProto]) -> None:
+        """Let a node read another one's weights in 8 bits, so that the file holds them once."""
+        names = [f"{owner}/weight_int8", f"{owner}/weight_scale", f"{owner}/weight_zero_point"]
+        nodes.append(_dequantized(names, f"{node.name}/weight", self.weighted[owner].axis))
+        node.input[0] = nodes[-1].output[0]
 
     def _write_weights(
         self,

@@ -42,6 +42,7 @@ INFER = re.compile(
 )
 LONGEST_WAIT = 3600.0  # seconds a client may ask for with X-Request-Timeout
 PACKED = frozenset(("gzip", "x-gzip", "deflate"))
+LARGE_BODY = 65536  # bytes of a body that is not read before the guard has looked at the headers
 SMALL_BODY = 4096  # compressed bytes that the event loop unpacks itself: at most 4 MB come out, within milliseconds
 WORTH_PACKING = 4096  # bytes of an answer from which gzip saves more time on a network than it takes here
 SMALL_ANSWER = 65536  # bytes that the event loop packs itself
@@ -307,7 +308,8 @@ class _Refused(Exception):
     """Ends the parsing of a request; the connection holds the reason."""
 
 
-Request = tuple[str, bytes, dict[str, str], bytes, bool, bool]  # method, URL, headers, body, keep open, HTTP/1.0
+# method, URL, headers, body, keep open, HTTP/1.0, admitted by the guard already
+Request = tuple[str, bytes, dict[str, str], bytes, bool, bool, bool]
 
 
 class Connection(asyncio.Protocol):
@@ -318,10 +320,10 @@ class Connection(asyncio.Protocol):
     """
 
     __slots__ = (
-        "_accept", "_body", "_busy", "_call", "_closing", "_discarding", "_eof", "_expecting", "_head", "_headers",
+        "_accept", "_admitted", "_body", "_busy", "_call", "_closing", "_discarding", "_eof", "_expecting", "_head", "_headers",
         "_held", "_keep", "_large", "_last", "_method", "_model", "_old", "_origin", "_parser", "_partial", "_paused",
         "_peer", "_probe", "_received", "_refusal", "_request_id", "_route", "_size", "_started", "_trace", "_transport",
-        "_undelivered", "_url", "_waiting", "_writable", "expires", "front",
+        "_undelivered", "_url", "_waiting", "_welcome", "_writable", "expires", "front",
     )  # fmt: skip
 
     def __init__(self, front: Front) -> None:
@@ -333,6 +335,7 @@ class Connection(asyncio.Protocol):
         self.expires = NEVER
         # the message that is arriving
         self._url, self._headers, self._body, self._size = b"", {}, [], 0  # type: bytes, dict[str, str], list[bytes], int
+        self._welcome = False  # the guard has admitted it by its headers
         self._partial = False  # a message has begun and is not complete
         self._head = False  # and its headers are not complete
         self._expecting = False  # and its client waits for "100 Continue"
@@ -344,7 +347,7 @@ class Connection(asyncio.Protocol):
         self._busy = False
         self._call: Call | None = None
         self._held = 0  # bytes of its body
-        self._keep, self._old = True, False
+        self._keep, self._old, self._admitted = True, False, False
         # the connection
         self._eof = self._paused = self._closing = self._discarding = False
         self._writable = True
@@ -442,6 +445,7 @@ class Connection(asyncio.Protocol):
 
     def on_message_begin(self) -> None:
         self._url, self._headers, self._body, self._size = b"", {}, [], 0
+        self._welcome = False
         self._partial = self._head = True
         if not self._busy:
             self.expires = self.front.now + self.front.limits.head_seconds
@@ -486,8 +490,22 @@ class Connection(asyncio.Protocol):
                 message = f"Expect: {expected[:40]!r} cannot be met; send 100-continue or leave it out"
                 raise self._refuse(RequestError("unsupported_http", message, 417))
             self._expecting = self._parser.get_http_version() != "1.0"
+        if encoding is not None or (length is not None and int(length) > LARGE_BODY):
+            self._admit_early()
         if not self._busy:
             self.expires = self.front.now + limits.body_seconds
+
+    def _admit_early(self) -> None:
+        """Turn an inference away by its headers, so that its large body need not be read."""
+        front = self.front
+        inference = front.inference(self._url) if self._parser.get_method() == b"POST" else None
+        if inference is None or front.guard is None:
+            return
+        try:
+            front.guard.admit(self._headers, "predict", self._peer, inference[0])
+        except RequestError as error:
+            raise self._refuse(error) from None
+        self._welcome = True
 
     def on_body(self, body: bytes) -> None:
         front, size = self.front, len(body)
@@ -509,7 +527,8 @@ class Connection(asyncio.Protocol):
         parser = self._parser
         keep = parser.should_keep_alive()
         old = parser.get_http_version() == "1.0"
-        self._waiting.append((parser.get_method().decode("latin-1"), self._url, self._headers, body, keep, old))
+        method = parser.get_method().decode("latin-1")
+        self._waiting.append((method, self._url, self._headers, body, keep, old, self._welcome))
         self._partial = self._expecting = False
         self._body, self._size, self._undelivered = [], 0, 0
         self._last = not keep
@@ -546,11 +565,13 @@ class Connection(asyncio.Protocol):
         if self._expecting and not self._busy and not self._closing:
             self._continue()
 
-    def _begin(self, method: str, url: bytes, headers: dict[str, str], body: bytes, keep: bool, old: bool) -> None:
+    def _begin(
+        self, method: str, url: bytes, headers: dict[str, str], body: bytes, keep: bool, old: bool, admitted: bool
+    ) -> None:
         front = self.front
         self._started = time.perf_counter()
         self._held = self._received = len(body)
-        self._method, self._keep, self._old = method, keep, old
+        self._method, self._keep, self._old, self._admitted = method, keep, old, admitted
         self._accept = headers.get("accept-encoding")
         self._origin = headers.get("origin")
         self._model, self._route = "", "unknown"
@@ -593,7 +614,7 @@ class Connection(asyncio.Protocol):
         """Admit an inference, unpack its body if it is packed, and submit it."""
         front = self.front
         model, _, _, self._route = inference
-        if front.guard is not None:
+        if front.guard is not None and not self._admitted:
             front.guard.admit(headers, "predict", self._peer, model)
         encoding = headers.get("content-encoding")
         if encoding is None or encoding.lower() == "identity":

@@ -18,11 +18,19 @@ class NotStarted(RuntimeError):
     """A server ended, or was not ready in time; the message holds the end of what it printed."""
 
 
-def free_port() -> int:
-    """A TCP port of this machine that nothing listens on."""
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return found.getsockname()[1]
+def free_port(count: int = 1) -> int:
+    """A TCP port of this machine that nothing listens on, nor on the `count` - 1 after it."""
+    while True:
+        with contextlib.ExitStack() as held:
+            first = 0
+            try:
+                for number in range(count):
+                    found = held.enter_context(socket.socket())
+                    found.bind(("127.0.0.1", first + number if first else 0))
+                    first = first or found.getsockname()[1]
+            except (OSError, OverflowError):  # one of them is taken
+                continue
+            return first
 
 
 def tree(root: int) -> list[int]:

@@ -30,6 +30,7 @@ from serve.manifest import Manifest, read
 CONNECTIONS = (1, 8, 64)
 OURS = "zooroad"
 ALONE = Setting(1, 1)  # what `zoo serve --tune` often finds for small models: it leaves a core to the connections
+PORTS = 3  # MLServer takes the two after its own for gRPC and metrics
 KINDS = {"json": "v2", "binary": "v2-binary"}
 MOST_AT_64, MOST_AT_1, SHORTER, RESNET = (
     5.0,
@@ -153,7 +154,7 @@ def _measure(
     """Results by form and connections, of one server in one setting."""
     found = {}
     with tempfile.TemporaryDirectory() as name:
-        scratch, port = Path(name), free_port()
+        scratch, port = Path(name), free_port(PORTS)
         if server == OURS:
             chosen = ("--workers", setting.workers, "--threads", setting.threads)
             command = ours.command(ours.link(bundle, scratch / "store"), port, *chosen)

@@ -647,6 +647,21 @@ def test_the_guard_is_asked_and_its_headers_sent():
         assert "access-control-allow-origin" not in one(served, raw)[1]
 
 
+def test_a_large_body_is_refused_by_its_headers_and_admitted_once():
+    guard = Guard()
+    admit, asked = guard.admit, []
+    guard.admit = lambda headers, *rest: (asked.append(rest), admit(headers, *rest))[1]
+    with serving(guard=guard) as served:
+        for line in ("Content-Length: 1000000", "Transfer-Encoding: chunked"):
+            raw = f"POST /v2/models/echo/infer HTTP/1.1\r\nHost: x\r\n{line}\r\n\r\n"
+            assert one(served, raw.encode())[0] == 401  # although nothing of it was sent
+        assert not served.fleet.calls
+        asked.clear()
+        large = b'"' + bytes(1_000_000).replace(b"\0", b"a") + b'"'
+        assert one(served, infer(large, "echo", "Authorization: Bearer good"))[0] == 200
+        assert asked == [("predict", "127.0.0.1", "echo")]
+
+
 def test_the_app_is_told_what_was_asked(served):
     raw = infer(
         b"body", "x", "Content-Type: text/plain", "X_Request_Id: smuggled", "A: 1", "a: 2", path="/a%20b/%C3%A9?q=1%20"

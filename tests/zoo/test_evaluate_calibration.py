@@ -139,6 +139,13 @@ def test_constants_come_from_validation_and_are_judged_on_test(method, tmp_path)
     assert "ECE, equal mass" in str(found) and found.plot(tmp_path / "a.png").stat().st_size > 10_000
 
 
+def test_a_level_that_needs_more_rows_is_told():
+    found = calibrate(Scores(), zoo.data.load("breast_cancer"), level=0.99)
+    assert found.sets == () and "no conformal sets: a level of 0.99 needs 99 validation rows" in str(found)
+    with pytest.raises(ValueError, match=r"level must be a share in \(0, 1\), got 1"):
+        calibrate(Scores(), zoo.data.load("breast_cancer"), level=1)
+
+
 def test_bad_requests_are_told():
     y, probabilities = simulated(50)
     right = np.eye(5)[y] * 0.9 + 0.02

@@ -56,10 +56,14 @@ def test_a_clear_winner_is_named():
 
 def test_where_smaller_is_better_the_smaller_one_wins():
     rows = np.arange(300)
-    found = compare(classified(rows % 3 != 0, "modest", 0.7), classified(rows % 3 != 0, "boastful", 0.999), metric="log_loss")
+    found = compare(
+        classified(rows % 3 != 0, "modest", 0.7), classified(rows % 3 != 0, "boastful", 0.999), metric="log_loss"
+    )
     assert found.difference.score > 0 and found.better == "modest"
     assert found.differences["accuracy"].score == 0 and found.mcnemar == 1
-    reverse = compare(classified(rows % 3 != 0, "boastful", 0.999), classified(rows % 3 != 0, "modest", 0.7), metric="log_loss")
+    reverse = compare(
+        classified(rows % 3 != 0, "boastful", 0.999), classified(rows % 3 != 0, "modest", 0.7), metric="log_loss"
+    )
     assert reverse.better == "modest" and reverse.difference.score == pytest.approx(-found.difference.score)
 
 
@@ -100,7 +104,10 @@ def test_chance_alone_is_called_a_difference_as_rarely_as_promised():
     [
         (classified(np.ones(9), "b"), r"a and b cannot be compared: their rows are 10 and 9"),
         (valued(np.ones(10), np.ones(10), "b"), "their task are 'classification' and 'regression'"),
-        (classified(np.ones(10), "b", x={"numbers": np.ones((10, 1), np.float32)}), "were judged on different test rows"),
+        (
+            classified(np.ones(10), "b", x={"numbers": np.ones((10, 1), np.float32)}),
+            "were judged on different test rows",
+        ),
     ],
 )
 def test_other_rows_are_refused(other, message):
@@ -112,7 +119,9 @@ def test_other_rows_are_refused(other, message):
 def test_no_verdict_about_a_metric_without_direction():
     one = valued(np.arange(9), np.arange(9) + 1, "a")
     for metric in ("bias", "accuracy"):
-        with pytest.raises(ValueError, match=f"no verdict can be about '{metric}' here; it is about one of r2, rmse, mae"):
+        with pytest.raises(
+            ValueError, match=f"no verdict can be about '{metric}' here; it is about one of r2, rmse, mae"
+        ):
             compare(one, one, metric=metric)
 
 

@@ -94,7 +94,10 @@ def test_the_server_has_the_same_rule(limit):
         (dict(method="naive"), "method must be one of lac, aps, raps, residual, got 'naive'"),
         (dict(level=1.0), r"level must be a share in \(0, 1\), got 1.0"),
         (dict(level=0.99), "a level of 0.99 needs at least 99 validation rows, got 20"),
-        (dict(method="residual"), r"method 'residual' does not fit answers of shape \(20, 2\); give 'lac', 'aps' or 'raps'"),
+        (
+            dict(method="residual"),
+            r"method 'residual' does not fit answers of shape \(20, 2\); give 'lac', 'aps' or 'raps'",
+        ),
     ],
 )
 def test_bad_requests_are_told(given, message):

@@ -38,7 +38,9 @@ def by_scikit_learn(y, answers):
 @pytest.mark.parametrize(("classes", "absent"), [(2, None), (5, None), (12, 3)])
 def test_classification_is_that_of_scikit_learn(classes, absent):
     y, answers = drawn(240, classes, absent=absent)
-    found = {name: measure(np.ones((1, 240)))[0] for name, measure in metrics.measures("classification", y, answers).items()}
+    found = {
+        name: measure(np.ones((1, 240)))[0] for name, measure in metrics.measures("classification", y, answers).items()
+    }
     for name, expected in by_scikit_learn(y, answers).items():
         assert found[name] == pytest.approx(expected, abs=1e-6), name
 
@@ -84,7 +86,9 @@ def test_regression_is_that_of_scikit_learn():
         assert wanted["r2"](given)[0] == pytest.approx(reference.r2_score(y[rows], answers[rows, 0]), abs=1e-4)
         expected = reference.root_mean_squared_error(y[rows], answers[rows, 0])
         assert wanted["rmse"](given)[0] == pytest.approx(expected, rel=1e-4)
-        assert wanted["mae"](given)[0] == pytest.approx(reference.mean_absolute_error(y[rows], answers[rows, 0]), rel=1e-4)
+        assert wanted["mae"](given)[0] == pytest.approx(
+            reference.mean_absolute_error(y[rows], answers[rows, 0]), rel=1e-4
+        )
         assert wanted["bias"](given)[0] == pytest.approx(float(np.mean(answers[rows, 0] - y[rows])), rel=1e-3)
 
 
@@ -98,7 +102,9 @@ def test_an_interval_is_as_wide_as_theory_says():
 
 def test_a_perfect_score_does_not_claim_to_be_certain():
     found = metrics.intervals("classification", np.zeros(30, int), np.tile([0.9, 0.1], (30, 1)))["accuracy"]
-    assert found.score == found.high == 1 and found.low == pytest.approx(0.8843, abs=1e-3)  # Clopper & Pearson, 30 of 30
+    assert found.score == found.high == 1 and found.low == pytest.approx(
+        0.8843, abs=1e-3
+    )  # Clopper & Pearson, 30 of 30
     none = metrics.intervals("classification", np.ones(30, int), np.tile([0.9, 0.1], (30, 1)))["accuracy"]
     assert none.score == none.low == 0 and none.high == pytest.approx(1 - 0.8843, abs=1e-3)
 
@@ -120,7 +126,10 @@ def test_what_is_not_defined_is_not_a_number():
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: metrics.intervals("regression", np.ones(3), np.ones((3, 1)), ("auc",)), "there is no metric 'auc' here"),
+        (
+            lambda: metrics.intervals("regression", np.ones(3), np.ones((3, 1)), ("auc",)),
+            "there is no metric 'auc' here",
+        ),
         (lambda: next(metrics.draws(0, 10, 0)), "no rows to judge"),
     ],
 )

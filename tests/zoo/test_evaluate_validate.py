@@ -132,7 +132,11 @@ def test_the_gap_is_training_minus_test(run):
     ("call", "message"),
     [
         (lambda: cross_validate("mlp", "iris", folds=1), "folds must be at least 2, got folds=1"),
-        (lambda: learning_curve("mlp", "iris", shares=(0.5,)), r"two or more growing numbers in \(0, 1\], got \(0.5,\)"),
+        (lambda: cross_validate("mlp", "iris", validation=0), r"a share in \(0, 1\), which chooses the epoch"),
+        (
+            lambda: learning_curve("mlp", "iris", shares=(0.5,)),
+            r"two or more growing numbers in \(0, 1\], got \(0.5,\)",
+        ),
         (lambda: learning_curve("mlp", "iris", shares=(0.5, 0.2)), "growing numbers"),
         (lambda: learning_curve("mlp", "iris", shares=(0.01, 1), quiet=True), "a share of 0.01 leaves a class without"),
         (lambda: gap("nowhere"), "evaluate needs data"),

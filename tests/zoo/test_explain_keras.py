@@ -151,3 +151,68 @@ def test_a_fixed_number_of_evaluations_is_not_set():
     with pytest.raises(ValueError, match="gradient_times_input takes no max_evals"):
         explain(model, np.ones((1, 2)), "gradient_times_input", signature=signature, max_evals=5)
     assert explain(model, np.ones((1, 2)), "expected_gradients", signature=signature, max_evals=8).calls < 40
+
+
+def squeezed(x):
+    """Squeeze and excitation: each channel times a weight that all places decide together."""
+    from keras import layers
+
+    weights = layers.Dense(x.shape[-1], activation="sigmoid")(layers.GlobalAveragePooling2D()(x))
+    return layers.Multiply()([x, layers.Reshape((1, 1, x.shape[-1]))(weights)])
+
+
+def attended(x):
+    from keras import layers
+
+    tokens = layers.Reshape((-1, x.shape[-1]))(x)
+    return layers.MultiHeadAttention(1, 3)(tokens, tokens)
+
+
+@pytest.mark.parametrize("block", ["depthwise", "relu6", "gelu", "swish", "squeezed", "attended", "recurrent"])
+@pytest.mark.parametrize("heavy", [False, True])
+def test_auto_answers_where_the_usual_gradient_explainers_fail(block, heavy, monkeypatch):
+    from keras import layers
+
+    from zoo.explain import methods
+
+    blocks = {
+        "depthwise": layers.DepthwiseConv2D(3, activation="relu"),
+        "relu6": layers.ReLU(6),
+        "gelu": layers.Activation("gelu"),
+        "swish": layers.Activation("swish"),
+        "squeezed": squeezed,
+        "attended": attended,
+        "recurrent": lambda x: layers.LSTM(3)(layers.Reshape((-1, x.shape[-1]))(x)),
+    }
+    model = small(layers.Conv2D(3, 3, strides=2), blocks[block], layers.Flatten(), layers.Dense(2), shape=(12, 12, 1))
+    images = np.random.default_rng(0).normal(size=(1, 12, 12, 1)).astype(np.float32)
+    monkeypatch.setattr(methods, "HEAVY", 0 if heavy else 1_000_000)
+    found = explain(model, images, kind="image", background=np.zeros((2, 12, 12, 1), np.float32), quality=False)
+    assert found.method == ("expected_gradients" if heavy else "partition")
+    assert found.additivity_error <= 1e-3 and np.isfinite(found.attributions).all()
+    assert np.abs(found.attributions).max() > 0
+
+
+@pytest.mark.parametrize("method", ["integrated_gradients", "expected_gradients", "deep"])
+def test_gradients_without_time_say_that_they_are_incomplete(method):
+    from keras import layers
+
+    model = small(layers.Conv2D(2, 3, activation="tanh"), layers.Flatten(), layers.Dense(2), shape=(9, 9, 1))
+    random = np.random.default_rng(0)
+    images, background = (random.normal(0, 3, (rows, 9, 9, 1)).astype(np.float32) for rows in (2, 60))
+    found = explain(model, images, method, kind="image", background=background, seconds=0)
+    missed = np.abs(found.base + found.attributions.sum(axis=(1, 2, 3)) - found.prediction).max()
+    assert found.additivity_error == pytest.approx(missed, abs=1e-6) and np.isfinite(found.attributions).all()
+    assert found.faithfulness is None and found.stability is None
+
+
+def test_a_subject_brings_its_own_background_and_kind():
+    from zoo.explain import Subject
+
+    subject = Subject.of_function(lambda x: x.sum(axis=1), "table", background=np.zeros((1, 2)))
+    with pytest.raises(ValueError, match="a Subject has its own background; give background= where it is made"):
+        explain(subject, np.ones((1, 2)), background=np.zeros((1, 2)))
+    signature = Signature("regression", ("y",), TablePreprocess(("a", "b"), (0.0, 0.0), (1.0, 1.0)))
+    model = registry.get("logistic_regression", input_shape=(2,), classes=1)
+    with pytest.raises(ValueError, match="takes inputs of kind 'table', got kind='image'; leave it out"):
+        explain(model, np.ones((1, 2)), signature=signature, kind="image")

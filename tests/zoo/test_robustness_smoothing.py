@@ -57,12 +57,14 @@ def test_a_moved_row_keeps_its_smoothed_answer_within_its_radius():
     x, sigma = points(12), 0.5
     smoothed = Smoothed(linear, TABLE, sigma)
     found = smoothed.certify(x, draws=1000, first=50)
+    certain = found.classes != ABSTAIN
+    assert certain.sum() > 8
     worst = -np.sign(margins(x))[:, None] * WEIGHTS / np.linalg.norm(WEIGHTS)  # straight to the border
     for share, same in ((0.9, True), (1.6, False)):
         far = {"numbers": (x["numbers"] + share * found.radii[:, None] * worst * STD).astype(np.float32)}
         answers = smoothed.answer(far, draws=4000)
         kept = (answers == found.classes) | (answers == ABSTAIN)
-        assert kept.all() == same
+        assert kept[certain].all() == same
 
 
 def test_missing_numbers_stay_missing_under_noise():
@@ -145,5 +147,5 @@ def test_what_cannot_be_smoothed_is_refused(signature, settings, message):
 def test_counts_out_of_range_are_refused():
     with pytest.raises(ValueError, match="draws must be at least 1 and alpha in"):
         Smoothed(linear, TABLE, 1.0).certify(points(1), draws=0)
-    with pytest.raises(ValueError, match="got draws=10, alpha=0.7"):
+    with pytest.raises(ValueError, match="got draws=10, alpha"):
         Smoothed(linear, TABLE, 1.0).answer(points(1), draws=10, alpha=0.7)

@@ -21,9 +21,11 @@ debug = typer.Typer(
     """,
 )
 
-What = Annotated[str, typer.Argument(metavar="MODEL", help="Public name, run folder.")]
+What = Annotated[str, typer.Argument(metavar="MODEL", help="Public name or run folder.")]
 DataOption = Annotated[str | None, typer.Option("--data", help="Data set name, folder, CSV, Parquet or .npz file.")]
-Source = Annotated[str, typer.Argument(metavar="DATA", help="Data set name, folder, CSV, Parquet or .npz file.")]
+Source = Annotated[
+    str, typer.Argument(metavar="DATA", help="Data set name, folder, CSV, Parquet or .npz file; or a run.")
+]
 Target = Annotated[str | None, typer.Option(help="Target column of a table.")]
 Set = Annotated[
     list[str] | None,

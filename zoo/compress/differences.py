@@ -555,7 +555,8 @@ def _agreement(
         raw = {name: values[row : row + 1] for name, values in part.x.items()}
         target = int(answer[row].argmax())
         try:
-            reasons = [explain(each, raw, target=target, max_evals=max_evals, seed=seed) for each in subjects]
+            settings = {"max_evals": max_evals, "seed": seed, "quality": False}
+            reasons = [explain(each, raw, target=target, **settings) for each in subjects]
         except ImportError as error:
             return None, str(error)
         method = reasons[0].method

@@ -177,7 +177,8 @@ def ablate(
     """Train a recipe and its variants with several seeds on the same splits, and compare.
 
     What is finished in `out` is not trained again, and a killed training goes on where it was, so that the same call can be
-    repeated, and variants and seeds can be added.
+    repeated, and variants and seeds can be added. The runs themselves cannot be loaded with their splits by `zoo.training`,
+    which takes these from a run's own seed; `answers.npz` in each holds what it answered to validation and test rows.
 
     Args:
         model: public name, run, run folder, or the path of a `recipe.json`.
@@ -386,7 +387,7 @@ def _train(model: str, splits: Data, folder: Path, settings: dict[str, Any]) -> 
     from zoo.evaluate import evaluate
     from zoo.training import load, train
 
-    settings = {key: value for key, value in settings.items() if key != "input_shape"}
+    settings = {**settings, "input_shape": splits.signature.preprocess.shape}
     if (folder / "metrics.json").exists():
         run = load(folder)
     elif (folder / "state.npz").exists():

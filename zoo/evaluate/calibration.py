@@ -237,7 +237,8 @@ class Calibrated:
         mass_before, mass_after: the same in bins of equally many rows.
         metrics_before, metrics_after: every metric on the test split.
         sets: conformal sets from the calibrated validation answers, measured on the test split; empty where there were
-            too few validation rows for their level.
+            too few validation rows for `level`.
+        level: share of rows whose set should hold the truth.
     """
 
     name: str
@@ -250,6 +251,7 @@ class Calibrated:
     metrics_before: dict[str, Interval]
     metrics_after: dict[str, Interval]
     sets: "tuple[conformal.Coverage, ...]" = ()
+    level: float = 0.9
 
     def __str__(self) -> str:
         method = self.calibration.method
@@ -263,7 +265,9 @@ class Calibrated:
         ]
         for name in ("log_loss", "brier", "accuracy"):
             lines.append(f"  {name:<16}  {self.metrics_before[name]} -> {self.metrics_after[name]}")
-        return "\n".join([*lines, *(f"  {coverage}" for coverage in self.sets)])
+        needed = conformal.needed(self.level)
+        few = f"  no conformal sets: a level of {self.level:g} needs {needed} validation rows"
+        return "\n".join([*lines, *([few] if self.rows[0] < needed else (f"  {coverage}" for coverage in self.sets))])
 
     def to_json(self) -> str:
         """Figures as JSON text."""
@@ -316,6 +320,8 @@ def calibrate(
     Raises:
         ValueError: no classes, or the validation split says nothing about the constants, see `fit`.
     """
+    if not 0 < level < 1:
+        raise ValueError(f"level must be a share in (0, 1), got {level!r}")
     candidate = Candidate.of(model, data, precision=precision, target=target)
     splits = candidate.data
     if splits.signature.task == "regression":
@@ -344,4 +350,5 @@ def calibrate(
         metrics.intervals(task, y, test),
         metrics.intervals(task, y, after),
         tuple(measured),
+        level,
     )

@@ -14,9 +14,9 @@ from typing import Any
 
 import numpy as np
 
-from zoo import data as datasets
 from zoo.data import Data, Split
 from zoo.evaluate.findings import Finding, listed, over, table
+from zoo.evaluate.leakage import splits_of
 from zoo.evaluate.report import defined
 
 CLEAR = 0.5  # probability by which another class is ahead of the label
@@ -99,7 +99,7 @@ def doubtful_labels(
     """Answer every row by a model that was trained without it, and list the labels that look wrong.
 
     Args:
-        data: name, path or `zoo.data.Data` for classification.
+        data: name, path or `zoo.data.Data` for classification; or a run or run folder.
         target: target column of a table.
         model: public name to train once per fold; scikit-learn's logistic regression if None.
         folds: parts that are answered in turn.
@@ -110,7 +110,7 @@ def doubtful_labels(
     Raises:
         ValueError: the data is no classification, or has fewer rows of a class than there are folds.
     """
-    splits = datasets.load(data, target=target, seed=seed)
+    splits = splits_of(data, target, seed)
     signature = splits.signature
     if signature.task == "regression":
         raise ValueError(f"data {splits.name!r} has values, not labels; look at the worst errors of a run instead")

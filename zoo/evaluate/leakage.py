@@ -107,7 +107,7 @@ def leakage(
     """Look for what a data set gives away: copies across splits, columns that tell the target, ids and times.
 
     Args:
-        data: name, path or `zoo.data.Data`.
+        data: name, path or `zoo.data.Data`; or a run or run folder, whose splits are then looked at.
         target: target column of a table.
         seed: of the splits, and of the rows drawn from a large training split.
         near: also look for near copies, which takes time of rows times rows.
@@ -119,7 +119,7 @@ def leakage(
     Raises:
         ValueError: there is no such data, or it has no rows for training.
     """
-    splits = datasets.load(data, target=target, seed=seed)
+    splits = splits_of(data, target, seed)
     if not len(splits.train):
         raise ValueError(f"data {splits.name!r} has no training rows; give data with some")
     copies = tuple(
@@ -131,6 +131,15 @@ def leakage(
     findings = [*_of_copies(splits, copies, "equal"), *_of_copies(splits, almost, "almost equal")]
     findings += [finding for column in told for finding in column.findings(splits)]
     return Leakage(splits.name, copies, almost, told, tuple(findings), _pairs(splits, almost))
+
+
+def splits_of(data: Any, target: str | None, seed: int) -> Data:
+    """The splits of a data set, or those that a run or run folder was trained on."""
+    if hasattr(data, "recipe") or (isinstance(data, str | Path) and (Path(data) / "recipe.json").exists()):
+        from zoo.training import as_run
+
+        return as_run(data).data
+    return datasets.load(data, target=target, seed=seed)
 
 
 def _differ(splits: Data, split: str, row: int, earlier: str, there: int) -> bool:

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -233,7 +234,7 @@ class Candidate:
         history: of a run.
     """
 
-    predict: object
+    predict: Callable[[dict[str, np.ndarray], Signature], np.ndarray]
     data: Data
     name: str
     history: list = field(default_factory=list)
@@ -256,6 +257,10 @@ class Candidate:
                 )
         if isinstance(model, str | Path):
             model = opened(model)
+        if precision is not None and (hasattr(model, "signature") or hasattr(model, "predict_on_batch")):
+            raise ValueError(
+                f"a precision is one of a bundle's forms, got precision={precision!r} for {name or 'a model'}; leave it out"
+            )
         predict, shape = predictor(model, precision)
         known = knowledge(model)
         if not isinstance(data, Data) and str(data) not in names():

@@ -185,6 +185,10 @@ def cross_validate(
     """
     if folds < 2:
         raise ValueError(f"folds must be at least 2, got folds={folds!r}")
+    if not 0 < validation < 1:
+        raise ValueError(
+            f"validation must be a share in (0, 1), which chooses the epoch, got validation={validation!r}"
+        )
     name, splits, overrides = _source(model, data, overrides)
     rows = _rows(splits, SPLITS if use_test else SPLITS[:2])
     place = deal(rows, folds, seed)

@@ -193,20 +193,23 @@ def head_of(model: Any) -> Head:
 def cam(subject: Subject, raw: Raw, targets: np.ndarray, *, seed: int = 0, clock: Any) -> Attributed:
     """Score of a class at each place: (batch, height, width), or (batch, time) of a series.
 
-    Its mean over the places, before it is enlarged, is the score without its bias.
+    Its mean over the places, before it is enlarged, is the score without its bias. A bundle that was exported with
+    `activation_map` gives it without Keras.
 
     Args:
-        subject: with a Keras model that ends in global average pooling and one dense layer.
+        subject: with a Keras model that ends in global average pooling and one dense layer, or with maps of its own.
         raw: images or series to explain.
         targets: index of the explained output (batch,).
         seed: not used, nothing is drawn.
         clock: not asked, it is one pass forwards.
 
     Raises:
-        ValueError: the model ends otherwise; the message says how.
+        ValueError: the model ends otherwise, the message says how; or a bundle has maps of the most probable class only.
 
     Source: Zhou et al. 2016 (arXiv:1512.04150), section 2, equation 2; as there, without the bias.
     """
+    if subject.model is None and subject.maps is not None:
+        return _of_file(subject, raw, targets)
     from keras import ops
 
     network = Network(subject, raw, "cam", logits=True)
@@ -228,6 +231,24 @@ def cam(subject: Subject, raw: Raw, targets: np.ndarray, *, seed: int = 0, clock
         "head_error": float(np.abs(coarse.mean(axis=inner) + bias[targets] - scores).max()),
     }
     return Attributed(enlarged(coarse, _size(subject, raw)), None, settings, calls=len(targets))
+
+
+def _of_file(subject: Subject, raw: Raw, targets: np.ndarray) -> Attributed:
+    """Maps that a bundle's file gives beside its answers."""
+    assert subject.maps is not None
+    coarse, size = np.asarray(subject.maps(raw), np.float64), _size(subject, raw)
+    rows = np.arange(len(targets))
+    if coarse.ndim == len(size) + 2:
+        coarse = np.stack([coarse[row, ..., target] for row, target in zip(rows, targets, strict=True)])
+    else:
+        other = np.flatnonzero(np.asarray(subject.predict(raw)).argmax(axis=1) != targets)
+        if len(other):
+            raise ValueError(
+                f"{subject.name!r} gives the map of the most probable class only, and row {other[0]} is asked for "
+                "another; export it with activation_map='all'"
+            )
+    settings = {"layer": "activation_map", "cells": list(coarse.shape[1:]), "unit": "model output"}
+    return Attributed(enlarged(coarse, size), None, settings, calls=len(targets))
 
 
 def pooled(model: Any, head: Head, inputs: list[Any]) -> tuple[np.ndarray, np.ndarray]:

@@ -7,7 +7,6 @@ from collections.abc import Callable
 PATIENCE = 0.5  # seconds between two lines of progress
 SHARE = 0.1  # of the time left that one call of the model may take
 LONGEST = 1.0  # seconds of one call where somebody waits for progress
-FIRST = 32  # coalitions in the first call, before the model's speed is known
 
 
 class Clock:
@@ -61,8 +60,6 @@ class Clock:
         """Coalitions to ask for in the next call: all that are wanted, unless time or somebody's patience is limited."""
         if self.seconds is None and not self._progress:
             return wanted
-        if not self._rate:
-            return min(wanted, FIRST)
         longest = min(LONGEST, SHARE * self.left) if self._progress else SHARE * self.left
         return max(1, min(wanted, int(self._rate * longest)))
 

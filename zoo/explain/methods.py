@@ -110,7 +110,7 @@ def fails(method: str, subject: Subject) -> str:
 
 def _lacks(method: Method, subject: Subject) -> str:
     """What a method needs and the subject does not have, empty if nothing."""
-    if method.needs == "predict":
+    if method.needs == "predict" or (method is METHODS["cam"] and subject.maps is not None):
         return ""
     if subject.model is None:
         return f"looks into a Keras model, and {subject.name!r} has only its answers"

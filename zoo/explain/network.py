@@ -17,7 +17,6 @@ Change = Callable[..., Any]  # (the layer's own call, *args, **kwargs) -> what t
 
 BYTES = 2**28  # of activations held at once
 ALIKE = 1e-3  # of the largest answer, by which a model's answers may miss those of the subject
-_EDGE = 1e-6  # probabilities this close to 0 and 1 have no more odds; as of `zoo.data.signature`
 _ONE_AT_A_TIME = threading.RLock()
 
 
@@ -450,12 +449,14 @@ def _calibrated(calibration: Any, logits: Any) -> Any:
     """Logits to probabilities as `zoo.data.signature.Calibration` has them; plain probabilities for None."""
     from keras import ops
 
+    from zoo.data.signature import EDGE
+
     likely = ops.softmax(logits, axis=-1)
     if calibration is None:
         return likely
     if calibration.method == "temperature":
         return ops.softmax(logits * calibration.scale[0], axis=-1)
-    within = ops.clip(likely, _EDGE, 1 - _EDGE)
+    within = ops.clip(likely, EDGE, 1 - EDGE)
     odds = ops.log(within) - ops.log(1 - within)
     alone = ops.sigmoid(odds * np.asarray(calibration.scale, np.float32) + np.asarray(calibration.bias, np.float32))
     return alone / ops.sum(alone, axis=-1, keepdims=True)

@@ -10,16 +10,13 @@ from itertools import combinations
 import numpy as np
 
 from zoo.explain.clock import Clock
-from zoo.explain.owen import PARTITION_EVALS, partition
-from zoo.explain.players import SINGLE, Game, grid_of
+from zoo.explain.owen import partition
+from zoo.explain.players import Game
 from zoo.explain.solving import Asked, Solved
-from zoo.explain.subject import Subject
-from zoo.registry import suggest
 
 __all__ = ["Solved", "exact", "kernel", "partition", "permutation"]
 
-METHODS = {"table": ("exact", "permutation"), "image": ("permutation", "partition")}
-EXACT_AUTO, EXACT_MOST = 10, 15  # players; 2 ** 15 coalitions
+EXACT_MOST = 15  # players; 2 ** 15 coalitions
 PERMUTATIONS = 10  # random orders, each walked forwards and backwards
 KERNEL_EVALS = 2048  # beyond two for each player, as in shap
 MASK_BYTES = 64 * 2**20  # coalitions built at once
@@ -296,65 +293,3 @@ def _fit(
         spread = inverse @ scores.T  # (players, drawn)
         error = np.sqrt((spread**2).sum(axis=1) * len(masks) / (len(masks) - count))
     return even + beyond, error
-
-
-def choose(method: str, subject: Subject) -> tuple[str, str]:
-    """Method to use and why.
-
-    Raises:
-        ValueError: the method is unknown or not for this kind of input.
-    """
-    known = METHODS[subject.kind]
-    if method != "auto":
-        if method not in known:
-            everything = sorted({name for names in METHODS.values() for name in names})
-            hint = suggest(method, ["auto", *known]) if method not in everything else ""
-            raise ValueError(
-                f"no method {method!r} for {subject.kind} inputs; methods are auto, {', '.join(known)}.{hint}"
-            )
-        return method, "asked for"
-    if subject.kind == "table":
-        count = len(subject.columns)
-        if count <= EXACT_AUTO:
-            return "exact", f"{count} columns have only {2**count:,} coalitions: all are evaluated"
-        return "permutation", f"{count} columns have too many coalitions: random orders sample them"
-    pixels = math.prod(subject.shape[:2])
-    if pixels <= SINGLE:
-        return "permutation", f"{pixels} pixels are few enough to be put in random orders one by one"
-    return (
-        "partition",
-        f"{pixels:,} pixels are too many one by one: a tree of halves spends its evaluations where they matter",
-    )
-
-
-def budget(method: str, subject: Subject, max_evals: int | None) -> int:
-    """Coalitions that a method will ask of one row, at most.
-
-    Raises:
-        ValueError: too many columns for "exact", or `max_evals` below what the method needs.
-    """
-    count = math.prod(grid_of(subject)[1]) if subject.kind == "image" else len(subject.columns)
-    if method == "exact":
-        if count > EXACT_MOST:
-            raise ValueError(
-                f"exact takes at most {EXACT_MOST} columns, {subject.name!r} has {count}; use method='permutation'"
-            )
-        if max_evals is not None and max_evals < 2**count:
-            raise ValueError(
-                f"exact needs {2**count} evaluations for {count} columns, got max_evals={max_evals}; use method='permutation'"
-            )
-        return 2**count
-    least = 2 * count + 1 if method == "permutation" else 4
-    if max_evals is not None and max_evals < least:
-        raise ValueError(
-            f"{method} needs at least {least} evaluations for {count} columns or tiles, got max_evals={max_evals}"
-        )
-    return max_evals or (PERMUTATIONS * least if method == "permutation" else PARTITION_EVALS)
-
-
-def solve(game: Game, method: str, max_evals: int | None, seed: int) -> tuple[np.ndarray, float, dict]:
-    """Contributions in the shape of the input row, the answer with every player left out, and the settings used."""
-    found = {"exact": exact, "permutation": permutation, "partition": partition}[method](
-        game, max_evals=max_evals, seed=seed, clock=Clock()
-    )
-    return game.spread(found.values), found.base, found.settings

@@ -35,9 +35,13 @@ def subject_of(
 
         model = read(model)
     if isinstance(model, Subject):
+        given = {"signature": signature, "background": background, "precision": precision, "kind": kind}
+        twice = [name for name, value in given.items() if value is not None]
+        if twice:
+            raise ValueError(f"a Subject has its own {twice[0]}; give {twice[0]}= where it is made")
         return model
     if hasattr(model, "manifest"):
-        return _of_bundle(model, background, precision)
+        return _of_kind(_of_bundle(model, background, precision), kind)
     if hasattr(model, "model") and hasattr(model, "signature"):  # a run
         model, signature = model.model, signature or model.signature
     if hasattr(model, "predict_on_batch"):
@@ -46,7 +50,9 @@ def subject_of(
                 f"a {type(model).__name__} can only be explained with its signature; "
                 "give signature=, such as a run's or data's, or kind= for its own inputs, or explain its bundle"
             )
-        return _of_keras(model, signature, background, kind)
+        if signature is None:
+            return _without_signature(model, background, kind or "")
+        return _of_kind(_of_keras(model, signature, background), kind)
     if not callable(model):
         raise TypeError(
             f"{article(type(model).__name__)} cannot be explained; give a bundle, a run, a Keras model with signature= or "
@@ -55,6 +61,12 @@ def subject_of(
     if kind is None:
         raise ValueError(f"a function can only be explained with kind=, one of {', '.join([*KINDS, *ANSWERS])}")
     return of_function(model, kind, background=background)
+
+
+def _of_kind(subject: Subject, kind: str | None) -> Subject:
+    if kind not in (None, subject.kind):
+        raise ValueError(f"{subject.name!r} takes inputs of kind {subject.kind!r}, got kind={kind!r}; leave it out")
+    return subject
 
 
 def _of_bundle(bundle: Any, background: Raw | None, precision: str | None) -> Subject:
@@ -67,6 +79,9 @@ def _of_bundle(bundle: Any, background: Raw | None, precision: str | None) -> Su
     def predict(raw: Raw) -> np.ndarray:
         wire = {name: values.astype(object) if values.dtype.kind == "U" else values for name, values in raw.items()}
         return live.run([output], wire)[0]
+
+    def maps(raw: Raw) -> np.ndarray:
+        return live.run(["activation_map"], raw)[0]
 
     source = "given"
     if background is None:
@@ -83,6 +98,7 @@ def _of_bundle(bundle: Any, background: Raw | None, precision: str | None) -> Su
         predict=predict,
         background=background,
         background_source=source,
+        maps=maps if any(port.name == "activation_map" for port in manifest.outputs) else None,
     )
 
 
@@ -95,10 +111,7 @@ def _session(path: str, _changed: int) -> Any:
     return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
 
 
-def _of_keras(model: Any, signature: Any, background: Raw | None, kind: str | None) -> Subject:
-    if signature is None:
-        return _without_signature(model, background, kind or "")
-
+def _of_keras(model: Any, signature: Any, background: Raw | None) -> Subject:
     def predict(raw: Raw) -> np.ndarray:
         from zoo import tasks
 
@@ -132,8 +145,7 @@ def _without_signature(model: Any, background: Raw | None, kind: str) -> Subject
         gap=0 if whole else None,
         bare=False,
     )
-    made = replace(made, model=model, row_bytes=_row_bytes(model))
-    return made
+    return replace(made, model=model, row_bytes=_row_bytes(model))
 
 
 def _logits(model: Any, inputs: Any) -> Any:

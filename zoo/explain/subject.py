@@ -70,6 +70,8 @@ class Subject:
         explained: of a graph, whether "nodes" or "edges" get shares.
         of: of a pair, the subject that embeds either side.
         row_bytes: memory one row takes inside the model, roughly.
+        maps: raw inputs -> class activation maps that a bundle's file gives, of the most probable class (batch, height,
+            width) or of all (batch, height, width, classes); None where it gives none.
     """
 
     name: str
@@ -92,6 +94,7 @@ class Subject:
     explained: str = "nodes"
     of: Self | None = None
     row_bytes: int = 0
+    maps: Callable[[Raw], np.ndarray] | None = None
 
     @classmethod
     def of_function(cls, predict: Callable[..., Any], kind: str, **facts: Any) -> Self:
