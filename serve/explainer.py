@@ -38,7 +38,8 @@ class Explainer:
         """Remember what to run; starts nothing.
 
         Args:
-            target: "module:function", called as `function(bundle, inputs, precision=..., method=..., target=..., seconds=...)`.
+            target: "module:function", called as `function(bundle, inputs, precision=..., method=..., target=...,
+                quality=..., seconds=...)`.
             timeout: seconds that one explanation may take, loading SHAP included, and as many again to wait for its turn.
         """
         self.target = target
@@ -55,6 +56,7 @@ class Explainer:
         precision: str,
         method: str = "auto",
         label: int | None = None,
+        quality: bool = True,
         picture: bool = True,
     ) -> dict[str, Any]:
         """Explain the answer to one row.
@@ -65,6 +67,7 @@ class Explainer:
             precision: stored form of the model that answered.
             method: explainer by name, "auto" for the one that suits the model.
             label: index of the output to explain; the predicted one if None.
+            quality: whether to measure how far it can be trusted, which takes about as long again.
             picture: whether to draw it.
 
         Returns:
@@ -89,6 +92,7 @@ class Explainer:
                     "precision": precision,
                     "method": method,
                     "target": label,
+                    "quality": quality,
                     "picture": picture,
                     "deadline": time.monotonic() + self.timeout,
                 }

@@ -30,6 +30,7 @@ import msgspec
 
 from serve.errors import RequestError
 from serve.fleet import Answer, Call, Fleet
+from serve.guard import ADMITTED, asked
 from serve.monitor import Monitor, code_of
 from serve.packing import accepts_gzip, pack, unpack
 
@@ -42,7 +43,6 @@ INFER = re.compile(
 )
 LONGEST_WAIT = 3600.0  # seconds a client may ask for with X-Request-Timeout
 PACKED = frozenset(("gzip", "x-gzip", "deflate"))
-LARGE_BODY = 65536  # bytes of a body that is not read before the guard has looked at the headers
 SMALL_BODY = 4096  # compressed bytes that the event loop unpacks itself: at most 4 MB come out, within milliseconds
 WORTH_PACKING = 4096  # bytes of an answer from which gzip saves more time on a network than it takes here
 SMALL_ANSWER = 65536  # bytes that the event loop packs itself
@@ -50,6 +50,7 @@ PACKABLE = ("application/json", "application/openapi", "application/javascript",
 FIRST_PROBE = 0.05  # seconds after a client has sent its last byte until the first look whether it still listens
 KNOWN_URLS = 1024  # infer paths remembered, so that no client can fill the memory with them
 STATUS_LINES = {status.value: b"HTTP/1.1 %d %b\r\n" % (status, status.phrase.encode()) for status in HTTPStatus}
+LONG_BODY = 65536  # bytes from which on the guard is asked before the body is read
 BUSY = {"Retry-After": "1"}
 CLOSE = b"Connection: close\r\n"
 NEVER = math.inf
@@ -308,8 +309,10 @@ class _Refused(Exception):
     """Ends the parsing of a request; the connection holds the reason."""
 
 
-# method, URL, headers, body, keep open, HTTP/1.0, admitted by the guard already
-Request = tuple[str, bytes, dict[str, str], bytes, bool, bool, bool]
+# scope, model and identity that the guard admitted; why it did not; None if it was not asked yet
+Verdict = tuple[str | None, str, str] | RequestError | None
+# method, URL, headers, body, keep open, HTTP/1.0, what the guard said before the body came
+Request = tuple[str, bytes, dict[str, str], bytes, bool, bool, Verdict]
 
 
 class Connection(asyncio.Protocol):
@@ -320,10 +323,10 @@ class Connection(asyncio.Protocol):
     """
 
     __slots__ = (
-        "_accept", "_admitted", "_body", "_busy", "_call", "_closing", "_discarding", "_eof", "_expecting", "_head", "_headers",
+        "_accept", "_body", "_busy", "_call", "_closing", "_discarding", "_eof", "_expecting", "_head", "_headers",
         "_held", "_keep", "_large", "_last", "_method", "_model", "_old", "_origin", "_parser", "_partial", "_paused",
         "_peer", "_probe", "_received", "_refusal", "_request_id", "_route", "_size", "_started", "_trace", "_transport",
-        "_undelivered", "_url", "_waiting", "_welcome", "_writable", "expires", "front",
+        "_undelivered", "_url", "_verdict", "_waiting", "_writable", "expires", "front",
     )  # fmt: skip
 
     def __init__(self, front: Front) -> None:
@@ -335,19 +338,19 @@ class Connection(asyncio.Protocol):
         self.expires = NEVER
         # the message that is arriving
         self._url, self._headers, self._body, self._size = b"", {}, [], 0  # type: bytes, dict[str, str], list[bytes], int
-        self._welcome = False  # the guard has admitted it by its headers
         self._partial = False  # a message has begun and is not complete
         self._head = False  # and its headers are not complete
         self._expecting = False  # and its client waits for "100 Continue"
         self._undelivered = 0  # bytes received since something was last handed on
         self._large = False  # the parser has been given more at once than a head may hold
         self._last = False  # nothing after this message is read
-        self._refusal: RequestError | None = None
+        self._verdict: Verdict = None
+        self._refusal: Request | RequestError | None = None
         # the request that is being answered
         self._busy = False
         self._call: Call | None = None
         self._held = 0  # bytes of its body
-        self._keep, self._old, self._admitted = True, False, False
+        self._keep, self._old = True, False
         # the connection
         self._eof = self._paused = self._closing = self._discarding = False
         self._writable = True
@@ -444,8 +447,7 @@ class Connection(asyncio.Protocol):
     # what the parser tells
 
     def on_message_begin(self) -> None:
-        self._url, self._headers, self._body, self._size = b"", {}, [], 0
-        self._welcome = False
+        self._url, self._headers, self._body, self._size, self._verdict = b"", {}, [], 0, None
         self._partial = self._head = True
         if not self._busy:
             self.expires = self.front.now + self.front.limits.head_seconds
@@ -490,22 +492,25 @@ class Connection(asyncio.Protocol):
                 message = f"Expect: {expected[:40]!r} cannot be met; send 100-continue or leave it out"
                 raise self._refuse(RequestError("unsupported_http", message, 417))
             self._expecting = self._parser.get_http_version() != "1.0"
-        if encoding is not None or (length is not None and int(length) > LARGE_BODY):
-            self._admit_early()
+        if self.front.guard is not None and (encoding or expected or int(length or 0) > LONG_BODY):
+            self._ask_ahead()
         if not self._busy:
             self.expires = self.front.now + limits.body_seconds
 
-    def _admit_early(self) -> None:
-        """Turn an inference away by its headers, so that its large body need not be read."""
-        front = self.front
-        inference = front.inference(self._url) if self._parser.get_method() == b"POST" else None
-        if inference is None or front.guard is None:
+    def _ask_ahead(self) -> None:
+        """Ask the guard before a long body, or one of unknown length, is read; a refusal is answered and ends the connection."""
+        front, method = self.front, self._parser.get_method().decode("latin-1")
+        inference = front.inference(self._url) if method == "POST" else None
+        path = unquote_to_bytes(self._url.partition(b"?")[0]).decode("utf-8", "replace")
+        scope, model = ("predict", inference[0]) if inference is not None else asked(path)
+        if scope is None or method == "OPTIONS":
             return
         try:
-            front.guard.admit(self._headers, "predict", self._peer, inference[0])
+            self._verdict = (scope, model, front.guard.admit(self._headers, scope, self._peer, model))
         except RequestError as error:
-            raise self._refuse(error) from None
-        self._welcome = True
+            old = self._parser.get_http_version() == "1.0"
+            self._refusal = (method, self._url, self._headers, b"", False, old, error)
+            raise _Refused from None
 
     def on_body(self, body: bytes) -> None:
         front, size = self.front, len(body)
@@ -528,7 +533,7 @@ class Connection(asyncio.Protocol):
         keep = parser.should_keep_alive()
         old = parser.get_http_version() == "1.0"
         method = parser.get_method().decode("latin-1")
-        self._waiting.append((method, self._url, self._headers, body, keep, old, self._welcome))
+        self._waiting.append((method, self._url, self._headers, body, keep, old, self._verdict))
         self._partial = self._expecting = False
         self._body, self._size, self._undelivered = [], 0, 0
         self._last = not keep
@@ -566,19 +571,19 @@ class Connection(asyncio.Protocol):
             self._continue()
 
     def _begin(
-        self, method: str, url: bytes, headers: dict[str, str], body: bytes, keep: bool, old: bool, admitted: bool
+        self, method: str, url: bytes, headers: dict[str, str], body: bytes, keep: bool, old: bool, verdict: Verdict
     ) -> None:
         front = self.front
         self._started = time.perf_counter()
         self._held = self._received = len(body)
-        self._method, self._keep, self._old, self._admitted = method, keep, old, admitted
+        self._method, self._keep, self._old = method, keep, old
         self._accept = headers.get("accept-encoding")
         self._origin = headers.get("origin")
         self._model, self._route = "", "unknown"
         self._trace = headers.get("traceparent", "")
         sent = headers.get("x-request-id")
         self._request_id = sent if sent is not None and REQUEST_ID.fullmatch(sent) else front.request_id()
-        self._try(url, self._dispatch, url, headers, body)
+        self._try(url, self._dispatch, url, headers, body, verdict)
 
     def _try(self, url: bytes, step: Callable[..., None], *arguments: Any) -> None:
         """Go one step on the way to an answer; whatever goes wrong is the answer."""
@@ -590,11 +595,11 @@ class Connection(asyncio.Protocol):
             self._log_failure(error)
             self._send_error(self._failed(), url)
 
-    def _dispatch(self, url: bytes, headers: dict[str, str], body: bytes) -> None:
+    def _dispatch(self, url: bytes, headers: dict[str, str], body: bytes, verdict: Verdict) -> None:
         if self._method == "POST":
             inference = self.front.inference(url)
             if inference is not None:
-                self._infer(inference, url, headers, body)
+                self._infer(inference, url, headers, body, verdict)
                 return
         elif self._method == "GET" and url.startswith(b"/v2/health/"):
             if url == b"/v2/health/live":
@@ -603,18 +608,22 @@ class Connection(asyncio.Protocol):
             if url == b"/v2/health/ready":
                 self._health("ready", self.front.fleet.ready)
                 return
-        self._ask_app(url, headers, body)
+        if isinstance(verdict, RequestError):
+            raise verdict
+        self._ask_app(url, headers, body, verdict)
 
     def _health(self, key: str, well: bool) -> None:
         """Health without a thread, so that probes are answered under any load."""
         self._route = f"/v2/health/{key}"
         self._send(200 if well else 503, msgspec.json.encode({key: well}))
 
-    def _infer(self, inference: Inference, url: bytes, headers: dict[str, str], body: bytes) -> None:
+    def _infer(self, inference: Inference, url: bytes, headers: dict[str, str], body: bytes, verdict: Verdict) -> None:
         """Admit an inference, unpack its body if it is packed, and submit it."""
         front = self.front
         model, _, _, self._route = inference
-        if front.guard is not None and not self._admitted:
+        if isinstance(verdict, RequestError):
+            raise verdict
+        if front.guard is not None and verdict is None:
             front.guard.admit(headers, "predict", self._peer, model)
         encoding = headers.get("content-encoding")
         if encoding is None or encoding.lower() == "identity":
@@ -868,7 +877,9 @@ class Connection(asyncio.Protocol):
         with suppress(RuntimeError):  # the loop is closed: the server has stopped
             self.front.loop.call_soon_threadsafe(function, *arguments)
 
-    def _ask_app(self, url: bytes, headers: dict[str, str], body: bytes) -> None:
+    def _ask_app(
+        self, url: bytes, headers: dict[str, str], body: bytes, admitted: tuple[str | None, str, str] | None
+    ) -> None:
         """Call the WSGI app in a thread.
 
         Raises:
@@ -883,7 +894,7 @@ class Connection(asyncio.Protocol):
             url = (parsed.path or b"/") + (b"?" + parsed.query if parsed.query else b"")
         raw, _, query = url.partition(b"?")
         path = unquote_to_bytes(raw).decode("latin-1")
-        environ = {
+        environ: dict[str, Any] = {
             "REQUEST_METHOD": self._method,
             "SCRIPT_NAME": "",
             "PATH_INFO": path,
@@ -901,6 +912,8 @@ class Connection(asyncio.Protocol):
             "wsgi.multiprocess": False,
             "wsgi.run_once": False,
         }
+        if admitted is not None:
+            environ[ADMITTED] = admitted
         assert self._transport is not None
         here = self._transport.get_extra_info("sockname") or ("", 0)
         environ["SERVER_NAME"], environ["SERVER_PORT"] = str(here[0]), str(here[1])

@@ -238,7 +238,13 @@ LABEL = ("label", TEXT, "class to explain; left out, the predicted one")
 METHOD = (
     "method",
     {**TEXT, "default": "auto"},
-    "way to explain: exact, permutation, kernel, partition, lime, occlusion or rise; auto takes the one that suits the model",
+    "way to explain: exact, permutation, kernel, partition, lime, occlusion or rise, and cam for a bundle with "
+    "an activation map, at almost no cost; auto takes the one that suits the model",
+)
+QUALITY = (
+    "quality",
+    {"type": "boolean", "default": True},
+    "measure how far it can be trusted too, in about as much time again",
 )
 LIMIT = (
     "limit",
@@ -276,8 +282,8 @@ BODIES: dict[str, tuple[dict[str, Any], dict[str, Any], tuple]] = {
     "GET /models/{model}/examples": ({}, {JSON: _list(ANYTHING)}, (VERSION,)),
     "GET /models/{model}/live": ({}, {JSON: ANYTHING}, (VERSION,)),
     "POST /predict/{model}": (ROWS, {JSON: _ref("Predictions"), "text/csv": TEXT}, (TOP, VERSION)),
-    "POST /explain/{model}": (ROWS, {JSON: _ref("Explanation")}, (METHOD, LABEL, VERSION)),
-    "POST /jobs/{model}": (ROWS, {JSON: _ref("Job")}, (KIND, TOP, METHOD, LABEL, VERSION)),
+    "POST /explain/{model}": (ROWS, {JSON: _ref("Explanation")}, (METHOD, LABEL, QUALITY, VERSION)),
+    "POST /jobs/{model}": (ROWS, {JSON: _ref("Job")}, (KIND, TOP, METHOD, LABEL, QUALITY, VERSION)),
     "GET /jobs": ({}, {JSON: _list(_ref("Job"))}, ()),
     "GET /jobs/{job}": ({}, {JSON: _ref("Job"), "text/csv": TEXT}, ()),
     "DELETE /jobs/{job}": ({}, {}, ()),

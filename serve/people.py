@@ -166,14 +166,14 @@ def _answer_routes(
     def explain(model: str) -> Response:
         """What the answer to one row came from, how far that can be trusted, and a picture of it."""
         found = _model(store, model)
-        method, label = _explanation(found)
+        options = _explanation(found)
         batch = bodies.read(found)
         if batch.count != 1:
             message = f"an explanation is for one row; send one, or several to /jobs/{found.name}?kind=explain"
             raise RequestError("bad_batch", message)
         inputs, notes = batch.take()
         inputs = found.check(inputs)
-        told = explainer.explain(found.bundle, inputs, precision=found.precision, method=method, label=label)
+        told = explainer.explain(found.bundle, inputs, precision=found.precision, **options)
         return reply({"model": found.name, "version": found.version, **told, "notes": notes})
 
 
@@ -190,7 +190,7 @@ def _job_routes(
             guard.admit(request.headers, "explain", request.remote_addr or "", model)
         found = _model(store, model)
         top = _whole("top", 5)
-        method, label = _explanation(found)
+        options = _explanation(found)
         batch = bodies.read(found)
         if kind == "explain" and batch.count > MOST_EXPLAINED:
             message = f"a job explains at most {MOST_EXPLAINED} rows, got {batch.count}; split it"
@@ -204,15 +204,8 @@ def _job_routes(
 
         def explain(inputs: Inputs) -> list[dict[str, Any]]:
             model = store.get(found.name, found.version)
-            told = explainer.explain(
-                model.bundle,
-                model.check(inputs),
-                precision=model.precision,
-                method=method,
-                label=label,
-                picture=False,
-            )
-            return [told]
+            checked = model.check(inputs)
+            return [explainer.explain(model.bundle, checked, precision=model.precision, picture=False, **options)]
 
         free = any(size < 0 for port in found.manifest.inputs for size in port.shape[1:])
         job = jobs.submit(
@@ -330,12 +323,19 @@ def _whole(parameter: str, default: int) -> int:
     return int(text[:9])
 
 
-def _explanation(model: ModelLike) -> tuple[str, int | None]:
-    """Method, and index of the label to explain, as the request asks."""
+def _explanation(model: ModelLike) -> dict[str, Any]:
+    """Method, index of the label to explain, and whether to judge the explanation, as the request asks."""
     label, labels = request.args.get("label"), model.manifest.labels
     if label is not None and label not in labels:
         raise RequestError("bad_parameter", f"label must be one of {', '.join(labels[:20])}, got {label[:60]!r}")
-    return request.args.get("method", "auto"), None if label is None else labels.index(label)
+    quality = request.args.get("quality", "true")
+    if quality not in ("true", "false"):
+        raise RequestError("bad_parameter", f"quality must be true or false, got {quality[:40]!r}")
+    return {
+        "method": request.args.get("method", "auto"),
+        "label": None if label is None else labels.index(label),
+        "quality": quality == "true",
+    }
 
 
 def _wants_csv() -> bool:
@@ -367,6 +367,7 @@ def _described(store: Shelf, name: str, index: list[dict[str, Any]]) -> dict[str
         "metric": manifest.metric,
         "inputs": [msgspec.to_builtins(port) for port in manifest.inputs],
         "choices": manifest.choices,
+        "maps": any(port.name == "activation_map" for port in manifest.outputs),
         "max_batch": model.max_batch,
         "training": {key: manifest.training.get("data", {}).get(key) for key in ("name", "source", "generated")},
     }

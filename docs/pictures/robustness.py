@@ -3,7 +3,6 @@
 Trains LeNet on digits plainly, on attacked rows and on noisy rows, into a temporary folder; a few minutes.
 """
 
-import io
 import sys
 import tempfile
 from pathlib import Path
@@ -19,10 +18,8 @@ ROWS = 200  # attacked
 
 def draw(found: robustness.Robustness, name: str) -> None:
     """A picture with few colours, so that the repository stays small."""
-    file = io.BytesIO()
-    found.plot(file)
-    taken = Image.open(file).convert("RGB")
-    path = HERE / f"robustness-{name}.png"
+    path = found.plot(HERE / f"robustness-{name}.png")
+    taken = Image.open(path).convert("RGB")
     taken.quantize(64, Image.Quantize.MAXCOVERAGE, kmeans=3, dither=Image.Dither.NONE).save(path, optimize=True)
     print(f"{found}\n\n{path.name}: {taken.width}x{taken.height}, {path.stat().st_size // 1000} kB\n", flush=True)
 

@@ -24,7 +24,7 @@ async function predict(body, type, command) {
   const started = performance.now();
   sent = { body, type, command };
   $("bars").classList.add("stale");
-  $("explain").disabled = true;
+  $("explain").disabled = $("look").disabled = true;
   $("explanation").replaceChildren();
   try {
     const answer = await send(route("predict", { version: $("version").value, top: 10 }), sent);
@@ -40,17 +40,17 @@ async function predict(body, type, command) {
   }
 }
 
-async function explain() {
+async function explain(how = {}) {
   const mine = turn;
-  $("explain").disabled = true;
+  $("explain").disabled = $("look").disabled = true;
   $("explanation").replaceChildren(make("p", { className: "quiet", textContent: "Explaining … the first time can take half a minute." }));
   try {
-    const why = await send(route("explain", { version: sent.version }), sent);
+    const why = await send(route("explain", { version: sent.version, ...how }), sent);
     if (mine === turn) showExplanation(why);
   } catch (error) {
     if (mine === turn) $("explanation").replaceChildren(make("p", { className: "problem", role: "alert", textContent: error.message }));
   }
-  if (mine === turn) $("explain").disabled = false;
+  if (mine === turn) $("explain").disabled = $("look").disabled = false;
 }
 
 // ---- many rows
@@ -129,7 +129,7 @@ function clearAnswer(hint = "") {
   $("verdict").textContent = hint;
   for (const id of ["bars", "notes", "explanation", "job"]) $(id).replaceChildren();
   $("timing").textContent = "";
-  $("explain").hidden = $("curl").hidden = true;
+  $("explain").hidden = $("look").hidden = $("curl").hidden = true;
   sent = null;
 }
 
@@ -153,7 +153,8 @@ function show(answer, milliseconds) {
   notes(answer.notes);
   $("timing").textContent = `answered by version ${answer.version} in ${milliseconds.toFixed(0)} ms`;
   $("command").textContent = sent.command;
-  $("explain").disabled = $("explain").hidden = $("curl").hidden = false;
+  $("explain").disabled = $("look").disabled = $("explain").hidden = $("curl").hidden = false;
+  $("look").hidden = !model.maps;
   look();
 }
 
@@ -281,7 +282,8 @@ async function start() {
   }
 }
 
-$("explain").addEventListener("click", explain);
+$("explain").addEventListener("click", () => explain());
+$("look").addEventListener("click", () => explain({ method: "cam", quality: "false" })); // a map that the model itself gives
 $("version").addEventListener("change", () => {
   showFacts();
   if (sent) predict(sent.body, sent.type, sent.command);

@@ -60,7 +60,7 @@ def test_the_map_is_that_of_keras_and_its_mean_is_the_logit(pooling, digits, tmp
     np.testing.assert_allclose(
         means, logits - bias if classes == "all" else (logits - bias)[range(20), best], atol=1e-4
     )
-    inner = keras.Model(pooling.inputs, pooling.get_layer("stage1_relu").output)
+    inner = keras.Model(pooling.inputs[0], pooling.get_layer("stage1_relu").output)
     features = keras.ops.convert_to_numpy(inner(digits.signature.inputs(rows)))
     expected = features @ pooling.get_layer("logits").kernel.numpy()
     own = expected if classes == "all" else expected[np.arange(20), ..., best]

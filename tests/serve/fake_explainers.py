@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import numpy as np
 
 
-def echo(bundle, inputs, *, precision, method, target, seconds):
+def echo(bundle, inputs, *, precision, method, target, quality, seconds):
     """Tells what it was called with and in which process."""
     print("a library that prints must not disturb the answers")
     told = {
@@ -20,6 +20,7 @@ def echo(bundle, inputs, *, precision, method, target, seconds):
         "precision": precision,
         "method": method,
         "target": target,
+        "quality": quality,
         "budget": seconds,
         "process": os.getpid(),
     }

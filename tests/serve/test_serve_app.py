@@ -6,11 +6,15 @@ import threading
 import time
 
 import numpy as np
+import onnx
 import pytest
+import small_bundles
+from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 from small_bundles import LABELS, softmax
 
 from serve.app import create_app
+from serve.manifest import Port, seal
 from serve.runtime import Store
 
 RIGHT = [[0, 0, 255, 255]] * 4  # pixels of the image model's label "right"
@@ -225,6 +229,14 @@ def test_explain_gives_figures_and_a_picture(client):
     assert answer["picture"].startswith("data:image/png;base64,")
 
 
+def test_an_explanation_is_judged_unless_the_client_declines(client):
+    asked = {"age": 30, "colour": "red"}
+    assert client.post("/explain/paints", json=asked).json["quality"] is True
+    assert client.post("/explain/paints?quality=false", json=asked).json["quality"] is False
+    refused = client.post("/explain/paints?quality=maybe", json=asked)
+    assert refused.status_code == 422 and "true or false, got 'maybe'" in refused.json["error"]["message"]
+
+
 def test_a_hung_explainer_leaves_predictions_alone(store):
     app = create_app(store, explain_target="fake_explainers:hang_once", explain_timeout=3)
     statuses = []
@@ -244,8 +256,6 @@ def test_a_hung_explainer_leaves_predictions_alone(store):
 
 def test_the_true_explainer_explains_the_served_answer(store_folder):
     pytest.importorskip("zoo.explain")
-    from serve.manifest import seal
-
     folder = store_folder / "dose" / "1"
     np.savez(folder / "background.npz", **{"input/numbers": np.array([[40, 70], [20, 50]], np.float32)})
     seal(folder)
@@ -316,3 +326,42 @@ def test_the_page_and_its_files_load_nothing_from_elsewhere(client):
         with client.get(path) as answer:
             assert answer.status_code == 200
             assert not re.search(r"https?://|style=\"", answer.text.replace("http://www.w3.org/2000/svg", ""))
+
+
+def test_a_model_with_an_activation_map_shows_where_it_looked(tmp_path):
+    def graph(path):
+        """The probabilities of `sides`, and the brightness of each pixel as the map."""
+        small_bundles.image_graph(path)
+        model = onnx.load(path)
+        model.graph.node.append(helper.make_node("Squeeze", ["pixels", "last"], ["activation_map"]))
+        model.graph.initializer.append(numpy_helper.from_array(np.array([3]), "last"))
+        edge = helper.make_tensor_value_info("activation_map", TensorProto.FLOAT, ["batch", 4, 4])
+        model.graph.output.append(edge)
+        onnx.save(model, path)
+
+    images = np.zeros((1, 4, 4, 1), np.uint8)
+    images[0, :, 2:] = 200
+    ports = (small_bundles.PROBABILITIES, Port("activation_map", "FP32", (-1, 4, 4), ("batch", "height", "width")))
+    logits = [[0, 0, 4 * 200 / 255]]
+    outputs = {"probabilities": small_bundles.softmax(logits), "activation_map": images[..., 0].astype(np.float32)}
+    folder = small_bundles.write_bundle(
+        tmp_path, "seen", "1", graph, ({"image": images}, outputs), task="image-classification", kind="image",
+        inputs=(small_bundles.IMAGE,), outputs=ports, labels=small_bundles.LABELS,
+    )  # fmt: skip
+    np.savez(folder / "background.npz", **{"input/image": np.zeros((1, 4, 4, 1), np.uint8)})
+    seal(folder)
+    app = create_app(Store(tmp_path, threads=1), explain_timeout=60)
+    client = app.test_client()
+    try:
+        [told] = client.get("/models").json
+        assert told["maps"] is True
+        found = client.post("/explain/seen?method=cam&quality=false", json={"image": images[0].tolist()})
+        assert found.status_code == 200, found.text
+        np.testing.assert_allclose(np.squeeze(found.json["attributions"]), images[0, ..., 0])
+        assert found.json["method"] == "cam" and found.json["faithfulness"] is None and found.json["base"] is None
+        assert found.json["picture"].startswith("data:image/png")
+        assert (
+            client.post("/predict/seen", json={"image": images[0].tolist()}).json["predictions"][0]["label"] == "right"
+        )
+    finally:
+        app.extensions["explainer"].close()

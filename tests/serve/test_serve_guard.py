@@ -3,6 +3,7 @@
 import base64
 import json
 import re
+import socket
 import subprocess
 import sys
 import threading
@@ -15,11 +16,12 @@ import jwt
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
+from test_serve_host import serving
 
 from serve import guard as guards
 from serve.app import create_app
 from serve.errors import RequestError
-from serve.guard import Guard, configured, scope_of
+from serve.guard import ADMITTED, Guard, asked, configured, scope_of
 from serve.keys import KeyFile, Rate
 
 IMAGE = {"image": [[0, 0, 255, 255]] * 4}
@@ -231,7 +233,7 @@ def test_expiry_and_revocation_are_told_to_the_owner_alone(keys):
     keys.path.write_text(json.dumps(raw))
     look(guard)
     assert "it has expired" in refusal(guard, bearer(token), "predict", "", status=401).message
-    assert "not one of" in refusal(guard, bearer(token[:-1] + "x"), "predict", "", status=401).message
+    assert "not one of" in refusal(guard, bearer(token + "x"), "predict", "", status=401).message
     assert short.id != gone.id
 
 
@@ -728,3 +730,81 @@ def test_the_front_asks_the_same_guard(store_folder, keys):
         process.terminate()
         _, errors = process.communicate(timeout=20)
     assert token not in errors and "Traceback" not in errors
+
+
+@pytest.mark.parametrize(
+    ("path", "expected"),
+    [
+        ("/v2/models/sides/infer", ("predict", "sides")),
+        ("/v2/models/sides/versions/1/infer", ("predict", "sides")),
+        ("/v1/models/sides:predict", ("predict", "sides")),
+        ("/predict/sides", ("predict", "sides")),
+        ("/explain/sides", ("explain", "sides")),
+        ("/jobs/sides", ("predict", "sides")),
+        ("/admin/traffic/sides/pin", ("admin", "")),
+        ("/v2/health/ready", (None, "")),
+        ("/somewhere", ("predict", "")),
+    ],
+)
+def test_what_a_path_is_about(path, expected):
+    assert asked(path) == expected
+
+
+def test_the_app_believes_only_what_was_asked_for_its_own_route(store, keys):
+    _, token = keys.make("shop", ["predict"], limit=Rate(0.001, 2))
+    client = create_app(store, guard=Guard(keys=keys.path)).test_client()
+    before = {ADMITTED: ("predict", "sides", "key:1")}
+    for _ in range(3):  # takes nothing from the rate, and needs no credential
+        assert client.post("/predict/sides", json=IMAGE, environ_overrides=before).status_code == 200
+    assert client.post("/predict/paints", json={}, environ_overrides=before).status_code == 401
+    assert client.post("/explain/sides", json=IMAGE, environ_overrides=before).status_code == 401
+    assert client.get("/admin/workers", environ_overrides=before).status_code == 401
+    forged = {"X-Zooroad-Admitted": "predict", "zooroad.admitted": "predict"}
+    assert client.post("/predict/sides", json=IMAGE, headers=forged).status_code == 401
+    assert client.post("/predict/sides", json=IMAGE, headers=bearer(token)).status_code == 200
+
+
+@pytest.mark.parametrize(
+    "path", ["/v2/models/sides/infer", "/v1/models/sides:predict", "/predict/sides", "/jobs/sides"]
+)
+@pytest.mark.parametrize("length", ["Content-Length: 9000000", "Transfer-Encoding: chunked"])
+def test_a_client_without_right_is_refused_before_its_body(store_folder, keys, path, length):
+    _, token = keys.make("shop", ["predict"], limit=Rate(0.001, 2))
+    with serving(store_folder, "--workers", "1", "--keys", str(keys.path)) as (_, port):
+
+        def status(*lines):
+            with socket.create_connection(("127.0.0.1", port), timeout=10) as connection:
+                head = "\r\n".join([f"POST {path} HTTP/1.1", "Host: x", "X-Request-Id: mine", length, *lines, "", ""])
+                connection.sendall(head.encode())  # and no body
+                head = b"".join(iter(lambda: connection.recv(65536), b"")).partition(b"\r\n\r\n")[0]
+            assert b"X-Request-Id: mine" in head and b"Connection: close" in head
+            return int(head.split()[1])
+
+        assert status() == 401
+        assert status("Expect: 100-continue") == 401
+        assert status(f"Authorization: Bearer {token}0") == 401
+
+
+def test_a_long_body_is_asked_for_once(store_folder, keys):
+    _, token = keys.make("shop", ["predict"], limit=Rate(0.001, 2))
+    rows = [[[[0]] * 4] * 4] * 1000
+    data = [value for row in rows for line in row for (value,) in line]
+    body = {"inputs": [{"name": "image", "shape": [1000, 4, 4, 1], "datatype": "UINT8", "data": data}]}
+    with serving(store_folder, "--workers", "1", "--keys", str(keys.path)) as (process, port):
+
+        def ask(path, content):
+            raw = json.dumps(content).encode() + b" " * 70_000
+            sent = {"Authorization": f"Bearer {token}", "Content-Type": "application/json"}
+            request = urllib.request.Request(f"http://127.0.0.1:{port}{path}", raw, sent)
+            try:
+                with urllib.request.urlopen(request, timeout=20) as answer:
+                    return answer.status
+            except urllib.error.HTTPError as error:
+                with error:
+                    return error.code
+
+        asked = (("/v2/models/sides/infer", body), ("/predict/sides", IMAGE), ("/predict/sides", IMAGE))
+        assert [ask(*each) for each in asked] == [200, 200, 429]
+        process.terminate()
+        lines = [json.loads(line) for line in process.stderr.read().splitlines() if '"route"' in line]
+    assert (lines[0]["status"], lines[0]["route"]) == (200, "/v2/models/<model>/infer")

@@ -11,7 +11,7 @@ from zoo import data
 from zoo.evaluate.ablation import _holm, _interval, ablate
 from zoo.recipes import Recipe
 
-QUICK = dict(epochs=3, batch_size=16, width=(12,), dropout=0.1, learning_rate=0.03)
+QUICK = dict(epochs=3, batch_size=64, width=(12,), dropout=0.1, learning_rate=0.01)
 
 
 @pytest.fixture(scope="module")
@@ -20,11 +20,11 @@ def table(tmp_path_factory):
     out = tmp_path_factory.mktemp("ablation") / "mlp"
     found = ablate(
         "mlp",
-        "iris",
+        "digits",
         out=out,
         drop=("dropout",),
-        variants={"crushed": {"weight_decay": 30.0}},
-        seeds=2,
+        variants={"slow": {"learning_rate": 1e-7}},
+        seeds=3,
         quiet=True,
         **QUICK,
     )
@@ -33,11 +33,11 @@ def table(tmp_path_factory):
 
 def test_a_part_that_matters_is_told_from_one_that_does_not(table):
     _, found = table
-    base, dropped, crushed = found.variants
-    assert [v.name for v in found.variants] == ["base", "no dropout", "crushed"] and found.metric == "accuracy"
-    assert base.difference == 0 and base.p == 1 and len(base.scores) == 2 and base.parameters == 4 * 12 + 12 + 36 + 3
+    base, dropped, slow = found.variants
+    assert [v.name for v in found.variants] == ["base", "no dropout", "slow"] and found.metric == "accuracy"
+    assert base.difference == 0 and base.p == 1 and len(base.scores) == 3 and base.parameters == 64 * 12 + 12 + 120 + 10
     assert (
-        crushed.difference < -0.2 and crushed.p < 0.05 and crushed.difference_high < 0 and crushed.advice == "worse: keep the base"
+        slow.difference < -0.4 and slow.p < 0.05 and slow.difference_high < 0 and slow.advice == "worse: keep the base"
     )
     assert dropped.p > 0.05 and "no difference shown, at most" in dropped.advice
     assert dropped.difference == pytest.approx(dropped.mean - base.mean)
@@ -46,14 +46,14 @@ def test_a_part_that_matters_is_told_from_one_that_does_not(table):
 
 def test_every_line_has_the_same_test_rows(table):
     out, found = table
-    splits = data.load("iris")
+    splits = data.load("digits")
     assert found.rows == len(splits.test)
     for folder in (out / "runs").glob("*/seed*"):
         assert json.loads((folder / "environment.json").read_text())["data"]["sha256"] == splits.sha256
         with np.load(folder / "answers.npz") as kept:
-            assert kept["test"].shape == (found.rows, 3)
-    for name, dropout in (("base", 0.1), ("no_dropout", 0.0), ("crushed", 0.1)):
-        for seed in (0, 1):
+            assert kept["test"].shape == (found.rows, 10)
+    for name, dropout in (("base", 0.1), ("no_dropout", 0.0), ("slow", 0.1)):
+        for seed in (0, 1, 2):
             recipe = Recipe.load(out / "runs" / name / f"seed{seed}" / "recipe.json")
             assert recipe.seed == seed and recipe.arguments["dropout"] == dropout
 
@@ -61,12 +61,12 @@ def test_every_line_has_the_same_test_rows(table):
 def test_the_table_is_written(table):
     out, found = table
     rows = list(csv.DictReader((out / "ablation.csv").read_text().splitlines()))
-    assert [row["variant"] for row in rows] == ["base", "no dropout", "crushed"]
+    assert [row["variant"] for row in rows] == ["base", "no dropout", "slow"]
     assert float(rows[2]["seed_1"]) == pytest.approx(found.variants[2].scores[1], abs=1e-5)
     assert rows[1]["changes"] == "dropout=0.0" and rows[2]["advice"] == "worse: keep the base"
     assert json.loads((out / "ablation.json").read_text())["variants"][1]["p"] == found.variants[1].p
     assert (out / "ablation.png").stat().st_size > 10_000
-    assert "on the same 30 test rows, 2 seeds" in str(found)
+    assert "on the same 359 test rows, 3 seeds" in str(found)
 
 
 def test_finished_trainings_are_not_repeated(table, monkeypatch, capsys):
@@ -78,14 +78,14 @@ def test_finished_trainings_are_not_repeated(table, monkeypatch, capsys):
     monkeypatch.setattr(
         zoo.training, "train", lambda *args, **kwargs: (asked.append(kwargs), original(*args, **kwargs))[1]
     )
-    given = dict(out=out, drop=("dropout",), variants={"crushed": {"weight_decay": 30.0}}, **QUICK)
-    again = ablate("mlp", "iris", seeds=2, **given)
+    given = dict(out=out, drop=("dropout",), variants={"slow": {"learning_rate": 1e-7}}, **QUICK)
+    again = ablate("mlp", "digits", seeds=3, **given)
     assert not asked and again.variants == found.variants
-    assert "6/6 crushed, seed 1" in capsys.readouterr().out
+    assert "9/9 slow, seed 2" in capsys.readouterr().out
     with_more = {**given, "variants": {**given["variants"], "narrow": {"width": (4,)}}}
-    more = ablate("mlp", "iris", seeds=1, quiet=True, **with_more)
+    more = ablate("mlp", "digits", seeds=1, quiet=True, **with_more)
     assert [(kwargs["seed"], kwargs["width"]) for kwargs in asked] == [(0, (4,))]
-    assert [v.name for v in more.variants] == ["base", "no dropout", "crushed", "narrow"]
+    assert [v.name for v in more.variants] == ["base", "no dropout", "slow", "narrow"]
     assert "1 seed, so that chance of other seeds is not in it" in str(more)
 
 
@@ -106,10 +106,10 @@ def test_a_killed_training_goes_on(table, monkeypatch, tmp_path):
         return original(*args, **kwargs, callbacks=(Stop(),) if len(asked) == 1 else ())
 
     monkeypatch.setattr(zoo.training, "train", killed)
-    given = dict(out=tmp_path / "out", variants={"crushed": {"weight_decay": 30.0}}, seeds=1, quiet=True, **QUICK)
+    given = dict(out=tmp_path / "out", variants={"slow": {"learning_rate": 1e-7}}, seeds=1, quiet=True, **QUICK)
     with pytest.raises(KeyboardInterrupt):
-        ablate("mlp", "iris", **given)
-    found = ablate("mlp", "iris", **given)
+        ablate("mlp", "digits", **given)
+    found = ablate("mlp", "digits", **given)
     assert asked[1]["resume"] and len(asked) == 3
     _, whole = table
     assert [v.scores[0] for v in found.variants] == [whole.variants[0].scores[0], whole.variants[2].scores[0]]
@@ -122,7 +122,7 @@ def test_a_run_and_a_recipe_are_bases_too(table, tmp_path):
         again = ablate(base, out=tmp_path / str(place), drop=("weight_decay",), seeds=(1,), quiet=True)
         assert again.rows > 0 and again.variants[0].parameters == found.variants[0].parameters
         plan = json.loads((tmp_path / str(place) / "plan.json").read_text())
-        assert plan["base"]["learning_rate"] == 0.03 and plan["base"]["dropout"] == 0.1 and plan["split_seed"] == 0
+        assert plan["base"]["learning_rate"] == 0.01 and plan["base"]["dropout"] == 0.1 and plan["split_seed"] == 0
 
 
 def test_one_augmentation_is_dropped_by_its_name():
@@ -151,12 +151,12 @@ def test_what_makes_no_sense_is_refused_before_any_training(table, tmp_path):
         (dict(free, drop=("weight_decay",), seeds=0), ValueError, "seeds must be"),
         (dict(free, drop=("weight_decay",), split="train"), ValueError, "split must be"),
         (dict(out=out, drop=("weight_decay",), quiet=True), ValueError, "another base .*epochs 3 and now 20"),
-        (dict(out=out, variants={"crushed": {"epochs": 1}}, quiet=True, **QUICK), ValueError, "give it another name"),
+        (dict(out=out, variants={"slow": {"epochs": 1}}, quiet=True, **QUICK), ValueError, "give it another name"),
         (dict(out=out / "runs", drop=("weight_decay",)), FileExistsError, "something else than an ablation"),
     ]
     for given, error, message in cases:
         with pytest.raises(error, match=message):
-            ablate("mlp", "iris", **given)
+            ablate("mlp", "digits", **given)
     assert not (tmp_path / "none").exists()
 
 

@@ -32,9 +32,9 @@ def planted(*hidden):
         x = layer(x)
     return keras.Model(start, layers.Dense(3, name="logits")(x), name="planted")
 
-sound = check_gradients("mlp", "iris", width=(6, 5))
-bent = check_gradients(planted(layers.Dense(5, activation="tanh", name="first"), Bent(name="bent")), "iris")
-deaf = check_gradients(planted(layers.Dense(5, name="first"), Deaf(name="deaf")), "iris")
+sound = check_gradients("mlp", "iris", width=(6,), rows=2, directions=2)
+bent = check_gradients(planted(layers.Dense(5, activation="tanh", name="first"), Bent(name="bent")), "iris", rows=2)
+deaf = check_gradients(planted(layers.Dense(5, name="first"), Deaf(name="deaf")), "iris", rows=2, directions=2)
 silent = flow(planted(layers.Dense(5, name="first"), Deaf(name="deaf")), "iris", steps=3)
 json.dump({
     "backend": keras.backend.backend(),
@@ -71,7 +71,7 @@ def test_a_sound_model_agrees_in_float64(found):
 
 
 def test_planted_mistakes_are_found_in_their_layer(found):
-    (finding,) = found["bent"]
+    (finding,) = found["bent"]  # one and no other
     assert finding.startswith("bent: the gradient of its scale is wrong by 0.5")
     assert found["deaf"] == ["deaf"]
 

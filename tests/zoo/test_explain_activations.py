@@ -29,7 +29,7 @@ def test_cam_is_the_weighted_sum_of_maps_and_grad_cam_its_positive_part():
     subject, raw = images(model, np.random.default_rng(0).normal(size=(4, 12, 8, 2)).astype("float32"))
     targets = np.array([0, 1, 2, 1])
     found, gradient = (method(subject, raw, targets, clock=Clock()) for method in (cam, grad_cam))
-    inner = keras.Model(model.inputs, model.get_layer("second").output)
+    inner = keras.Model(model.inputs[0], model.get_layer("second").output)
     maps = keras.ops.convert_to_numpy(inner(raw["image"]))
     kernel, bias = model.get_layer("logits").get_weights()
     coarse = np.stack([maps[row] @ kernel[:, target] for row, target in enumerate(targets)])
@@ -63,7 +63,7 @@ def test_a_planted_spot_is_where_the_maps_are_largest():
     second = np.zeros((3, 3, 4, 1), np.float32)
     second[:, :, 0] = 1 / 9
     model.set_weights([first, np.zeros(4), second, np.zeros(1), np.array([[4.0, -4.0]]), np.zeros(2)])
-    x = np.full((2, 12, 8, 2), 0.1, np.float32)
+    x = np.full((2, 12, 8, 2), 0.02, np.float32)
     x[0, 8:10, 2:4, 0] = 5
     x[1, 2:4, 5:7, 0] = 5
     subject, raw = images(model, x)
@@ -166,6 +166,13 @@ def test_rollout_multiplies_mixed_scores_and_reads_what_the_answer_reads(first):
     np.testing.assert_allclose(found.values.sum(axis=1), 1, atol=1e-6)
     assert found.settings["positions_read"] == (1 if first else 6) and found.settings["layers"] == 2
     assert not any("call" in vars(layer) for layer in model.layers)
+
+
+def test_rollout_gives_nothing_to_padding():
+    subject = subject_of(explain_check.token_model(), None, None, None, kind="text")
+    raw = subject.check(explain_check.rows()[1])
+    found = attention_rollout(subject, raw, np.array([0, 1, 2]), clock=Clock()).values
+    assert (found[0, 4:] == 0).all() and (found[0, :4] > 0).all() and (found[1:] > 0).all()
 
 
 def test_rollout_places_the_patches_of_an_image():

@@ -6,10 +6,11 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from zoo.explain import shapley
+from zoo.explain import Subject, shapley
 from zoo.explain.clock import Clock
 from zoo.explain.owen import halves
 from zoo.explain.players import Game
+from zoo.explain.players import game as players_game
 
 SOLVERS = ["exact", "permutation", "kernel", "partition"]
 
@@ -326,6 +327,98 @@ def test_wrong_calls(method):
 def test_wrong_trees(tree, message):
     with pytest.raises(ValueError, match=message):
         solve("partition", game_of(smooth(6, 0), 6, tree))
+
+
+def table_of(function, row, background):
+    """The game of a table's row: columns that are left out take the values of each background row in turn."""
+    players, rows = len(row), len(background)
+
+    def play(masks):
+        game.calls += rows * len(masks)
+        return function(np.where(masks[:, None], row, background).reshape(-1, players)).reshape(-1, rows).mean(axis=1)
+
+    def play_rows(masks, which):
+        game.calls += len(masks)
+        return function(np.where(masks, row, background[which]))
+
+    varying = (row != background).any(axis=0)
+    game = Game(players, None, play, lambda values: values, varying, {}, rows=rows, play_rows=play_rows)
+    return game
+
+
+def test_a_table_gives_weight_times_distance_from_the_mean_of_the_background():
+    random = np.random.default_rng(0)
+    weight, row, background = random.standard_normal(20), random.standard_normal(20), random.standard_normal((15, 20))
+    background[:, 3] = row[3]
+    found = solve("permutation", table_of(lambda x: 1 + x @ weight, row, background))
+    np.testing.assert_allclose(found.values, weight * (row - background.mean(axis=0)), atol=1e-9)
+    assert found.base == pytest.approx(1 + background.mean(axis=0) @ weight) and found.standard_error.max() < 1e-7
+
+
+def test_answers_with_one_background_row_each_average_to_those_with_all():
+    random = np.random.default_rng(3)
+    background = {"numbers": random.standard_normal((6, 3)), "categories": random.choice(["red", "blue"], (6, 2))}
+
+    def predict(raw):
+        return raw["numbers"].sum(axis=1) * np.where(raw["categories"][:, 1] == "red", 2.0, 1.0)
+
+    subject = Subject.of_function(predict, "table", background=background)
+    row = {"numbers": random.standard_normal((1, 3)).astype(np.float32), "categories": np.array([["red", "red"]])}
+    made = players_game(subject, row, 0, 100)
+    masks = random.random((40, 5)) < 0.5
+    each = made.play_rows(np.repeat(masks, 6, axis=0), np.tile(np.arange(6), 40)).reshape(40, 6)
+    np.testing.assert_allclose(each.mean(axis=1), made.play(masks), atol=1e-6)
+    assert made.rows == 6 and made.calls == 2 * 240 and np.ptp(each, axis=1).max() > 0.1
+    single = {name: values[:1] for name, values in background.items()}
+    assert players_game(Subject.of_function(predict, "table", background=single), row, 0, 100).play_rows is None
+
+
+@pytest.mark.parametrize("evals", [25, 200])
+def test_orders_with_a_background_row_each_know_how_near_they_are(evals):
+    random = np.random.default_rng(1)
+    first, second = random.standard_normal((10, 12)), random.standard_normal(12)
+    row, background = random.standard_normal(10), random.standard_normal((25, 10))
+
+    def function(x):
+        return np.tanh(x @ first / 2) @ second
+
+    truth = solve("exact", table_of(function, row, background)).values
+    draws = []
+    for seed in range(60):
+        game = table_of(function, row, background)
+        found = solve("permutation", game, evals, seed)
+        assert found.values.sum() == pytest.approx(truth.sum(), abs=1e-9) and found.complete
+        assert game.calls <= 25 * evals and found.settings["evaluations"] <= evals
+        draws.append(found)
+    missed = np.sqrt(np.mean([(draw.values - truth) ** 2 for draw in draws]))
+    told = np.sqrt(np.mean([draw.standard_error**2 for draw in draws]))
+    assert found.settings["orders"] == (25 if evals == 25 else 250)
+    assert missed < 0.1 * np.abs(truth).max()
+    assert (0.8 < told / missed < 1.25) if evals == 200 else (1 < told / missed < 4)  # one order a row: rows differ too
+
+
+@pytest.mark.parametrize("seconds", [0, 0.02, 0.15, 0.5])
+def test_a_table_whose_time_runs_out_adds_up(seconds, watch):
+    random = np.random.default_rng(2)
+    first, row, background = (
+        random.standard_normal((20, 6)),
+        random.standard_normal(20),
+        random.standard_normal((30, 20)),
+    )
+
+    def function(x):
+        watch.now += 1e-4 * len(x)
+        return np.tanh(x @ first).sum(axis=1)
+
+    game = table_of(function, row, background)
+    found = solve("permutation", game, 4000, clock=Clock(seconds))
+    whole = float(function(row[None])[0] - function(background).mean())
+    assert not found.complete and found.values.sum() == pytest.approx(whole, abs=1e-9)
+    assert game.calls <= 60 + 1.2 * seconds / 1e-4
+    if seconds == 0:
+        np.testing.assert_allclose(found.values, whole / 20)
+    if seconds > 0.1:
+        assert np.isfinite(found.standard_error).all() and found.standard_error.max() > 0
 
 
 @pytest.mark.slow

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import small_explanations as small
 from matplotlib.collections import PathCollection
+from matplotlib.text import Text
 
 from zoo.explain.pictures.summaries import _swarm
 from zoo.explain.summary import summarise
@@ -27,7 +28,7 @@ def test_importance_is_the_mean_size_with_its_interval():
     np.testing.assert_allclose(found.direction, one.attributions.mean(axis=0))
     known = 2 * 1.96 * sizes.std(axis=0) / 20  # width of a normal interval
     np.testing.assert_allclose(found.high - found.low, known, rtol=0.15, atol=1e-12)
-    assert (found.low <= found.importance).all() and (found.importance <= found.high).all()
+    assert (found.low[:2] < found.importance[:2]).all() and (found.importance[:2] < found.high[:2]).all()
     assert [found.names[at] for at in found.order()] == ["a", "b", "colour"]
     assert found.rows == 400 and found.faithfulness == small.FAITHFUL and found.calls == 4321
 
@@ -115,7 +116,7 @@ def test_every_summary_is_drawn(name, dark, tmp_path):
     path = tmp_path / "what.png"
     figure = found.plot(path, dark)
     assert path.read_bytes().startswith(b"\x89PNG")
-    shown = " ".join(text.get_text() for text in figure.findobj(lambda artist: hasattr(artist, "get_text")))
+    shown = " ".join(text.get_text() for text in figure.findobj(Text))
     assert f"{found.rows} rows" in shown and ("importance" in shown or "speaks for the answer" in shown)
 
 

@@ -214,7 +214,7 @@ def test_doubts_about_attacks(scores, message):
         kind: [Point(kind, strength, wilson(round(share * 100), 100)) for strength, share in enumerate(shares, 1)]
         for kind, shares in scores.items()
     }
-    found = masking.doubts(points, {kind: [(1.0, 2.0)] * 2 for kind in points}, 100)
+    found = masking.doubts(points, 100)
     assert [message in str(finding) for finding in found] == [True] if message else found == []
 
 

@@ -11,7 +11,12 @@ from zoo.evaluate.findings import Finding
 
 
 def still(losses, limits):
-    """Attacks that do not even raise the loss they climb."""
+    """Attacks that do not even raise the loss they climb.
+
+    Args:
+        losses: by method, mean loss before and after at each limit.
+        limits: epsilons.
+    """
     found = []
     for method, pairs in losses.items():
         if method in ("fgsm", "pgd"):
@@ -28,16 +33,15 @@ def still(losses, limits):
     return found
 
 
-def doubts(points, losses, rows):
+def doubts(points, rows):
     """Signs that an attack fails rather than the model stands.
 
     Args:
         points: `zoo.evaluate.robustness.Point` by method, at the same strengths.
-        losses: by method, mean loss before and after at each strength.
         rows: that were attacked.
     """
     scores = {kind: [(point.strength, point.score.score) for point in curve] for kind, curve in points.items()}
-    found = still(losses, [epsilon for epsilon, _ in next(iter(scores.values()))])
+    found = []
     slack = max(2, 0.01 * rows) / rows  # what a draw may decide
     weaker = {
         ("random", "pgd"): "random changes do more harm than the gradient",
@@ -89,6 +93,8 @@ def unbounded(attacker, answer, x, y, methods, steps, norm):
     if strongest is None:
         return []
     step = attacker.signature.preprocess
+    if step.kind == "table" and step.categories:  # which may decide, and cannot be changed
+        return []
     limit = 255.0 if step.kind == "image" else 100.0
     if norm == "l2":
         limit *= float(np.sqrt(np.prod(step.shape)))

@@ -190,7 +190,7 @@ def corrupted(
             examples[kind] = np.stack(shown)
     units = {kind: known[kind].unit for kind in chosen if kind != "without"}
     return Robustness(
-        "corruptions", candidate.name, metrics_name(signature), split, len(y), clean, tuple(points), units, (),
+        "corruptions", candidate.name, _metric(signature), split, len(y), clean, tuple(points), units, (),
         {"seed": seed}, time.perf_counter() - started, examples,
     )  # fmt: skip
 
@@ -238,7 +238,7 @@ def attacked(
     model = _run(model, data)
     candidate, x, y = _opened(model, data, split, rows, precision if against is None else None, target)
     signature = candidate.data.signature
-    network = getattr(model, "model", model)
+    network = _network(model)
     gradients = hasattr(network, "predict_on_batch")
     if methods is None:
         allowed = ("random", *attacks.WHITE_BOX) if gradients else ("random",)
@@ -278,16 +278,18 @@ def attacked(
                 examples.setdefault(method, []).append(found.raw["image"][:_SHOWN])
         if classes and len(methods) > 1:
             points.setdefault("worst", []).append(Point("worst", epsilon, wilson(int(standing.sum()), len(y))))
-    findings = masking.doubts(points, losses, len(y)) if classes else masking.still(losses, sorted(limits))
-    if attacker is not None and classes and against is None:
-        findings += masking.unbounded(attacker, answer, x, y, methods, steps, norm)
+    findings = masking.still(losses, sorted(limits))
+    if classes and against is None:  # that rows carry over badly to another model is no doubt about the attack
+        findings += masking.doubts(points, len(y))
+        if attacker is not None:
+            findings += masking.unbounded(attacker, answer, x, y, methods, steps, norm)
     unit = _unit(signature, norm)
     settings = {
         "norm": norm, "steps": steps, "restarts": restarts, "step": "2.5 * epsilon / steps", "transform": transform,
         "against": None if against is None else judge.name, "loss": losses, "seed": seed,
     }  # fmt: skip
     return Robustness(
-        "attacks", candidate.name, metrics_name(signature), split, len(y), clean,
+        "attacks", candidate.name, _metric(signature), split, len(y), clean,
         tuple(point for curve in points.values() for point in curve), {"epsilon": unit}, tuple(findings), settings,
         time.perf_counter() - started, {kind: np.stack(shown) for kind, shown in examples.items()},
     )  # fmt: skip
@@ -330,7 +332,7 @@ def transformed(
         raise ValueError(
             "transformations are judged by classes, and the task is regression; take attacked(transform=...)"
         )
-    network, names = getattr(model, "model", model), tuple(names)
+    network, names = _network(model), tuple(names)
     known = {name: _transformation(name, signature) for name in names}
     options = {"steps": steps, "restarts": restarts, "seed": seed}
     unaware = attacks.Attacker(network, signature, norm)(x, y, method, epsilon, **options).raw
@@ -359,7 +361,7 @@ def transformed(
             )
     settings = {"method": method, "norm": norm, **options}
     return Robustness(
-        "transformations", candidate.name, metrics_name(signature), split, len(y), clean, tuple(points),
+        "transformations", candidate.name, _metric(signature), split, len(y), clean, tuple(points),
         {"epsilon": _unit(signature, norm)}, tuple(findings), settings, time.perf_counter() - started,
     )  # fmt: skip
 
@@ -430,7 +432,7 @@ def wilson(hits: int, rows: int) -> Interval:
     return Interval(share, float(low), float(high))
 
 
-def metrics_name(signature: Any) -> str:
+def _metric(signature):
     """Name of the score."""
     return "r2" if signature.task == "regression" else "accuracy"
 
@@ -452,6 +454,11 @@ def _run(model, data):
 
         return as_run(model, data)
     return model
+
+
+def _network(model):
+    """The Keras model of a run; anything else as it is."""
+    return model.model if hasattr(model, "recipe") else model
 
 
 def _opened(model, data, split, rows, precision, target):

@@ -182,4 +182,6 @@ def _inches(images, width):
 
 
 def _title(found):
-    return f"{'/'.join(Path(found.name).parts[-2:])}, {found.rows} {found.split} rows"
+    parts = Path(found.name).parts[-2:]  # of a bundle its name and version, else the folder's own name
+    name = "/".join(parts if parts[-1].isdecimal() else parts[-1:])
+    return f"{name}, {found.rows} {found.split} rows"

@@ -27,6 +27,7 @@ from zoo.explain.subject import Raw, Subject
 from zoo.registry import suggest
 
 SEEN = 1e-6  # of the largest gradient, above which an answer reads a position
+_PLAIN = re.compile(r"(Alpha|Gaussian)?Dropout|Identity|Softmax|Activation|Flatten|Reshape")
 _PASSING = re.compile(r"(Average|Max)Pooling\dD|(Alpha|Gaussian|Spatial)?Dropout(\dD)?|ZeroPadding\dD|Identity|Reshape")
 
 
@@ -171,23 +172,18 @@ def head_of(model: Any) -> Head:
         if re.fullmatch(r"GlobalAveragePooling[12]D", kind) and getattr(layer, "data_format", "") != "channels_first":
             return Head(layer, inputs[0], dense, path)
         linear = getattr(getattr(layer, "activation", None), "__name__", "linear") in ("linear", "softmax")
-        flat = len([size for size in tensor.shape[1:] if size != 1]) == 1
-        if (
-            kind == "Dense"
-            and dense is None
-            and linear
-            and len(tensor.shape) == 2
-            and not getattr(layer, "quantization_mode", None)
-        ):
+        whole = getattr(layer, "quantization_mode", None) is None
+        if kind == "Dense" and dense is None and linear and whole and len(tensor.shape) == 2:
             dense = layer
-        elif not (
-            re.fullmatch(r"(Alpha|Gaussian)?Dropout|Identity|Softmax|Activation|Flatten|Reshape", kind)
-            and linear
-            and flat
-        ) or (kind in ("Flatten", "Reshape") and len([size for size in inputs[0].shape[1:] if size != 1]) != 1):
+        elif not (_PLAIN.fullmatch(kind) and linear and _is_row(tensor) and _is_row(inputs[0])):
             raise refuse(f"ends in {' behind '.join([*ends, f'{layer.name!r} ({kind})'])}")
         ends.append(f"{layer.name!r}")
         tensor = inputs[0]
+
+
+def _is_row(tensor: Any) -> bool:
+    """Whether a symbolic tensor has one axis of numbers behind the batch, others being 1."""
+    return sum(size != 1 for size in tensor.shape[1:]) <= 1
 
 
 def cam(subject: Subject, raw: Raw, targets: np.ndarray, *, seed: int = 0, clock: Any) -> Attributed:

@@ -166,7 +166,7 @@ def _by_model(
         attributions=values,
         base=found.base,
         settings=found.settings,
-        standard_error=None,
+        standard_error=found.standard_error,
         complete=found.complete,
         calls=found.calls,
         sum=found.prediction,

@@ -66,9 +66,9 @@ class Clock:
     def measure(self, play: Callable) -> Callable:
         """The same function of coalitions, whose speed the next `portion` follows."""
 
-        def timed(masks):
+        def timed(masks, *more):
             before = time.perf_counter()
-            answers = play(masks)
+            answers = play(masks, *more)
             self._rate = len(masks) / max(time.perf_counter() - before, 1e-9)
             return answers
 

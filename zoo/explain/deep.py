@@ -190,7 +190,9 @@ def _averaged(name: str, nodes: int, call: Callable[..., Any], *args: Any, **kwa
 
     abscissas, weights = np.polynomial.legendre.leggauss(nodes)
     given = keras.tree.flatten((args, kwargs))
-    rows = next(x.shape[0] for x in given if _moves(x)) // 2
+    rows = next((x.shape[0] for x in given if _moves(x)), 0) // 2
+    if not rows:  # of integers, such as what makes a mask
+        return call(*args, **kwargs)
 
     def along(share: float) -> tuple[Any, Any]:
         def at(x: Any) -> Any:

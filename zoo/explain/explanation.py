@@ -51,7 +51,7 @@ class Explanation:
         columns: names that all rows share: a table's columns, the channels of a series; else empty.
         labels: class names, or the target's name.
         base: the answer with everything left out (batch,); None for a method that has none.
-        prediction: the answer that is explained (batch,), in `unit`.
+        prediction: the answer that is explained (batch,), in `answer_unit`.
         target: index of the explained output (batch,).
         method, why: what was used and the reason for it.
         settings: figures it was used with.
@@ -72,7 +72,7 @@ class Explanation:
             first, `deletion_random` and `insertion_random` for random orders. Low deletion and high insertion are good.
         stability: how alike the attributions stay when the input changes a little: rank correlation, 1 is the same.
         complete: False if the time budget ended it; the values are then the best so far.
-        unit: of the attributions; worked out from kind and task if "".
+        unit: of the attributions and the base; the settings' "unit", or what kind and task say, if "".
     """
 
     name: str
@@ -113,8 +113,13 @@ class Explanation:
         if self.standard_error is not None and np.shape(self.standard_error) != shape:
             raise ValueError(f"standard_error must be {shape} as attributions, got {np.shape(self.standard_error)}")
         if not self.unit:
-            plain = "target unit" if self.task == "regression" else "probability"
-            object.__setattr__(self, "unit", _UNITS.get(self.kind, plain))
+            inner = self.settings.get("unit", "answer")
+            object.__setattr__(self, "unit", self.answer_unit if inner == "answer" else str(inner))
+
+    @property
+    def answer_unit(self) -> str:
+        """What `prediction` is measured in; some methods share out the network's own output instead, see `unit`."""
+        return _UNITS.get(self.kind, "target unit" if self.task == "regression" else "probability")
 
     def __len__(self) -> int:
         return len(self.prediction)
@@ -127,18 +132,28 @@ class Explanation:
     def answer(self, row: int) -> str:
         """The explained answer of a row in words, such as `“seven” 98.3%`."""
         value = float(self.prediction[row])
-        if self.unit == "similarity":
+        if self.answer_unit == "similarity" or self.unit == "similarity":
             return f"similarity {value:.3f}"
-        if self.unit == "probability" or self.kind == "detection":
+        if self.answer_unit == "probability" or self.kind == "detection":
             return f"“{self.label(row)}” {value:.1%}"
         if self.task == "regression":
             return f"{self.label(row)} = {value:.4g}"
         return f"“{self.label(row)}” {value:.4g}"
 
     def amount(self, value: float) -> str:
-        """An answer's size in text: a percentage for probabilities, else four digits."""
-        share = self.unit == "probability" or self.kind == "detection"
+        """A base or a sum in `unit` as text: a percentage for probabilities, else four digits."""
+        share = self.unit in ("probability", _UNITS["detection"])
         return f"{value:.1%}" if share else f"{value:.4g}".replace("-", "−")
+
+    def way(self, row: int) -> str:
+        """From what the contributions start and where they end, in words; empty without a base."""
+        if self.base is None:
+            return ""
+        start = self.amount(float(self.base[row]))
+        if self.unit == self.answer_unit:
+            return f"from {start} for the background"
+        end = self.amount(float(self.base[row] + self.attributions[row].sum()))
+        return f"{self.unit} {end}, from {start} for the background"
 
     def parts(self, row: int) -> np.ndarray:
         """Attributions of a row without what it lacks: `(names,)` where the parts have names, else as in `attributions`."""
@@ -170,8 +185,10 @@ class Explanation:
         lines = [f"{self.name}: {self.method} ({self.why})"]
         for row in range(len(self)):
             total, value = float(self.attributions[row].sum()), float(self.prediction[row])
-            sum_up = "" if self.base is None else f" = base {self.base[row]:.4f} {total:+.4f}"
-            lines.append(f"  row {row}: {self.label(row)} {value:.4f}{sum_up}{self._leading(row)}")
+            equals = "" if self.base is None else f" = base {self.base[row]:.4f} {total:+.4f}"
+            if equals and self.unit != self.answer_unit:
+                equals = f", {self.unit} {self.base[row] + total:.4f}{equals}"
+            lines.append(f"  row {row}: {self.label(row)} {value:.4f}{equals}{self._leading(row)}")
         lines.append(f"  {'; '.join(self.trust())}")
         return "\n".join(lines)
 

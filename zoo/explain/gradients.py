@@ -193,8 +193,7 @@ def expected_gradients(
     answers = _answers(network, points, given, targets)
     base = base_of(network, references, given, targets)
     who, along = _paired(count, samples, generator)
-    gradients = network.gradients()
-    sums = [_Sums(x.shape) for x in points]
+    gradients, sums = network.gradients(), _Sums()
     block, used = max(1, network.chunk // rows), 0
     while used < len(who) and not (used and clock.over):
         some = slice(used, used + block)
@@ -206,24 +205,25 @@ def expected_gradients(
             gaps.append(x[place] - start)
             moved.append(start + _column(np.tile(along[some], rows), x) * gaps[-1])
         _, slopes = gradients(moved, [g[place] for g in given], targets[place])
-        found = [(s * g).reshape(rows, size, *s.shape[1:]) for s, g in zip(slopes, gaps, strict=True)]
-        whole = sum(part.reshape(rows, size, -1).sum(axis=2, dtype=np.float64) for part in found)
-        for own, part in zip(sums, found, strict=True):
-            own.add(part, whole)
+        found = network.spread([slope * gap for slope, gap in zip(slopes, gaps, strict=True)])
+        sums.add(found.reshape(rows, size, *found.shape[1:]))
         used += size
         clock.tell(used, len(who))
     change = answers - base
-    raw_total = sum(own.mean.reshape(rows, -1).sum(axis=1) for own in sums)
-    values = [own.adjusted(change) if adjust else own.mean for own in sums]
     settings = {
         "samples": used,
         "background_rows": count,
-        "sampling_error": float(np.abs(change - raw_total).max()),
-        "standard_error": max(own.error(adjust) for own in sums),
+        "sampling_error": float(np.abs(change - sums.whole / used).max()),
         "unit": network.unit,
     }
     return Attributed(
-        network.spread(values), base, settings, other_unit(network, answers), network.calls, used == len(who)
+        sums.adjusted(change) if adjust else sums.mean,
+        base,
+        settings,
+        other_unit(network, answers),
+        network.calls,
+        used == len(who),
+        sums.error(adjust),
     )
 
 
@@ -240,14 +240,17 @@ def _paired(count: int, samples: int, generator: np.random.Generator) -> tuple[n
 
 
 class _Sums:
-    """Moments of contributions (rows, samples, ...) and of each sample's sum over all of them (rows, samples)."""
+    """Moments of contributions (rows, samples, ...) and of each sample's sum of them, added up over the samples."""
 
-    def __init__(self, shape: tuple[int, ...]) -> None:
+    def __init__(self) -> None:
         self.count = 0
-        self.first, self.second, self.cross = (np.zeros(shape) for _ in range(3))
-        self.whole, self.whole_squared = np.zeros(shape[0]), np.zeros(shape[0])
+        self.first = self.second = self.cross = self.whole = self.whole_squared = np.zeros(())
 
-    def add(self, found: np.ndarray, whole: np.ndarray) -> None:
+    def add(self, found: np.ndarray) -> None:
+        whole = found.reshape(*found.shape[:2], -1).sum(axis=2, dtype=np.float64)
+        if not self.count:
+            self.first, self.second, self.cross = (np.zeros((len(found), *found.shape[2:])) for _ in range(3))
+            self.whole, self.whole_squared = np.zeros(len(found)), np.zeros(len(found))
         self.count += found.shape[1]
         self.first += found.sum(axis=1, dtype=np.float64)
         self.second += np.square(found, dtype=np.float64).sum(axis=1)
@@ -260,7 +263,7 @@ class _Sums:
         return self.first / self.count
 
     def slope(self) -> np.ndarray:
-        """How a contribution moves with the sum of its sample: covariance over variance; equal shares without any."""
+        """How a contribution moves with the sum of its sample: covariance over variance, 0 where the sum is steady."""
         shape = (-1, *[1] * (self.first.ndim - 1))
         whole = self.whole / self.count
         variance = self.whole_squared / self.count - whole**2
@@ -273,14 +276,14 @@ class _Sums:
         missed = change - self.whole / self.count
         return self.mean + self.slope() * missed.reshape(-1, *[1] * (self.first.ndim - 1))
 
-    def error(self, adjust: bool) -> float:
-        """Largest standard error of a contribution, as if the samples were drawn independently."""
+    def error(self, adjust: bool) -> np.ndarray:
+        """Standard error of each contribution as if the samples were drawn independently, which is no less than it is."""
         variance = self.second / self.count - self.mean**2
         if adjust:
             shape = (-1, *[1] * (self.first.ndim - 1))
             whole = self.whole_squared / self.count - (self.whole / self.count) ** 2
             variance = variance - self.slope() ** 2 * whole.reshape(shape)
-        return float(np.sqrt(max(variance.max(), 0.0) / self.count))
+        return np.sqrt(np.maximum(variance, 0) / self.count)
 
 
 def _answers(network: Network, points: Arrays, given: Arrays, targets: np.ndarray) -> np.ndarray:

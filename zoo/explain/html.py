@@ -93,10 +93,11 @@ def _article(explanation: Any, row: int) -> str:
     """One row: the answer in words, the input with its colours, and the figures."""
     start = ""
     if explanation.base is not None:
-        total = explanation.attributions[row].sum()
+        total = float(explanation.attributions[row].sum())
+        base = float(explanation.base[row])
         start = (
-            f"{explanation.amount(explanation.base[row])} with everything left out, "
-            f"{_signed(total)} by what is there: {explanation.amount(explanation.prediction[row])}."
+            f"{explanation.unit} {explanation.amount(base)} with everything left out, {_signed(total)} by what is there: "
+            f"{explanation.amount(base + total)}."
         )
     return (
         f'<article aria-labelledby="row{row}"><h2 id="row{row}">{escape(explanation.answer(row))}</h2>'

@@ -33,6 +33,7 @@ class Attributed:
             logits; None where it is.
         calls: model rows evaluated, forwards and backwards counted as one.
         complete: False when the time or the number of evaluations ended it before the tolerance was met.
+        standard_error: of the values, in their shape; None where nothing is sampled.
     """
 
     values: np.ndarray
@@ -41,6 +42,7 @@ class Attributed:
     prediction: np.ndarray | None = None
     calls: int = 0
     complete: bool = True
+    standard_error: np.ndarray | None = None
 
 
 @contextmanager
@@ -420,12 +422,14 @@ class Network:
         )
         readings: list[tuple[Callable[[Any], Any], bool]] = [
             (lambda x: x, classifies),
-            (lambda x: ops.softmax(x, axis=-1), True),
-            (ops.sigmoid, True),
-            (lambda x: ops.concatenate([1 - ops.sigmoid(x), ops.sigmoid(x)], axis=-1), True),
             (lambda x: x * std + mean, False),
-            (functools.partial(_calibrated, getattr(self.subject.signature, "calibration", None)), True),
+            (ops.sigmoid, True),
         ]
+        if output.shape[1] == 1:
+            readings.append((lambda x: ops.concatenate([1 - ops.sigmoid(x), ops.sigmoid(x)], axis=-1), True))
+        else:
+            calibration = getattr(self.subject.signature, "calibration", None)
+            readings += [(ops.softmax, True), (functools.partial(_calibrated, calibration), True)]
         expected = np.asarray(self.subject.predict({name: values[:few] for name, values in raw.items()}))
         close = ALIKE * max(float(np.abs(expected).max()), 1e-6)
         for read, bounded in readings:
@@ -440,7 +444,7 @@ def called(model: Any, tensors: Sequence[Any]) -> Any:
     import keras
 
     structure = getattr(getattr(model, "_functional", None) or model, "_inputs_struct", None)
-    if structure is None or len(tensors) == 1:
+    if structure is None:
         return model(tensors[0] if len(tensors) == 1 else list(tensors), training=False)
     return model(keras.tree.pack_sequence_as(structure, list(tensors)), training=False)
 

@@ -8,6 +8,7 @@ where it pays, and the sums stay exact whichever are.
 """
 
 import math
+from functools import lru_cache
 
 import numpy as np
 
@@ -85,8 +86,12 @@ def linkage_of(game: Game) -> np.ndarray:
     return tree
 
 
+@lru_cache(maxsize=8)
 def halves(rows: int, columns: int) -> np.ndarray:
-    """Tree over the tiles of a grid that halves the longer side, as a linkage matrix (tiles - 1, 4) as of scipy."""
+    """Tree over the tiles of a grid that halves the longer side, as a linkage matrix (tiles - 1, 4) as of scipy.
+
+    It is shared between calls and cannot be written to.
+    """
     links: list[tuple[float, float, float, float]] = []
 
     def cut(top: int, bottom: int, left: int, right: int) -> int:
@@ -103,7 +108,9 @@ def halves(rows: int, columns: int) -> np.ndarray:
         return rows * columns + len(links) - 1
 
     cut(0, rows, 0, columns)
-    return np.array(links, np.float64).reshape(-1, 4)
+    found = np.array(links, np.float64).reshape(-1, 4)
+    found.flags.writeable = False
+    return found
 
 
 class _Tree:
@@ -118,9 +125,9 @@ class _Tree:
 
     def __init__(self, links: np.ndarray, varying: np.ndarray):
         players = len(varying)
-        branches = links[:, :2].astype(int).tolist()
+        branches = [(-1, -1)] * players + [tuple(pair) for pair in links[:, :2].astype(int).tolist()]
         count = varying.astype(int).tolist()
-        for left, right in branches:
+        for left, right in branches[players:]:
             count.append(count[left] + count[right])
         place = (np.cumsum(varying) - 1).tolist()  # among those that vary
         leaf = [0] * count[-1]
@@ -128,16 +135,18 @@ class _Tree:
         waiting = [(len(count) - 1, 0, -1, 0, 0)]  # cluster, first leaf, parent, which child, depth
         while waiting:
             cluster, first, parent, side, deep = waiting.pop()
-            while cluster >= players and 0 in (count[k] for k in branches[cluster - players]):
-                cluster = max(branches[cluster - players], key=count.__getitem__)  # the other branch does not vary
+            left, right = branches[cluster]
+            while cluster >= players and not (count[left] and count[right]):
+                cluster = left if count[left] else right  # the other branch does not vary
+                left, right = branches[cluster]
             if cluster < players:
                 leaf[first] = place[cluster]
                 continue
-            left, right = branches[cluster - players]
+            node = len(start)
             if parent >= 0:
-                child[parent][side] = len(start)
-            waiting.append((right, first + count[left], len(start), 1, deep + 1))
-            waiting.append((left, first, len(start), 0, deep + 1))
+                child[parent][side] = node
+            waiting.append((right, first + count[left], node, 1, deep + 1))
+            waiting.append((left, first, node, 0, deep + 1))
             start.append(first)
             middle.append(first + count[left])
             end.append(first + count[cluster])

@@ -37,6 +37,9 @@ class Game:
         gather: contributions in the shape of the input row -> their sums per player (players,).
         names: of the players, empty for tiles and stretches of time.
         sides: of a pair, the shape of either side's contributions and the names of its players.
+        rows: background rows that each coalition is answered with, and averaged over.
+        play_rows: masks and the number of one background row for each (coalitions,) -> answers with that row alone; None
+            where there is but one.
     """
 
     players: int
@@ -49,6 +52,8 @@ class Game:
     gather: Callable[[np.ndarray], np.ndarray] = field(default=lambda values: values)
     names: tuple[str, ...] = ()
     sides: tuple[tuple[tuple[int, ...], tuple[str, ...]], ...] = ()
+    rows: int = 1
+    play_rows: Callable[[np.ndarray, np.ndarray], np.ndarray] | None = None
 
 
 @dataclass
@@ -64,6 +69,7 @@ class _Parts:
     settings: dict[str, Any] = field(default_factory=dict)
     names: tuple[str, ...] = ()
     repeats: int = 1  # rows per coalition
+    build_rows: Callable[[np.ndarray, np.ndarray], Raw] | None = None  # of one background row each
 
 
 def game(subject: Subject, row: Raw, target: int | Target, evaluations: int) -> Game:
@@ -89,6 +95,16 @@ def game(subject: Subject, row: Raw, target: int | Target, evaluations: int) -> 
         made.calls += parts.repeats * len(masks)
         return np.concatenate(answers).reshape(len(masks), parts.repeats).mean(axis=1)
 
+    def play_rows(masks: np.ndarray, rows: np.ndarray) -> np.ndarray:
+        size = chunk * parts.repeats
+        made.calls += len(masks)
+        return np.concatenate(
+            [
+                target.read(subject.predict(parts.build_rows(masks[start : start + size], rows[start : start + size])))
+                for start in range(0, len(masks), size)
+            ]
+        )
+
     made = Game(
         parts.players,
         parts.tree,
@@ -98,6 +114,8 @@ def game(subject: Subject, row: Raw, target: int | Target, evaluations: int) -> 
         parts.settings,
         gather=parts.gather,
         names=parts.names,
+        rows=parts.repeats,
+        play_rows=play_rows if parts.build_rows and parts.repeats > 1 else None,
     )
     return made
 
@@ -137,6 +155,9 @@ def _table(subject: Subject, row: Raw, evaluations: int) -> _Parts:
             made[name] = np.where(own, row[name][None], values[None]).reshape(-1, values.shape[1])
         return made
 
+    def build_rows(masks: np.ndarray, rows: np.ndarray) -> Raw:
+        return {name: np.where(masks[:, places[name]], row[name], values[rows]) for name, values in background.items()}
+
     def differs(name: str) -> np.ndarray:
         own, others = row[name], background[name]
         same = own == others
@@ -146,7 +167,15 @@ def _table(subject: Subject, row: Raw, evaluations: int) -> _Parts:
 
     varying = np.concatenate([differs(name) for name in background])
     settings = {"background_rows": few}
-    return _Parts(len(subject.columns), build, varying, settings=settings, names=subject.columns, repeats=few)
+    return _Parts(
+        len(subject.columns),
+        build,
+        varying,
+        settings=settings,
+        names=subject.columns,
+        repeats=few,
+        build_rows=build_rows,
+    )
 
 
 def _image(subject: Subject, row: Raw) -> _Parts:

@@ -103,7 +103,8 @@ def _pairs(asked: Asked, masks: np.ndarray, clock: Clock, planned: int) -> tuple
 def permutation(game: Game, *, max_evals: int | None, seed: int, clock: Clock) -> Solved:
     """Shapley values from random orders of the players, each walked forwards and backwards.
 
-    Players enter one by one; each gets what the answer changes by. Walking an order both ways removes the error of every
+    Players enter one by one; each gets what the answer changes by. Where the answer is a mean over background rows, each
+    order is walked with a row of its own, every row as often as the others, for as many model rows. Walking an order both ways removes the error of every
     interaction of two players that is the same wherever they stand. The first order is halved again and again, so that it
     shares out what it knows even when evaluations or time do not suffice for a whole walk.
 
@@ -130,11 +131,13 @@ def permutation(game: Game, *, max_evals: int | None, seed: int, clock: Clock) -
         return trivial
     random = np.random.default_rng(seed)
     walk = 2 * (count - 1)  # evaluations of one order both ways
-    limit = max_evals or 2 + PERMUTATIONS * walk
+    limit = max_evals or 3 + PERMUTATIONS * walk
     if count <= EXACT_MOST and limit >= 2**count:
         return _enumerate(asked, clock, random)
     wanted = max(1, (limit - 2) // walk)
     planned = min(limit, 2 + wanted * walk)
+    if asked.by_rows and limit >= walk + 3 and not clock.over:
+        return _row_walks(asked, (limit - 3) // walk, clock, random)
     total = _first_walk(asked, random.permutation(count), planned, clock)
     square, orders = total**2, 1
     while orders < wanted and not clock.over:
@@ -144,8 +147,7 @@ def permutation(game: Game, *, max_evals: int | None, seed: int, clock: Clock) -
         _, answers = _pairs(asked, masks, clock, planned)
         few = answers.shape[1] // (count - 1)  # walked to the end
         answers = answers[:, : few * (count - 1)].reshape(2, few, count - 1)
-        ends = np.broadcast_to([[[asked.base, asked.full]], [[asked.full, asked.base]]], (2, few, 2))
-        gains = _gains(ranks[:few], np.concatenate([ends[..., :1], answers, ends[..., 1:]], axis=-1))
+        gains = _gains(ranks[:few], _closed(answers, asked.base, asked.full))
         total += gains.sum(axis=0)
         square += (gains**2).sum(axis=0)
         orders += few
@@ -153,6 +155,51 @@ def permutation(game: Game, *, max_evals: int | None, seed: int, clock: Clock) -
     scatter = np.maximum(square / orders - values**2, 0)
     error = np.sqrt(scatter / (orders - 1)) if orders > 1 else np.full(count, np.nan)
     return asked.solved(values, error, asked.evaluations + 2 > planned, orders=orders)
+
+
+def _row_walks(asked: Asked, wanted: int, clock: Clock, random: np.random.Generator) -> Solved:
+    """Contributions from orders that are each walked with one background row, each row as often as the others.
+
+    The mean over the background and the mean over orders are one: many orders that see a row each tell more than few that
+    see all rows, for as many model rows.
+    """
+    count, rows = asked.players, asked.rows
+    walk = 2 * (count - 1)
+    planned = 3 + wanted * walk
+    alone = asked.ask_rows(np.zeros((rows, count), bool), np.arange(rows), planned)
+    total, square, rounds = np.zeros((rows, count)), np.zeros((rows, count)), 0
+    found = np.empty((0, count))
+    while rounds < wanted and not clock.over:
+        found = np.empty((0, count))  # of this round, one order for each row
+        while len(found) < rows and not clock.over:
+            left = rows - len(found)
+            most = min(left, MASK_BYTES // (walk * count), clock.portion(left * walk) // walk)
+            who = len(found) + np.arange(max(1, most))
+            ranks = random.permuted(np.tile(np.arange(count), (len(who), 1)), axis=1)
+            masks = (ranks[:, None, :] < np.arange(1, count)[:, None]).reshape(-1, count)
+            behind = np.tile(np.repeat(who, count - 1), 2)
+            answers = asked.ask_rows(np.concatenate([masks, ~masks]), behind, planned)
+            curves = _closed(answers.reshape(2, len(who), count - 1), alone[who], asked.full)
+            found = np.concatenate([found, _gains(ranks, curves)])
+        if len(found) == rows:
+            total, square, rounds = total + found, square + found**2, rounds + 1
+    walks = total / rounds if rounds else found
+    values = walks.mean(axis=0) if len(walks) else np.zeros(count)
+    error = np.full(count, np.nan)
+    if rounds > 1:
+        scatter = np.maximum(square - total**2 / rounds, 0).mean(axis=0) / (rounds - 1)  # among orders of the same row
+        error = np.sqrt(scatter / (rounds * rows))
+    elif len(walks) > 1:
+        error = walks.std(axis=0, ddof=1) / np.sqrt(len(walks))
+    values += (asked.difference - values.sum()) / count  # rounding, and rows that the time did not suffice for
+    return asked.solved(values, error, rounds == wanted, orders=rounds * rows)
+
+
+def _closed(answers: np.ndarray, base: np.ndarray | float, full: float) -> np.ndarray:
+    """Answers along orders and their complements (2, orders, players - 1), with those at both ends (…, players + 1)."""
+    ends = np.empty((2, answers.shape[1], 1))
+    ends[0, :, 0], ends[1, :, 0] = base, full
+    return np.concatenate([ends, answers, ends[::-1]], axis=-1)
 
 
 def _gains(ranks: np.ndarray, answers: np.ndarray) -> np.ndarray:

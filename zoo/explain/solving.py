@@ -35,7 +35,7 @@ class Asked:
     Attributes:
         players: number of those that vary.
         base, full: answers without any player and with all.
-        evaluations: coalitions answered so far.
+        rows: background rows behind each answer.
     """
 
     def __init__(self, game: Game, max_evals: int | None, clock: Clock):
@@ -49,11 +49,23 @@ class Asked:
         self._game = game
         self._clock = clock
         self._play = clock.measure(game.play)
+        self._play_rows = game.play_rows and clock.measure(game.play_rows)
+        self.rows = game.rows
         self.varying = np.flatnonzero(game.varying)
         self.players = len(self.varying)
-        self.evaluations = 0
+        self._row_answers = 0
         ends = np.array([[False], [True]]).repeat(game.players, axis=1)
         self.base, self.full = self._answers(ends).tolist()
+
+    @property
+    def evaluations(self) -> int:
+        """Coalitions answered so far; answers with one background row alone count for their share."""
+        return -(-self._row_answers // self.rows)
+
+    @property
+    def by_rows(self) -> bool:
+        """Whether coalitions can be answered with one background row alone."""
+        return self._play_rows is not None
 
     @property
     def difference(self) -> float:
@@ -67,17 +79,31 @@ class Asked:
             masks: bool (coalitions, players that vary).
             planned: evaluations in all, for the line of progress.
         """
-        if self.players < self._game.players:
-            whole = np.ones((len(masks), self._game.players), bool)
-            whole[:, self.varying] = masks
-            masks = whole
-        answers = self._answers(masks)
+        answers = self._answers(self._whole(masks))
         self._clock.tell(min(self.evaluations, planned), planned)
         return answers
 
+    def ask_rows(self, masks: np.ndarray, rows: np.ndarray, planned: int) -> np.ndarray:
+        """As `ask`, each coalition with one background row alone, given by its number (coalitions,)."""
+        answers = self._checked(self._play_rows(self._whole(masks), rows))
+        self._row_answers += len(masks)
+        self._clock.tell(min(self.evaluations, planned), planned)
+        return answers
+
+    def _whole(self, masks: np.ndarray) -> np.ndarray:
+        """Coalitions of all players."""
+        if self.players == self._game.players:
+            return masks
+        whole = np.ones((len(masks), self._game.players), bool)
+        whole[:, self.varying] = masks
+        return whole
+
     def _answers(self, masks: np.ndarray) -> np.ndarray:
-        answers = np.asarray(self._play(masks), np.float64)
-        self.evaluations += len(masks)
+        self._row_answers += len(masks) * self.rows
+        return self._checked(self._play(masks))
+
+    def _checked(self, answers: np.ndarray) -> np.ndarray:
+        answers = np.asarray(answers, np.float64)
         if not np.isfinite(answers).all():
             raise ValueError(
                 "the model answers NaN or infinity when something is left out; give a background that it can judge"

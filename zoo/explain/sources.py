@@ -125,7 +125,7 @@ def _without_signature(model: Any, background: Raw | None, kind: str) -> Subject
     """A Keras model explained on its own inputs; several outputs without activation are taken for logits."""
     last = getattr(model.layers[-1], "activation", None)
     bare = getattr(last, "__name__", "linear") == "linear"
-    probabilities = bare and not isinstance(model.output, dict | list | tuple) and model.output.shape[-1] > 1
+    probabilities = bare and len(model.outputs) == 1 and model.outputs[0].shape[-1] > 1
 
     def predict(raw: Raw) -> Any:
         answers = _logits(model, made.inputs(raw))

@@ -78,7 +78,7 @@ def optimiser(recipe, steps_per_epoch):
     kind, settings = _CLASSES[recipe.optimizer]
     return kind(
         rate,
-        weight_decay=recipe.weight_decay or None,
+        weight_decay=recipe.weight_decay or (0.0 if recipe.optimizer == "adamw" else None),  # AdamW takes no None
         global_clipnorm=recipe.clip_norm,
         use_ema=bool(recipe.averaging),
         **({"ema_momentum": recipe.averaging} if recipe.averaging else {}),

@@ -33,7 +33,14 @@ def panel(figure: Any, explanation: Any, row: int, width: float, style: str, the
     title(shares, reading(explanation, values), theme)
     bare(shares, theme)
     _marks(shares, explanation, row, theme)
-    scale(figure, shares, limit, f"{explanation.unit}, per pixel", theme, shrink=0.9)
+    scale(
+        figure,
+        shares,
+        limit,
+        explanation.unit if explanation.additivity_error is None else f"{explanation.unit}, per pixel",
+        theme,
+        shrink=0.9,
+    )
 
 
 def flat(explanation: Any, row: int) -> np.ndarray:

@@ -25,8 +25,8 @@ def panel(figure: Any, explanation: Any, row: int, width: float, style: str, the
     else:
         bars(axis, names, values, errors, theme, rest=len(explanation.columns) > BARS)
         axis.set_xlabel(literal(f"contribution to {what(explanation, row)}"), fontsize=8.5, color=theme.quiet)
-    start = "" if explanation.base is None else f", from {explanation.amount(explanation.base[row])} for the background"
-    title(axis, short(f"model says {explanation.answer(row)}{start}", 96), theme)
+    told = [f"model says {explanation.answer(row)}", explanation.way(row)]
+    title(axis, short(", ".join(text for text in told if text), 96), theme)
 
 
 def bars(
