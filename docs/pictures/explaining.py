@@ -15,7 +15,6 @@ from playwright.sync_api import sync_playwright
 
 import export
 import zoo
-from zoo.explain.summary import summarise
 
 HERE = Path(__file__).parent
 ROWS = 200  # of a summary
@@ -59,7 +58,7 @@ def main() -> None:
         found = zoo.explain(digits, rows(data, 2))
         save(found.plot(), "digits")
         print(found)
-        whole = summarise(zoo.explain(digits, rows(data, ROWS), quality=False))
+        whole = zoo.explain.summarise(zoo.explain(digits, rows(data, ROWS), quality=False))
         save(whole.plot(), "digits-summary")
         print(whole)
         wine, data = bundle("mlp", "wine", Path(place))
@@ -67,7 +66,7 @@ def main() -> None:
         save(found.plot(style="waterfall"), "wine")
         photograph(found.to_html(), "page")
         print(found)
-        whole = summarise(zoo.explain(wine, rows(data, ROWS), quality=False))
+        whole = zoo.explain.summarise(zoo.explain(wine, rows(data, ROWS), target="class_0", quality=False))
         save(whole.plot(), "wine-summary")
         print(whole)
 

@@ -145,12 +145,12 @@ def test_what_makes_no_sense_is_refused_before_any_training(table, tmp_path):
     free = dict(out=tmp_path / "none", quiet=True)
     cases = [
         (dict(free), ValueError, "an ablation needs a variant"),
-        (dict(free, variants={"same": {"epochs": 20}}), ValueError, "is the base itself"),
+        (dict(free, variants={"same": {"epochs": 60}}), ValueError, "is the base itself"),
         (dict(free, variants={"x": {"learning_rat": 1}}), TypeError, "Did you mean 'learning_rate'"),
         (dict(free, variants={"x": {"seed": 1}}), TypeError, "cannot change seed"),
         (dict(free, drop=("weight_decay",), seeds=0), ValueError, "seeds must be"),
         (dict(free, drop=("weight_decay",), split="train"), ValueError, "split must be"),
-        (dict(out=out, drop=("weight_decay",), quiet=True), ValueError, "another base .*epochs 3 and now 20"),
+        (dict(out=out, drop=("weight_decay",), quiet=True), ValueError, "another base .*epochs 3 and now 60"),
         (dict(out=out, variants={"slow": {"epochs": 1}}, quiet=True, **QUICK), ValueError, "give it another name"),
         (dict(out=out / "runs", drop=("weight_decay",)), FileExistsError, "something else than an ablation"),
     ]

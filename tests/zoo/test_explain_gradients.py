@@ -17,7 +17,8 @@ from zoo.explain import apart
 from zoo.explain.clock import Clock
 from zoo.explain.deep import deep
 from zoo.explain.gradients import expected_gradients, gradient_times_input, integrated_gradients
-from zoo.explain.network import Network, changed
+from zoo.explain.network import Network
+from zoo.explain.probes import changed
 from zoo.explain.sources import of_function, subject_of
 
 ALL = [gradient_times_input, integrated_gradients, expected_gradients, deep]
@@ -105,7 +106,7 @@ def test_expected_gradients_add_up_and_are_less_noisy_than_independent_samples(i
     subject, raw = images
     targets = np.array([0, 1, 2])
     answers = subject.predict(raw)[range(3), targets]
-    truth = expected_gradients(subject, raw, targets, clock=Clock(), samples=20_000, seed=99)
+    truth = expected_gradients(subject, raw, targets, clock=Clock(), samples=8_000, seed=99)
     assert truth.settings["sampling_error"] < 1e-3
     errors = {}
     for adjust in (True, False):

@@ -216,3 +216,19 @@ def test_a_subject_brings_its_own_background_and_kind():
     model = registry.get("logistic_regression", input_shape=(2,), classes=1)
     with pytest.raises(ValueError, match="takes inputs of kind 'table', got kind='image'; leave it out"):
         explain(model, np.ones((1, 2)), signature=signature, kind="image")
+
+
+def test_a_run_is_explained_against_its_training_rows():
+    from types import SimpleNamespace
+
+    from zoo.data import load
+
+    data = load("diabetes")
+    model = registry.get("logistic_regression", input_shape=(10,), classes=1)
+    run = SimpleNamespace(model=model, signature=data.signature, data=data)
+    found = explain(run, data.test.x["numbers"][:1], quality=False)
+    rows = data.train.x["numbers"][:100]
+    assert found.base[0] == pytest.approx(explain(run, rows, "occlusion", quality=False).prediction.mean(), rel=1e-4)
+    assert found.settings["background"] == "rows of the training split"
+    bare = SimpleNamespace(model=model, signature=data.signature, data=None)
+    assert explain(bare, rows[:1], quality=False).settings["background"] == "training mean of the signature"

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from zoo.explain import Subject, explain, players
-from zoo.explain.subject import KINDS
+from zoo.explain.methods import METHODS
+from zoo.explain.subject import BATCH_BYTES, KINDS, LEAST_ROWS
 from zoo.explain.targets import overlap
 
 
@@ -324,3 +325,33 @@ def test_inputs_that_do_not_fit_say_so(kind, x, message):
 
 def test_every_kind_has_players():
     assert set(KINDS) == {"image", "table", "text", "series", "graph", "pair"}
+
+
+@pytest.mark.parametrize("method", [name for name, each in METHODS.items() if each.needs == "predict"])
+def test_no_part_and_a_single_part(method):
+    def length(texts):
+        return np.array([float(len(text)) for text in texts])
+
+    found = explain(length, ["", "word"], method, kind="text")
+    assert found.attributions.tolist() == [[0], [4]] and found.names == ((), ("word",))
+    if method != "partition":
+        alone = {"nodes": np.ones((1, 3, 2)), "adjacency": np.zeros((1, 3, 3))}
+        edges = Subject.of_function(lambda raw: raw["nodes"].sum(axis=(1, 2)), "graph", explained="edges")
+        found = explain(edges, alone, method)
+        assert found.attributions.shape == (1, 0) and found.base.tolist() == found.prediction.tolist() == [6]
+
+
+@pytest.mark.parametrize("side", [16, 300])
+def test_batches_are_as_large_as_memory_allows(side):
+    asked = []
+
+    def listen(images):
+        asked.append(len(images))
+        return images[:, 0, 0, 0] / 255.0
+
+    subject = Subject.of_function(listen, "image", background=np.zeros((1, side, side, 3), np.uint8))
+    image = np.full((1, side, side, 3), 255, np.uint8)
+    explain(subject, image, "partition", max_evals=100, quality=False)
+    most = subject.batch({"image": image})
+    assert max(asked) <= most and most * image.nbytes <= BATCH_BYTES and most >= LEAST_ROWS
+    assert len(asked) < 30

@@ -101,6 +101,16 @@ def test_words_stand_on_their_colour_in_reading_order():
     assert shades["good"] > 0.5 and shades["not"] < -0.2 and abs(shades["more"]) < 0.01
 
 
+def test_rounding_is_not_drawn_as_a_contribution():
+    inputs = {"text": np.array(["a b"])}
+    found = small.make("text", inputs, [[3e-16, 0.0]], ("batch", "tokens"), names=(("a", "b"),))
+    boxed = [text for text in found.plot().findobj(Text) if text.get_bbox_patch()]
+    assert all(abs(redness(text.get_bbox_patch().get_facecolor())) < 0.01 for text in boxed)
+    assert 'style="--s:0.00"' in found.to_html() and "strong" not in re.sub(
+        r"<style>.*</style>", "", found.to_html(), flags=re.S
+    )
+
+
 def test_long_texts_are_broken_into_lines_that_fit():
     words = tuple(f"word{place}" for place in range(80))
     texts_given = {"text": np.array([" ".join(words)])}
@@ -136,7 +146,7 @@ def test_nodes_and_edges_have_their_colours():
     shades = [redness(colour) for colour in points.get_facecolors()]
     assert shades[1] > 0.5 and shades[2] < -0.05 and abs(shades[0]) < 0.01
     assert {"C", "N", "O", "Cl"} <= set(texts(small.nodes().plot()))
-    lines = small.edges().plot().findobj(LineCollection)[0]
+    lines = max(small.edges().plot().findobj(LineCollection), key=lambda each: len(each.get_linewidths()))
     widest = int(np.argmax(lines.get_linewidths()))
     assert redness(lines.get_colors()[widest]) > 0.5 and len(lines.get_segments()) == len(small.EDGES)
 

@@ -44,10 +44,11 @@ def table(rows: Sequence[Sequence[str]]) -> str:
 
 
 def over(items: Sequence, what: str, progress: bool) -> Iterable:
-    """The items, with a progress bar on standard error where one is asked for."""
+    """The items, with a progress bar where one is asked for and standard error is a terminal."""
     if not progress:
         return items
     from rich.console import Console
     from rich.progress import track
 
-    return track(items, description=what, console=Console(stderr=True), transient=True)
+    console = Console(stderr=True)
+    return track(items, description=what, console=console, transient=True) if console.is_terminal else items

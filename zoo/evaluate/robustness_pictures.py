@@ -8,6 +8,7 @@ from zoo.evaluate.pictures import _figure
 
 _MOST_BARS = 30  # columns of a table
 _WIDE = 3  # panels side by side
+_PANEL = 2.9  # inches of a panel's height, without examples
 _HALF, _GAP = 0.45, 0.06  # half the width of an image and the gap below it, where places on the axis are 1 apart
 
 
@@ -20,22 +21,26 @@ def draw(found, path: str | Path) -> Path:
 
 
 def _corruptions(found, path):
-    """A panel for each corruption: its curve, and below it one row at each strength."""
-    kinds = found.kinds
+    """A panel for each corruption: its curve, and below it one row at each strength; then a table's columns."""
+    kinds = [kind for kind in found.kinds if kind != "without"]
     wide = min(_WIDE, len(kinds))
-    high = -(-len(kinds) // wide)
-    tall = max(2.9, 1.4 + 0.2 * min(_MOST_BARS, len(found.curve("without"))))
+    high = -(-len(kinds) // max(wide, 1))
     strips = max((_inches(images[:, :1], 3.7) for images in found.examples.values()), default=0)
-    figure = _figure(4.3 * wide, (tall + strips) * high)
+    columns = min(_MOST_BARS, len(found.curve("without")))
+    heights = [(_PANEL + strips) * high, (0.9 + 0.2 * columns) * bool(columns)]
+    figure = _figure(4.3 * max(wide, 2), sum(heights))
     figure.suptitle(_title(found), fontsize=11)
-    for kind, panel in zip(kinds, _panels(figure, high, wide, len(kinds)), strict=True):
-        if kind == "without":
-            _without(panel.subplots(), found)
-            continue
+    above, below = figure.subfigures(2, 1, height_ratios=[max(height, 1e-3) for height in heights])
+    if columns:
+        _without(below.subplots(), found)
+    if not kinds:
+        figure.savefig(path)
+        return
+    for kind, panel in zip(kinds, above.subfigures(high, wide, squeeze=False).ravel(), strict=False):
         curve = found.curve(kind)
         if kind in found.examples:
-            axes, below = panel.subplots(2, 1, height_ratios=(tall - 0.8, strips))
-            _strip(below, found.examples[kind][:, :1])
+            axes, strip = panel.subplots(2, 1, height_ratios=(_PANEL - 0.8, strips))
+            _strip(strip, found.examples[kind][:, :1])
         else:
             axes = panel.subplots()
         _line(axes, [point.score for point in curve], kind, marker="o")
@@ -48,25 +53,19 @@ def _corruptions(found, path):
     figure.savefig(path)
 
 
-def _panels(figure, high, wide, count):
-    grid = figure.subfigures(high, wide, squeeze=False).ravel()
-    return grid[:count]
-
-
 def _without(axes, found):
     """Scores without each column, the worst above."""
     points = sorted(found.curve("without"), key=lambda point: point.score.score)[:_MOST_BARS]
     places = range(len(points))
-    axes.barh(places, [point.score.score for point in points], color="tab:blue", alpha=0.7)
-    for place, point in zip(places, points, strict=True):
-        axes.plot([point.score.low, point.score.high], [place, place], color="black", linewidth=1)
+    scores = [point.score for point in points]
+    gaps = [[s.score - s.low for s in scores], [s.high - s.score for s in scores]]
+    axes.errorbar([s.score for s in scores], places, xerr=gaps, fmt="o", markersize=4, elinewidth=1, capsize=2)
     axes.axvline(found.clean.score, color="grey", linewidth=1, linestyle="--")
     axes.set_yticks(places, [point.label for point in points], fontsize=7)
-    axes.invert_yaxis()
-    axes.set_title("one column missing", fontsize=10)
-    axes.set_xlabel(found.metric, fontsize=8)
-    if found.metric == "accuracy":
-        axes.set_xlim(0, 1.02)
+    axes.set_ylim(len(points) - 0.4, -0.6)
+    axes.grid(alpha=0.3)
+    axes.set_title("without one column", fontsize=10)
+    axes.set_xlabel(found.metric, fontsize=9)
 
 
 def _attacks(found, path):

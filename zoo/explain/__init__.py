@@ -19,9 +19,10 @@ from zoo.explain.explanation import Explanation, Side
 from zoo.explain.players import edges_of
 from zoo.explain.sources import examples, subject_of
 from zoo.explain.subject import ANSWERS, Raw, Subject, fingerprint
+from zoo.explain.summary import Summary, summarise
 from zoo.explain.targets import Target, check_answers, found_boxes, labels_of, resolve
 
-__all__ = ["Explanation", "Subject", "examples", "explain"]
+__all__ = ["Explanation", "Subject", "Summary", "examples", "explain", "summarise"]
 
 FINDING = 0.75  # of a time budget, if quality is asked for as well
 QUALITY_SECONDS = 2.0  # that quality may take without a budget, or as long as the explanation itself if that is more
@@ -46,7 +47,7 @@ def explain(
     """Share out each answer among the parts of the input it came from.
 
     What is left out is replaced: a table's columns by those of each background row in turn, pixels by the background's
-    mean image, words by nothing, edges by no edge.
+    mean image, words by nothing, edges by no edge. `zoo.explain.apart.explain` does the same in a process of its own.
 
     Args:
         model: bundle, path of a bundle folder, run, Keras model giving logits, `Subject`, or predict function.
@@ -61,7 +62,8 @@ def explain(
             box, a segmentation's region, a graph's node: a dictionary, see `zoo.explain.targets.resolve`. A list gives
             one per row.
         signature: `zoo.data.Signature`, for a Keras model.
-        background: raw rows that stand for "unknown"; None takes the bundle's, or the training mean of the signature.
+        background: raw rows that stand for "unknown"; None takes the bundle's, a run's first training rows, or the
+            training mean of the signature.
         precision: file of the bundle to explain, its default if None.
         kind: of the inputs, for a function or a Keras model without signature; see `Subject.of_function`.
         max_evals: evaluations per row at most; each is one model row per background row.

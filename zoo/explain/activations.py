@@ -11,18 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from zoo.explain.network import (
-    Attributed,
-    Change,
-    Network,
-    called,
-    changed,
-    differentiable,
-    first_of,
-    layers_of,
-    recorded,
-    takes,
-)
+from zoo.explain.network import Attributed, Network
+from zoo.explain.probes import Change, called, changed, differentiable, first_of, layers_of, recorded, takes
 from zoo.explain.subject import Raw, Subject
 from zoo.registry import suggest
 

@@ -9,6 +9,7 @@ import numpy as np
 from zoo.explain import methods, quality
 from zoo.explain.clock import Clock
 from zoo.explain.players import Game, game
+from zoo.explain.solving import Asked
 from zoo.explain.subject import Raw, Subject
 from zoo.explain.targets import Target
 
@@ -88,7 +89,11 @@ def _by_games(
         one = row_of(raw, row)
         asked = methods.evaluations(method, len(subject.columns), max_evals)
         made = game(subject, one, target, asked)
-        solved.append(solve(made, max_evals=max_evals, seed=seed, clock=_share(clock, row, len(targets), told)))
+        own = _share(clock, row, len(targets), told)
+        if np.count_nonzero(made.varying) <= 1:  # nothing to share out, whatever the method
+            solved.append(Asked(made, max_evals, own).trivial())
+        else:
+            solved.append(solve(made, max_evals=max_evals, seed=seed, clock=own))
         played.append(made)
     values, sides = stacked([each.spread(s.values) for each, s in zip(played, solved, strict=True)], played)
     error = None

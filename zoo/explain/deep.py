@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 
 from zoo.explain.gradients import base_of, other_unit
-from zoo.explain.network import Attributed, Change, Network, changed, differentiable, layers_of
+from zoo.explain.network import Attributed, Network
+from zoo.explain.probes import Change, changed, differentiable, layers_of
 from zoo.explain.subject import Raw, Subject
 
 REFERENCES = 50  # background rows per explained row

@@ -10,6 +10,7 @@ import numpy as np
 
 FORMAT = 1  # of the JSON
 PICTURES = (".png", ".svg", ".pdf")
+_ROUNDING = 1e-9  # of an answer
 _UNITS = {"pair": "similarity", "detection": "score of the box"}
 
 
@@ -144,6 +145,11 @@ class Explanation:
         """A base or a sum in `unit` as text: a percentage for probabilities, else four digits."""
         share = self.unit in ("probability", _UNITS["detection"])
         return f"{value:.1%}" if share else f"{value:.4g}".replace("-", "−")
+
+    def rounding(self, row: int) -> float:
+        """Size below which a contribution is the answer's rounding and nothing else."""
+        base = 0.0 if self.base is None else abs(float(self.base[row]))
+        return _ROUNDING * max(base, abs(float(self.prediction[row])))
 
     def way(self, row: int) -> str:
         """From what the contributions start and where they end, in words; empty without a base."""

@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from zoo.explain.network import Arrays, Attributed, Network
+from zoo.explain.network import Attributed, Network
+from zoo.explain.probes import Arrays
 from zoo.explain.subject import Raw, Subject
 
 TOLERANCE = 1e-3  # of the output range

@@ -36,6 +36,7 @@ figure { margin: .6rem 0; } img { display: block; width: 100%; height: auto; bor
 table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; } caption { text-align: left; padding: .2rem 0; }
 th, td { text-align: left; padding: .2rem .5rem .2rem 0; border-bottom: 1px solid var(--line); font-weight: normal; vertical-align: middle; }
 thead th { color: var(--quiet); font-size: .88rem; } .n { text-align: right; white-space: nowrap; }
+.grid th { white-space: nowrap; }
 .bars th { min-width: 5.5rem; max-width: 16rem; overflow-wrap: break-word; } .bars td.track { width: 45%; padding: 0 .5rem; }
 .track div { position: relative; height: 1.05rem; } .track i { position: absolute; top: 0; bottom: 0; border-radius: .15rem; min-width: 1px; }
 .track .for { background: var(--for); } .track .against { background: var(--against); }
@@ -153,16 +154,16 @@ def _text(explanation: Any, row: int) -> str:
     from zoo.explain.pictures.texts import words
 
     values, read = explanation.parts(row), words(explanation, row)
-    return _coloured(read, values, explanation.unit) + _details(
+    limit = max(float(np.abs(values).max(initial=0)), explanation.rounding(row), 1e-12)
+    return _coloured(read, values, explanation.unit, limit) + _details(
         _bars([(word, "", float(value)) for word, value in zip(read, values, strict=True)],
               None if explanation.standard_error is None else explanation.standard_error[row],
               ("word", ""), explanation.unit)
     )  # fmt: skip
 
 
-def _coloured(read: tuple[str, ...], values: np.ndarray, unit: str, limit: float = 0.0) -> str:
+def _coloured(read: tuple[str, ...], values: np.ndarray, unit: str, limit: float) -> str:
     """A text whose words lie on the colour of their contribution, strong ones underlined as well."""
-    limit = limit or max(float(np.abs(values).max(initial=0)), 1e-12)
     spans = []
     for word, value in zip(read, values, strict=True):
         share = min(abs(float(value)) / limit, 1.0)
@@ -222,7 +223,9 @@ def _series(explanation: Any, row: int) -> str:
     cells = [[float(values[part, channel].sum()) for part in parts] for channel in range(values.shape[1])]
     what = "seconds" if "times" in explanation.about else "steps"
     return _drawn(
-        explanation, row, _grid(f"Sum of the contributions by {what}, {explanation.unit}", heads, sides, cells)
+        explanation,
+        row,
+        _grid(f"Sum of the contributions by stretch of time in {what}, {explanation.unit}", heads, sides, cells),
     )
 
 
@@ -255,7 +258,7 @@ def _pair(explanation: Any, row: int) -> str:
         return _drawn(explanation, row, tables)
     from zoo.explain.pictures.texts import words
 
-    limit = max(float(np.abs(explanation.attributions[row]).max()), 1e-12)
+    limit = max(float(np.abs(explanation.attributions[row]).max()), explanation.rounding(row), 1e-12)
     texts = "".join(_coloured(words(side, row), side.parts(row), side.unit, limit) for side in sides)
     named = [(word, which, float(value)) for which, side in zip(("first", "second"), sides, strict=True)
              for word, value in zip(words(side, row), side.parts(row), strict=True)]  # fmt: skip
@@ -308,7 +311,8 @@ def _grid(caption: str, heads: list[str], sides: list[str], cells: list[list[flo
         lines.append(f'<tr><th scope="row">{escape(side)}</th>{shown}</tr>')
     top = "".join(f'<th scope="col" class="n">{escape(head)}</th>' for head in heads)
     return (
-        f"<table><caption>{escape(caption)}</caption><thead><tr><td></td>{top}</tr></thead>"
+        f'<table class="grid"><caption>{escape(caption)}</caption>'
+        f"<thead><tr><td></td>{top}</tr></thead>"
         f"<tbody>{''.join(lines)}</tbody></table>"
     )
 

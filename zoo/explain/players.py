@@ -202,11 +202,6 @@ def tiles(height: int, width: int) -> tuple[int, tuple[int, int]]:
     return side, (math.ceil(height / side), math.ceil(width / side))
 
 
-def grid_of(subject: Subject) -> tuple[int, tuple[int, int]]:
-    """Pixels a side of a tile, and tiles by row and column, of a subject whose images have one size."""
-    return tiles(*subject.shape[:2])
-
-
 def _series(subject: Subject, row: Raw) -> _Parts:
     series = row["series"][0]
     time, channels = series.shape

@@ -11,6 +11,7 @@ import numpy as np
 from zoo.explain.subject import ANSWERS, KINDS, Raw, Subject, article
 from zoo.registry import suggest
 
+BACKGROUND = 100  # training rows of a run, as a bundle holds
 ACTIVATIONS = 3  # largest layer outputs held at once inside a model, roughly
 
 
@@ -43,7 +44,13 @@ def subject_of(
     if hasattr(model, "manifest"):
         return _of_kind(_of_bundle(model, background, precision), kind)
     if hasattr(model, "model") and hasattr(model, "signature"):  # a run
+        own = getattr(model, "data", None)
         model, signature = model.model, signature or model.signature
+        if background is None and own is not None:
+            rows = {name: values[:BACKGROUND] for name, values in own.train.x.items()}
+            made = _of_keras(model, signature, rows)
+            source = made.background_source.replace("given", "rows of the training split")
+            return _of_kind(replace(made, background_source=source), kind)
     if hasattr(model, "predict_on_batch"):
         if signature is None and kind is None:
             raise ValueError(

@@ -93,4 +93,4 @@ def assemble(explanation: Any, shown: Sequence[int], style: str, theme: Theme, c
 def _caption(explanation: Any) -> list[str]:
     """What was done and how far it can be trusted, in lines that fit the picture."""
     told = [text for text in explanation.trust() if not text.endswith(("model rows", " s"))]
-    return wrap(" · ".join([f"{explanation.name}, {explanation.method}", *told]), 156)
+    return wrap(" · ".join([f"{explanation.name}, {explanation.method}", *told]), 138)

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from matplotlib.collections import LineCollection
 
-from zoo.explain.pictures.theme import Theme, bare, literal, reach, reading, scale, short, title
+from zoo.explain.pictures.theme import Theme, bare, full, literal, reading, scale, short, title
 from zoo.explain.players import edges_of
 
 STYLES = ("graph",)
@@ -42,7 +42,7 @@ def panel(figure: Any, explanation: Any, row: int, width: float, style: str, the
     bare(axis, theme)
     for spine in axis.spines.values():
         spine.set_visible(False)
-    limit = reach(values, 1.0)
+    limit = full(explanation, row, values, 1.0)
     lines = LineCollection(list(places[edges]), zorder=1, capstyle="round")  # (edges, 2 ends, 2 coordinates)
     if of_edges:
         shares = values[: len(edges)]
@@ -51,8 +51,8 @@ def panel(figure: Any, explanation: Any, row: int, width: float, style: str, the
         lines.set_segments(list(places[edges[order]]))
         lines.set_linewidths(1.0 + 5 * strength)
         shades = theme.colours(0.5 + 0.5 * np.clip(shares[order] / limit, -1, 1))
-        shades[strength < 0.05] = _rgba(theme.line)
         lines.set_colors(shades)
+        axis.add_collection(LineCollection(list(places[edges]), colors=theme.line, linewidths=1.3, zorder=0))
     else:
         lines.set_linewidths(1.3)
         lines.set_colors(theme.line)
@@ -80,7 +80,7 @@ def panel(figure: Any, explanation: Any, row: int, width: float, style: str, the
     axis.margins(0.08)
     axis.set_aspect("equal", adjustable="datalim")
     parts = "edges" if of_edges else "nodes"
-    title(axis, short(f"model says {explanation.answer(row)}: {reading(explanation, values, parts)}", 96), theme)
+    title(axis, short(f"model says {explanation.answer(row)}: {reading(explanation, values, limit, parts)}", 96), theme)
     scale(figure, axis, limit, f"{explanation.unit}, per {parts[:-1]}", theme, shrink=0.9)
 
 
@@ -89,10 +89,6 @@ def _nodes(explanation: Any, row: int) -> int:
         return len(explanation.parts(row))
     nodes = explanation.inputs.get("nodes")
     return 0 if nodes is None else len(nodes[row])
-
-
-def _rgba(colour: str) -> tuple[float, ...]:
-    return (*(int(colour[at : at + 2], 16) / 255 for at in (1, 3, 5)), 1.0)
 
 
 def layout(count: int, edges: np.ndarray, rounds: int = 200) -> np.ndarray:

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 from matplotlib.patches import Rectangle
 
-from zoo.explain.pictures.theme import Theme, bare, reach, reading, scale, short, title
+from zoo.explain.pictures.theme import Theme, bare, full, reading, scale, short, title
 
 STYLES = ("overlay", "map")  # the picture beside its coloured self; the attributions alone
 
@@ -20,7 +20,7 @@ def height(explanation: Any, row: int, width: float, style: str) -> float:
 def panel(figure: Any, explanation: Any, row: int, width: float, style: str, theme: Theme, limit: float = 0.0) -> None:
     """Draw one row; colours are full at `limit`, the row's own largest if 0."""
     image, values = explanation.inputs["image"][row], flat(explanation, row)
-    limit = limit or reach(values)
+    limit = limit or full(explanation, row, values)
     if style == "overlay":
         plain, shares = figure.subplots(1, 2)
         show(plain, image)
@@ -30,7 +30,7 @@ def panel(figure: Any, explanation: Any, row: int, width: float, style: str, the
     else:
         shares = figure.subplots()
     overlay(shares, image, values, limit, theme)
-    title(shares, reading(explanation, values), theme)
+    title(shares, reading(explanation, values, limit), theme)
     bare(shares, theme)
     _marks(shares, explanation, row, theme)
     scale(

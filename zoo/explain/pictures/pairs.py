@@ -4,7 +4,7 @@ from types import ModuleType
 from typing import Any
 
 from zoo.explain.pictures import images, series, tables, texts
-from zoo.explain.pictures.theme import Theme, reach
+from zoo.explain.pictures.theme import Theme, full
 
 STYLES = ("sides",)
 _KINDS: dict[str, ModuleType] = {"image": images, "text": texts, "table": tables, "series": series}
@@ -37,7 +37,9 @@ def panel(figure: Any, explanation: Any, row: int, width: float, style: str, the
     else:
         heights = [kind.height(side, row, width, own) for kind, side, own in drawn]
         halves, wide = figure.subfigures(2, 1, height_ratios=heights), width
-    limit = reach(explanation.attributions[row])  # one for both sides, so that their colours can be compared
+    limit = full(
+        explanation, row, explanation.attributions[row]
+    )  # one for both sides, so that their colours can be compared
     for half, (kind, side, own) in zip(halves, drawn, strict=True):
         half.set_facecolor(theme.ground)
         kind.panel(half, side, row, wide, own, theme, **({} if kind is tables else {"limit": limit}))

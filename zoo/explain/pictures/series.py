@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from zoo.explain.pictures.theme import Theme, literal, reach, reading, scale, short, title
+from zoo.explain.pictures.theme import Theme, full, literal, reading, scale, short, title
 
 STYLES = ("signal",)
 CHANNELS = 8  # shown, those that count most
@@ -43,7 +43,7 @@ def panel(figure: Any, explanation: Any, row: int, width: float, style: str, the
     times = explanation.about["times"][row] if "times" in explanation.about else np.arange(len(given))
     step = (float(times[-1]) - float(times[0])) / max(len(times) - 1, 1) or 1.0
     edges = (float(times[0]) - step / 2, float(times[-1]) + step / 2)
-    limit = limit or reach(values, 0.99)
+    limit = limit or full(explanation, row, values, 0.99)
     axes = figure.subplots(len(shown), 1, sharex=True, squeeze=False)[:, 0]
     for axis, channel in zip(axes, shown, strict=True):
         column = given[:, channel].astype(np.float64)
@@ -76,6 +76,8 @@ def panel(figure: Any, explanation: Any, row: int, width: float, style: str, the
     axes[-1].set_xlabel("time, seconds" if seconds else "time, steps", fontsize=8.5, color=theme.quiet)
     rest = given.shape[1] - len(shown)
     more = f" ({rest} lesser channels left out)" if rest else ""
-    title(axes[0], short(f"model says {explanation.answer(row)}: {reading(explanation, values)}{more}", 96), theme)
+    title(
+        axes[0], short(f"model says {explanation.answer(row)}: {reading(explanation, values, limit)}{more}", 96), theme
+    )
     each = "" if values.shape[1] == given.shape[1] else ", all channels"
     scale(figure, axes.tolist(), limit, f"{explanation.unit}, per step{each}", theme, shrink=0.95)

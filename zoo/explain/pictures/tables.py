@@ -7,12 +7,12 @@ import numpy as np
 from zoo.explain.pictures.theme import Theme, literal, plain, short, signed, title
 
 STYLES = ("bar", "waterfall")
-BARS = 12  # columns shown one by one, the rest in one bar
+BARS = 12  # columns shown one by one where there are more than 13, the rest in one bar
 
 
 def height(explanation: Any, row: int, width: float, style: str) -> float:
     """Inches that a row needs."""
-    shown = min(len(explanation.columns), BARS + (len(explanation.columns) > BARS))
+    shown = min(len(explanation.columns), BARS + 1)
     return 0.31 * (shown + 2 * (style == "waterfall" and explanation.base is not None)) + 1.15
 
 
@@ -23,7 +23,7 @@ def panel(figure: Any, explanation: Any, row: int, width: float, style: str, the
     if style == "waterfall" and explanation.base is not None:
         _waterfall(axis, names, values, float(explanation.base[row]), explanation, row, theme)
     else:
-        bars(axis, names, values, errors, theme, rest=len(explanation.columns) > BARS)
+        bars(axis, names, values, errors, theme, rest=len(explanation.columns) > BARS + 1)
         axis.set_xlabel(literal(f"contribution to {what(explanation, row)}"), fontsize=8.5, color=theme.quiet)
     told = [f"model says {explanation.answer(row)}", explanation.way(row)]
     title(axis, short(", ".join(text for text in told if text), 96), theme)
@@ -115,14 +115,15 @@ def leading(explanation: Any, row: int) -> tuple[list[str], np.ndarray, np.ndarr
     """Labels, values and standard errors of the bars, largest first, the smallest columns in one bar."""
     values = explanation.attributions[row]
     order = np.argsort(-np.abs(values), kind="stable")
-    names = [short(cell(explanation, row, index), 44) for index in order[:BARS]]
-    shown = values[order[:BARS]]
-    errors = None if explanation.standard_error is None else explanation.standard_error[row][order[:BARS]]
-    if len(order) > BARS:
-        names.append(f"{len(order) - BARS} other columns together")
-        shown = np.append(shown, values[order[BARS:]].sum())
+    most = BARS if len(order) > BARS + 1 else len(order)
+    names = [short(cell(explanation, row, index), 44) for index in order[:most]]
+    shown = values[order[:most]]
+    errors = None if explanation.standard_error is None else explanation.standard_error[row][order[:most]]
+    if len(order) > most:
+        names.append(f"{len(order) - most} other columns together")
+        shown = np.append(shown, values[order[most:]].sum())
         if errors is not None:  # as if independent, which sampled orders nearly are
-            errors = np.append(errors, np.sqrt(np.square(explanation.standard_error[row][order[BARS:]]).sum()))
+            errors = np.append(errors, np.sqrt(np.square(explanation.standard_error[row][order[most:]]).sum()))
     return names, shown, errors
 
 

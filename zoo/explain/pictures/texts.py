@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from zoo.explain.pictures.tables import bars, what
-from zoo.explain.pictures.theme import Theme, bare, literal, reach, reading, scale, short, title
+from zoo.explain.pictures.theme import Theme, bare, full, literal, reading, scale, short, title
 
 STYLES = ("colour", "bar")
 BARS = 12  # words shown as bars
@@ -45,10 +45,10 @@ def panel(figure: Any, explanation: Any, row: int, width: float, style: str, the
         bars(axis, [short(read[at].strip() or "␣", 30) for at in order], values[order], errors, theme)
         axis.set_xlabel(literal(f"contribution to {what(explanation, row)}"), fontsize=8.5, color=theme.quiet)
     else:
-        limit = limit or reach(values)
+        limit = limit or full(explanation, row, values)
         _colour(axis, read, values, limit, width - _MARGIN, height(explanation, row, width, style) - 0.55, theme)
         scale(figure, axis, limit, explanation.unit, theme, shrink=0.95, aspect=12)
-        heading += f": {reading(explanation, values, 'words')}"
+        heading += f": {reading(explanation, values, limit, 'words')}"
     title(axis, short(heading, 96), theme)
 
 

@@ -100,9 +100,14 @@ def reach(values: np.ndarray, share: float = 0.998) -> float:
     return limit if limit > sizes.max() / 20 else float(sizes.max())
 
 
-def reading(explanation: Any, values: np.ndarray, parts: str = "") -> str:
+def full(explanation: Any, row: int, values: np.ndarray, share: float = 0.998) -> float:
+    """Size at which the colours of a row's values are full: `reach`, but never for what is rounding alone."""
+    return max(reach(values, share), explanation.rounding(row))
+
+
+def reading(explanation: Any, values: np.ndarray, limit: float, parts: str = "") -> str:
     """How the colours are to be read, such as `red words speak for it, blue against`."""
-    both = bool((values < -reach(values) / 100).any())
+    both = bool((values < -limit / 100).any())
     red, s = f"red {parts}".strip(), "" if parts else "s"
     if explanation.unit == "similarity":
         return f"{red} make{s} the two alike{', blue unlike' if both else ''}"

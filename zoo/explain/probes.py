@@ -1,0 +1,153 @@
+"""A look inside Keras models, on any backend: layers that answer through functions of ours, and gradients."""
+
+import inspect
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+
+Arrays = list[np.ndarray]
+Change = Callable[..., Any]  # (the layer's own call, *args, **kwargs) -> what the layer gives instead
+
+_ONE_AT_A_TIME = threading.RLock()
+
+
+@contextmanager
+def changed(changes: Mapping[Any, Change], attribute: str = "") -> Iterator[None]:
+    """Within it, layers answer through functions of ours; in this thread only, so that training beside it goes on.
+
+    Args:
+        changes: layer or operation -> `function(call, *args, **kwargs)`, where `call` is the layer's own.
+        attribute: name of what is replaced in a layer, its `call` if empty.
+    """
+    owner = threading.get_ident()
+
+    def replaced(call: Callable[..., Any], change: Change) -> Callable[..., Any]:
+        def run(*args: Any, **kwargs: Any) -> Any:
+            if threading.get_ident() != owner:
+                return call(*args, **kwargs)
+            return change(call, *args, **kwargs)
+
+        return run
+
+    with _ONE_AT_A_TIME:
+        before: list[tuple[dict[str, Any], str, Any]] = []
+        try:
+            for layer, change in changes.items():
+                quantized = getattr(layer, "quantization_mode", None) is not None
+                name = attribute or ("quantized_call" if quantized else "call")
+                before.append((vars(layer), name, vars(layer).get(name)))
+                vars(layer)[name] = replaced(getattr(layer, name), change)
+            yield
+        finally:
+            for attributes, name, former in reversed(before):
+                del attributes[name]
+                if former is not None:
+                    attributes[name] = former
+
+
+def differentiable(
+    model: Any, run: Callable[[list[Any], list[Any]], tuple[Any, list[Any]]]
+) -> Callable[[Arrays, Arrays], tuple[np.ndarray, Arrays, Arrays]]:
+    """A function together with its gradients; the one place here that knows which backend runs.
+
+    Args:
+        model: Keras model that `run` calls.
+        run: (tensors to differentiate for, other tensors) -> (values (rows,), further tensors to look at).
+
+    Returns:
+        (arrays, other arrays) -> (values (rows,), gradient of each value for each array in the arrays' shapes, the
+        further tensors); the gradient is that of the sum, since a value depends on its own row alone.
+    """
+    import keras
+
+    backend = keras.backend.backend()
+
+    def arrays(tensors: Sequence[Any]) -> Arrays:
+        return [keras.ops.convert_to_numpy(tensor) for tensor in tensors]
+
+    if backend == "jax":
+        import jax
+
+        def pure(weights: list[Any], points: list[Any], fixed: list[Any]) -> Any:
+            with keras.StatelessScope(state_mapping=list(zip(model.variables, weights, strict=True))):
+                values, seen = run(points, fixed)
+            return values.sum(), (values, seen)
+
+        compiled = jax.jit(jax.value_and_grad(pure, argnums=1, has_aux=True))
+
+        def of_jax(points: Arrays, fixed: Arrays) -> tuple[np.ndarray, Arrays, Arrays]:
+            (_, (values, seen)), slopes = compiled([v.value for v in model.variables], points, fixed)
+            return np.asarray(values), arrays(slopes), arrays(seen)
+
+        return of_jax
+
+    def of_others(points: Arrays, fixed: Arrays) -> tuple[np.ndarray, Arrays, Arrays]:
+        tensors = [keras.ops.convert_to_tensor(values) for values in points]
+        others = [keras.ops.convert_to_tensor(values) for values in fixed]
+        if backend == "tensorflow":
+            import tensorflow as tf
+
+            with tf.GradientTape(watch_accessed_variables=False) as tape:
+                tape.watch(tensors)
+                values, seen = run(tensors, others)
+            slopes = tape.gradient(values, tensors, unconnected_gradients="zero")
+        else:
+            import torch
+
+            for tensor in tensors:
+                tensor.requires_grad_()
+            values, seen = run(tensors, others)
+            if values.requires_grad:
+                found = torch.autograd.grad(values.sum(), tensors, allow_unused=True)
+            else:
+                found = [None] * len(tensors)
+            slopes = [torch.zeros_like(t) if s is None else s for t, s in zip(tensors, found, strict=True)]
+        return keras.ops.convert_to_numpy(values), arrays(slopes), arrays(seen)
+
+    return of_others
+
+
+def called(model: Any, tensors: Sequence[Any]) -> Any:
+    """A Keras model's output for its inputs in its order, in inference mode."""
+    import keras
+
+    structure = getattr(getattr(model, "_functional", None) or model, "_inputs_struct", None)
+    if structure is None:
+        return model(tensors[0] if len(tensors) == 1 else list(tensors), training=False)
+    return model(keras.tree.pack_sequence_as(structure, list(tensors)), training=False)
+
+
+def layers_of(model: Any) -> list[Any]:
+    """Every layer inside a model, also inside other layers, the model itself left out."""
+    return list(model._flatten_layers(include_self=False, recursive=True))
+
+
+def recorded(model: Any, run: Callable[[], Any]) -> list[tuple[Any, Any]]:
+    """(layer, what it gave) for every layer call while `run()` runs, in the order in which the calls end."""
+    seen: list[tuple[Any, Any]] = []
+
+    def recording(layer: Any) -> Change:
+        def record(call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+            result = call(*args, **kwargs)
+            seen.append((layer, result))
+            return result
+
+        return record
+
+    with changed({layer: recording(layer) for layer in layers_of(model)}):
+        run()
+    return seen
+
+
+def takes(layer: Any, argument: str) -> bool:
+    """Whether a layer's `call` has an argument of that name."""
+    return argument in inspect.signature(type(layer).call).parameters
+
+
+def first_of(output: Any) -> Any:
+    if isinstance(output, Mapping):
+        return next(iter(output.values()))
+    return output[0] if isinstance(output, list | tuple) else output
