@@ -255,8 +255,8 @@ class Network:
             if node.name in placed.nodes:
                 self._write_weights(node, integers[node.name], seen, weights, nodes)
                 held[self.weighted[node.name].weight] = node.name
-            elif node.input and node.input[0] in held:  # rows or columns of a kernel that is held in 8 bits
-                self._read_weights(node, held[node.input[0]], nodes)
+            elif node.input and node.input[0] in held and self._takes_columns(node, held[node.input[0]]):
+                self._gather_weights(node, held[node.input[0]], nodes)
             nodes.append(node)
             for name in node.output:
                 if name in rounded:
@@ -268,11 +268,20 @@ class Network:
         weights |= {name: array for name, array in self.weights.items() if everything or name in read}
         return proto, weights
 
-    def _read_weights(self, node: onnx.NodeProto, owner: str, nodes: list[onnx.NodeProto]) -> None:
-        """Let a node read another one's weights in 8 bits, so that the file holds them once."""
-        names = [f"{owner}/weight_int8", f"{owner}/weight_scale", f"{owner}/weight_zero_point"]
-        nodes.append(_dequantized(names, f"{node.name}/weight", self.weighted[owner].axis))
-        node.input[0] = nodes[-1].output[0]
+    def _gather_weights(self, node: onnx.NodeProto, owner: str, nodes: list[onnx.NodeProto]) -> None:
+        """Let a Gather take columns of another node's weights in 8 bits: held once, and only what it takes is widened."""
+        columns, steps, wide = (f"{node.name}/{part}" for part in ("columns", "steps", "wide"))
+        index = node.input[1]
+        nodes.append(helper.make_node("Gather", [f"{owner}/weight_int8", index], [columns], columns, axis=1))
+        nodes.append(helper.make_node("Cast", [columns], [wide], wide, to=onnx.TensorProto.FLOAT))
+        nodes.append(helper.make_node("Gather", [f"{owner}/weight_scale", index], [steps], steps, axis=0))
+        node.CopyFrom(helper.make_node("Mul", [wide, steps], list(node.output), node.name))
+
+    def _takes_columns(self, node: onnx.NodeProto, owner: str) -> bool:
+        """Whether a node is a Gather of output channels along the last axis of a matrix."""
+        axis = next((attribute.i for attribute in node.attribute if attribute.name == "axis"), 0)
+        each = self.weighted[owner]
+        return node.op_type == "Gather" and axis == each.axis == 1 and self.weights[each.weight].ndim == 2
 
     def _write_weights(
         self,

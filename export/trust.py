@@ -1,6 +1,7 @@
 """Constants by which a bundle's answers can be trusted: calibrated probabilities, and sets that hold the truth."""
 
 import dataclasses
+import warnings
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,8 @@ def calibrated(model: Any, splits: Any, method: str) -> tuple[Any, dict[str, Any
 
     Returns:
         The splits with a signature that holds the calibration, and what the manifest says of it: the constants,
-        the validation rows, and the expected calibration error on the test split before and after.
+        the validation rows, and the expected calibration error on the test split before and after. Where that grows,
+        a warning says so.
 
     Raises:
         ExportError: the task has no probabilities, or the validation rows do not tell the constants.
@@ -36,12 +38,18 @@ def calibrated(model: Any, splits: Any, method: str) -> tuple[Any, dict[str, Any
     except ValueError as error:
         raise ExportError(f"cannot calibrate: {error}") from error
     after = found(calibration.to_logits(test))
-    errors = [calibration.reliability(splits.test.y, answers).ece for answers in (test, after)]
+    was, now = (calibration.reliability(splits.test.y, answers).ece.score for answers in (test, after))
+    if now > was:
+        warnings.warn(
+            f"{method} scaling raises the expected calibration error on the test split from {was:.4f} to {now:.4f}; "
+            "leave it out, or take another method",
+            stacklevel=3,
+        )
     told = {
         **dataclasses.asdict(found),
         "rows": len(splits.validation),
-        "ece_before": round(errors[0].score, 6),
-        "ece_after": round(errors[1].score, 6),
+        "ece_before": round(was, 6),
+        "ece_after": round(now, 6),
     }
     return dataclasses.replace(splits, signature=dataclasses.replace(signature, calibration=found)), told
 

@@ -22,6 +22,8 @@ def echo(bundle, inputs, *, precision, method, target, quality, seconds):
         "target": target,
         "quality": quality,
         "budget": seconds,
+        "complete": False,
+        "faithfulness": {"deletion": 0.25, "deletion_random": 0.5},
         "process": os.getpid(),
     }
     return SimpleNamespace(to_json=lambda inputs: json.dumps(told), plot=lambda file: file.write(b"\x89PNG picture"))

@@ -391,6 +391,10 @@ def test_an_answer_is_explained(visit):
     shown = tab.get_by_role("img", name="What spoke for and against the answer, by auto")
     playwright.expect(shown).to_be_attached()
     assert shown.get_attribute("src").startswith("data:image/png;base64,")
+    told = tab.locator("#explanation")
+    playwright.expect(told).to_contain_text("The time limit ended it: this is the best so far.")
+    playwright.expect(told).to_contain_text("0.25, in random orders 0.5")
+    assert not tab.get_by_role("button", name="Where did it look?").is_visible()
 
 
 def test_versions_rules_and_figures_are_shown(visit, app):

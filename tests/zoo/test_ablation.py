@@ -11,7 +11,7 @@ from zoo import data
 from zoo.evaluate.ablation import _holm, _interval, ablate
 from zoo.recipes import Recipe
 
-QUICK = dict(epochs=3, batch_size=64, width=(12,), dropout=0.1, learning_rate=0.01)
+QUICK = dict(epochs=3, batch_size=128, width=(12,), dropout=0.1, learning_rate=0.02)
 
 
 @pytest.fixture(scope="module")
@@ -122,7 +122,7 @@ def test_a_run_and_a_recipe_are_bases_too(table, tmp_path):
         again = ablate(base, out=tmp_path / str(place), drop=("weight_decay",), seeds=(1,), quiet=True)
         assert again.rows > 0 and again.variants[0].parameters == found.variants[0].parameters
         plan = json.loads((tmp_path / str(place) / "plan.json").read_text())
-        assert plan["base"]["learning_rate"] == 0.01 and plan["base"]["dropout"] == 0.1 and plan["split_seed"] == 0
+        assert plan["base"]["learning_rate"] == 0.02 and plan["base"]["dropout"] == 0.1 and plan["split_seed"] == 0
 
 
 def test_one_augmentation_is_dropped_by_its_name():

@@ -220,6 +220,11 @@ def test_a_learning_rate_that_is_too_high_or_too_low_is_named(iris):
     assert "raise learning_rate (now 1e-09)" in text(low)
 
 
+def test_gradients_that_are_zero_on_many_batches_are_named(digits):
+    found = flow("mlp", digits, steps=20, learning_rate=3.0, optimizer="adam")
+    assert "hidden0/kernel" in text(found) and "units are dead on whole batches" in text(found)
+
+
 def test_a_layer_without_any_gradient_is_named(iris):
     found = flow(network(layers.Dense(5, name="before"), Deaf(name="deaf")), iris, steps=3)
     assert "before/kernel, before/bias: no gradient in any step" in text(found)

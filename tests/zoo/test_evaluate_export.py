@@ -169,6 +169,13 @@ def test_constants_of_a_wrong_kind_are_refused(calibrated):
             Manifest.from_json(json.dumps({**raw, "conformal": conformal_}))
 
 
+def test_scaling_that_does_harm_is_told(tmp_path):
+    """Platt's targets leave 27 validation rows of a class at most 28 / 29: too modest for a model that was right before."""
+    run = zoo.train("logistic_regression", "digits", out=tmp_path / "run", epochs=10, quiet=True)
+    with pytest.warns(UserWarning, match=r"platt scaling raises the expected calibration error .* from 0.0\d+ to 0"):
+        export.to_bundle(run, tmp_path / "digits" / "1", calibrate="platt", int8=False)
+
+
 def test_what_cannot_be_calibrated_is_told(run, tmp_path):
     with pytest.raises(ExportError, match="cannot calibrate: method must be one of temperature, platt, got 'isotonic'"):
         export.to_bundle(run, tmp_path / "digits" / "1", calibrate="isotonic")

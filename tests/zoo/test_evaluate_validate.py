@@ -10,6 +10,7 @@ from zoo import data
 from zoo.data import Rows
 from zoo.data.rows import digests
 from zoo.evaluate import cross_validate, gap, learning_curve, metrics, validate
+from zoo.tasks import Interval
 
 
 def rows_of(y, x=None, task="classification"):
@@ -111,6 +112,20 @@ def test_growing_shares_hold_the_smaller_ones(monkeypatch, tmp_path):
     assert len(found.test) == 3 and found.verdict in str(found)
     assert json.loads(found.to_json())["rows"] == found.rows
     assert found.plot(tmp_path / "growth.png").stat().st_size > 10_000
+
+
+@pytest.mark.parametrize(
+    ("train", "test", "verdict"),
+    [
+        ((1.0, 0.99), ((0.80, 0.76, 0.84), (0.90, 0.87, 0.93)), "still grows"),
+        ((1.0, 1.0), ((0.90, 0.86, 0.94), (0.91, 0.88, 0.94)), "regularise or augment"),
+        ((0.92, 0.91), ((0.90, 0.86, 0.94), (0.90, 0.87, 0.93)), "a larger model may"),
+    ],
+)
+def test_what_more_rows_would_bring(train, test, verdict):
+    fitted = [Interval(score, score - 0.03, min(1.0, score + 0.03)) for score in train]
+    found = validate.Growth("mlp", "made", "accuracy", [100, 200], fitted, fitted, [Interval(*each) for each in test])
+    assert verdict in found.verdict
 
 
 def test_the_gap_is_training_minus_test(run):

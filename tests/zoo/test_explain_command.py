@@ -87,7 +87,9 @@ def halves(tmp_path):
 def zoo(monkeypatch, capsys, tmp_path):
     """Runs the command line in an empty folder and gives what it printed, or how it failed."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("zoo.commands.explain.quiet_backend", lambda: None)  # it takes over the process's standard error
+    monkeypatch.setattr(
+        "zoo.commands.explain.quiet_backend", lambda: None
+    )  # it takes over the process's standard error
 
     def run(*arguments):
         monkeypatch.setattr(sys, "argv", ["zoo", "explain", *map(str, arguments)])
@@ -121,6 +123,9 @@ def test_a_row_of_ones_own_and_json_alone(zoo, prices, tmp_path):
     told = json.loads(out)
     assert told["prediction"] == pytest.approx([-4]) and told["faithfulness"] is None
     assert err == "" and list(tmp_path.glob("*.png")) == []
+    some = ("--row", '{"a": 1, "c": 0}', "--no-quality", "--method", "exact")
+    refused = zoo(prices, *some)  # this model answers NaN to a missing number
+    assert "answers NaN or infinity for row 0" in refused
 
 
 def test_a_picture_of_ones_own_and_a_label(zoo, halves, tmp_path):

@@ -210,7 +210,7 @@ def test_a_model_of_the_zoo_can_judge_the_labels():
     splits = data.load("iris")
     labels = splits.test.y.copy()
     labels[:2] = (labels[:2] + 1) % 3
-    found = doubtful_labels(with_test(splits, y=labels), model="logistic_regression", folds=2, epochs=25)
+    found = doubtful_labels(with_test(splits, y=labels), model="logistic_regression", folds=2, epochs=8)
     assert found.judge == "logistic_regression" and found.accuracy > 0.7
     assert {("test", 0), ("test", 1)} & {(doubt.split, doubt.row) for doubt in found.doubts}
 

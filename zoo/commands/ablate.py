@@ -50,6 +50,8 @@ def ablate(
 
     if not Path(model).exists():
         entry(model)  # a misspelt name is told before TensorFlow is loaded
+    if not drop and not settings:
+        raise ValueError('an ablation needs a variant: add --drop dropout, or --set "width=(16,)"')
     quiet_backend()
     from zoo.evaluate.ablation import ablate as tool
 

@@ -57,6 +57,7 @@ def overfit(
 
     Example: zoo debug overfit lenet --data digits --out overfit
     """
+    _check_name(model)
     quiet_backend()
     from zoo.evaluate.debugging import overfit as tool
 
@@ -81,6 +82,7 @@ def gradients(
 
     Example: zoo debug gradients mlp --data digits
     """
+    _check_name(model)
     quiet_backend()
     from zoo.evaluate.debugging import check_gradients as tool
 
@@ -104,6 +106,7 @@ def flow(
 
     Example: zoo debug flow resnet18 --data digits --set learning_rate=0.1
     """
+    _check_name(model)
     quiet_backend()
     from zoo.evaluate.debugging import flow as tool
 
@@ -128,6 +131,7 @@ def activations(
 
     Example: zoo debug activations runs/lenet-digits --out seen
     """
+    _check_name(model)
     quiet_backend()
     from zoo.evaluate.debugging import activations as tool
 
@@ -190,6 +194,14 @@ def labels(
 
     found = tool(data, target=target, model=model, folds=folds, seed=seed, progress=True, **read_settings(settings))
     _tell(found, "labels", out, as_json, strict)
+
+
+def _check_name(model: str) -> None:
+    """Tell of a misspelt name before TensorFlow is loaded."""
+    from zoo.registry import entry
+
+    if not Path(model).exists():
+        entry(model)
 
 
 def _given(settings: list[str] | None, target: str | None) -> dict[str, Any]:

@@ -146,7 +146,8 @@ def explain(
     bundle = (model / "model.json").exists() or not (model / "recipe.json").exists()
     if not bundle:
         quiet_backend()
-    subject, raw = (_of_bundle if bundle else _of_run)(model, image, row, data, split, count)
+    subject, raw, notes = (_of_bundle if bundle else _of_run)(model, image, row, data, split, count)
+    typer.echo("".join(f"note: {note}\n" for note in notes), nl=False, err=as_json)
     if style is not None:
         from zoo.explain.pictures import chosen
 
@@ -182,8 +183,8 @@ def _check(path: Path) -> None:
 
 def _of_bundle(
     path: Path, image: Path | None, row: str | None, data: str | None, split: str, count: int
-) -> tuple[Any, dict[str, Any]]:
-    """A bundle, and the rows to explain."""
+) -> tuple[Any, dict[str, Any], list[str]]:
+    """A bundle, the rows to explain, and notes on them."""
     from serve.manifest import read
     from zoo.explain import examples
 
@@ -193,10 +194,9 @@ def _of_bundle(
         from serve.tensors import decode_json
 
         raw, notes = json_batch(decode_json(row.encode()), bundle.manifest).take()
-        typer.echo("".join(f"note: {note}\n" for note in notes), nl=False, err=True)
-        return bundle, raw
+        return bundle, raw, notes
     if data is None:
-        return bundle, examples(bundle, image, count)
+        return bundle, examples(bundle, image, count), []
     quiet_backend()
     from zoo.data import load, names
     from zoo.evaluate.report import check_fit, knowledge
@@ -206,13 +206,13 @@ def _of_bundle(
     target = None if data in names() else known["target"]
     found = load(data, input_shape=size, target=target, seed=known["seed"] or 0)
     check_fit(found, known)
-    return bundle, _drawn(found, split, count)
+    return bundle, _drawn(found, split, count), []
 
 
 def _of_run(
     path: Path, image: Path | None, row: str | None, data: str | None, split: str, count: int
-) -> tuple[Any, dict[str, Any]]:
-    """A run, and the rows to explain."""
+) -> tuple[Any, dict[str, Any], list[str]]:
+    """A run, the rows to explain, and notes on them."""
     if row is not None:
         raise ValueError(
             f"--row takes the columns from a bundle and {path} is a run; export it first: zoo export {path}"
@@ -224,12 +224,12 @@ def _of_run(
             raise ValueError(f"{path} takes no image but a {step.kind}; leave --image out")
         from zoo.data.images import open_image
 
-        return run, {"image": open_image(image, step.shape)[None]}
+        return run, {"image": open_image(image, step.shape)[None]}, []
     if data is None:
-        return run, _drawn(run.data, split, count)
+        return run, _drawn(run.data, split, count), []
     from zoo.training import load_data
 
-    return run, _drawn(load_data(run, data), split, count)
+    return run, _drawn(load_data(run, data), split, count), []
 
 
 def _drawn(data: Any, split: str, count: int) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """Defensive distillation: a network learns from the soft answers of its like, both at a high temperature.
 
 Papernot, McDaniel, Wu, Jha & Swami, "Distillation as a Defense to Adversarial Perturbations against Deep Neural
-Networks" (IEEE S&P 2016, arXiv:1511.04508), section IV. It does not defend: at temperature 1 the logits are so large
+Networks" (IEEE S&P 2016, arXiv:1511.04508). It does not defend: at temperature 1 the logits are so large
 that the loss has no gradient left in float32, which stops FGSM and PGD on the loss; an attack on the logits' margin
 succeeds as before (Carlini & Wagner, "Defensive Distillation is Not Robust to Adversarial Examples", 2016,
 arXiv:1607.04311). `zoo.evaluate.robustness.attacked` shows both, the latter as "margin".

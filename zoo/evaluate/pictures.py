@@ -123,7 +123,7 @@ def reliability(found: dict, path: str | Path) -> Path:
         below.bar(middle, one.counts, width * 0.94, color="tab:grey")
         below.set(xlabel="confidence", yscale="log", ylim=(0.7, 2 * max(each.counts.max() for each in found.values())))
     grid[0, 0].set_ylabel("accuracy")
-    grid[0, 0].legend(fontsize=8, loc="upper left")
+    figure.legend(*grid[0, 0].get_legend_handles_labels(), fontsize=8, loc="outside lower center", ncols=2)
     grid[1, 0].set_ylabel("rows")
     figure.savefig(path)
     return Path(path)

@@ -4,7 +4,7 @@ Xu, Evans & Qi, "Feature Squeezing" (NDSS 2018, arXiv:1704.01155) for bit depth 
 van der Maaten, "Countering Adversarial Images using Input Transformations" (ICLR 2018, arXiv:1711.00117) for JPEG.
 
 They do not withstand an attacker who knows of them: Athalye, Carlini & Wagner, "Obfuscated Gradients Give a False
-Sense of Security" (ICML 2018, arXiv:1802.00420, section 5.3) take the transformation's gradient for one and break
+Sense of Security" (ICML 2018, arXiv:1802.00420, section 5.2) take the transformation's gradient for one and break
 those of Guo et al.; He, Wei, Chen, Carlini & Song, "Adversarial Example Defenses: Ensembles of Weak Defenses are not
 Strong" (WOOT 2017, arXiv:1706.04701) break feature squeezing. `zoo.evaluate.robustness.transformed` measures both attackers.
 """

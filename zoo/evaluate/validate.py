@@ -267,9 +267,9 @@ class Growth:
     def verdict(self) -> str:
         """What more rows would bring."""
         last, before = self.test[-1], self.test[-2]
-        if last.low > before.score:
+        if last.score > before.high:
             return "The test score still grows with more rows: collect more."
-        if self.train[-1].low > last.high:
+        if self.train[-1].score > last.high:
             return "More rows no longer help clearly, yet training rows are fitted better: regularise or augment."
         return "More rows no longer help clearly, and training rows are not fitted better: a larger model may."
 

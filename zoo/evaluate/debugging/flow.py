@@ -194,6 +194,16 @@ def _findings(weights: tuple[WeightFlow, ...], losses: list[float], rate: float)
                 "look for a layer that is not connected, stop_gradient, rounding, or units that are all dead",
             )
         )
+    often = [row for row in weights if row.weight not in none and row.norms.count(0.0) >= len(losses) / 4]
+    if often:
+        steps = max(row.norms.count(0.0) for row in often)
+        found.append(
+            Finding(
+                named([row.weight for row in often]),
+                f"no gradient in {steps} of {len(losses)} steps",
+                f"units are dead on whole batches: lower learning_rate (now {rate:g}), and count them with activations",
+            )
+        )
     densest = max((row.density for row in kernels if np.isfinite(row.density)), default=0.0)
     vanishing = [row for row in kernels if row.weight not in none and row.density < VANISHED * densest]
     if vanishing:

@@ -61,10 +61,11 @@ def flow(found: Any, path: str | Path) -> Path:
     rows = [row for row in found.weights if row.kernel] or list(found.weights)
     figure = new_figure(11, max(2.8, 1.3 + 0.24 * len(rows)))
     left, right = figure.subplots(1, 2, sharey=True)
-    for place, row in enumerate(rows):
-        density = np.maximum(np.array(row.norms) / np.sqrt(np.prod(row.shape)), 1e-30)
+    densities = [np.array(row.norms) / np.sqrt(np.prod(row.shape)) for row in rows]
+    floor = 1e-8 * max([value for own in densities for value in own[np.isfinite(own)]] + [1e-12])  # stands for zero
+    for place, (row, density) in enumerate(zip(rows, np.maximum(densities, floor), strict=True)):
         updates = np.array(row.updates)
-        updates = np.maximum(updates[np.isfinite(updates)], 1e-30)
+        updates = np.maximum(updates[np.isfinite(updates)], 1e-10)
         for axes, values in ((left, density[np.isfinite(density)]), (right, updates)):
             if len(values):
                 axes.plot([values.min(), values.max()], [place, place], color=BLUE, alpha=0.35, linewidth=4)

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 from matplotlib.cm import ScalarMappable
-from matplotlib.colors import LinearSegmentedColormap, Normalize
+from matplotlib.colors import LinearSegmentedColormap, ListedColormap, Normalize
 from matplotlib.figure import Figure
 
 from zoo.explain.pictures.images import overlay
@@ -54,7 +54,7 @@ def _table(summary: Any, theme: Theme) -> Figure:
     figure = blank(9.6, 0.42 * len(order) + 1.55, theme)
     swarm, sizes = figure.subplots(1, 2, width_ratios=(1.55, 1))
     places = np.arange(len(order))[::-1]
-    colours = _map()
+    colours = _map(theme)
     for place, column in zip(places, order, strict=True):
         values, ranks = summary.points[:, column], summary.cells[:, column]
         heights = place + _swarm(values, float(np.ptp(summary.points[:, order])))
@@ -176,10 +176,12 @@ def _places(summary: Any, theme: Theme) -> Figure:
     return figure
 
 
-def _map() -> Any:
+def _map(theme: Theme) -> ListedColormap:
+    """Colours of values, without those that the page would swallow."""
     from matplotlib import colormaps
 
-    return colormaps[_POINTS]
+    ends = (0.3, 1.0) if theme is DARK else (0.0, 0.88)
+    return ListedColormap(colormaps[_POINTS](np.linspace(*ends, 256)))
 
 
 def _sizes(theme: Theme) -> LinearSegmentedColormap:
