@@ -85,7 +85,7 @@ def main() -> int:
             scores[adversarial] = found.clean.score, found.score("worst", LIMIT).score
 
         run = trained(f"gaussian:{options.sigma:g}")
-        radii = (0.0, 16.0, 32.0, RADIUS, 96.0, 128.0, 160.0)
+        radii = (0.0, 16.0, 32.0, RADIUS, 96.0, 128.0, 144.0)
         found = robustness.certified(run, sigmas=(options.sigma,), radii=radii, draws=options.draws, rows=options.rows)
         [kind] = found.kinds
         for point in found.curve(kind):
