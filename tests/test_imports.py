@@ -50,7 +50,12 @@ def within(name, packages):
 
 
 RULES = [  # files, files that are excepted, what they may not import, what of that they may
-    ("zoo/**", "zoo/cli.py zoo/commands zoo/demo.py zoo/explain zoo/evaluate zoo/compress/budget.py", "export serve flask", ""),
+    (
+        "zoo/**",
+        "zoo/cli.py zoo/commands zoo/demo.py zoo/explain zoo/evaluate zoo/compress/budget.py",
+        "export serve flask",
+        "",
+    ),
     ("zoo/compress/budget", "", "serve flask", ""),
     ("zoo/explain/*", "", "export serve flask", "serve.manifest"),
     ("zoo/evaluate/*", "", "export serve flask", "serve.manifest serve.runtime"),
