@@ -406,7 +406,7 @@ def _train(model: str, splits: Data, folder: Path, settings: dict[str, Any]) -> 
 
 
 def _read(folder: Path, split: str) -> dict[str, Any]:
-    with np.load(folder / "answers.npz") as kept:
+    with np.load(folder / "answers.npz", allow_pickle=False) as kept:
         return {
             "answers": kept[split],
             "parameters": int(kept["parameters"]),
