@@ -16,9 +16,8 @@ import numpy as np
 
 PREFIX = struct.Struct("<QQ")  # bytes of the header, bytes of all bodies
 ALIGNMENT = 64
-GLANCE = (
-    200e-6  # seconds of looking for the other side's next frame before sleeping: waking up takes longer than looking
-)
+# seconds of looking for the other side's next frame before sleeping: to wake up takes longer than to look
+GLANCE = 200e-6
 BUFFER = 2**20  # bytes that are received at a time
 
 # Of one request: size in bytes, size of the JSON before its binary tensors (None without), "v2" or "v1".

@@ -30,6 +30,7 @@ from serve.runtime import Model, golden_rows, read
 
 log = logging.getLogger("serve")
 
+SHORT = 0.002  # seconds of a batch, above which it is of no matter how soon the next one is seen
 LARGEST_KEPT = 64 * 2**20  # bytes of a receive buffer that is kept for the next batch
 
 
@@ -234,7 +235,8 @@ class Worker:
         seen, self._seen = self._seen, None
         done = wire.Ran(message.batch, time.perf_counter() - start, [result for result, _ in answers], seen)
         self._send(done, [body for _, body in answers])
-        wire.glance(self._poll)
+        if done.seconds < SHORT:
+            wire.glance(self._poll)
 
     def _count(self, summary: dict[str, Any]) -> None:
         self._seen = summary if self._seen is None else drift.merge(self._seen, summary)

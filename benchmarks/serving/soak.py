@@ -162,7 +162,7 @@ def main(given: Namespace) -> int:
             "refused": found.answers - found.statuses[200],
             "p50_ms": f"{1000 * found.latency(0.5):.2f}",
             "p99_ms": f"{1000 * found.latency(0.99):.2f}",
-            "versions": trouble.switched,
+            "new_versions": trouble.switched,
             "versions_that_answered": len(seen),
             "workers_killed": trouble.killed,
             "explanations": trouble.explained["answered"],
