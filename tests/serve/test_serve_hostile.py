@@ -510,9 +510,7 @@ def test_nothing_that_runs_code_from_data_is_used(package):
                 names = [alias.name for alias in node.names]
             elif isinstance(node, ast.ImportFrom):
                 names = [node.module or ""]
-            # its two processes are one user's, and what they exchange lies in a folder that only that user can open
-            between = {"pickle"} if path.name == "apart.py" else set()
-            assert not (modules - between) & {name.partition(".")[0] for name in names}, path
+            assert not modules & {name.partition(".")[0] for name in names}, path
             if isinstance(node, ast.Call):
                 called = node.func.id if isinstance(node.func, ast.Name) else getattr(node.func, "attr", "")
                 plain = isinstance(node.func, ast.Name)

@@ -1,26 +1,30 @@
 """Explanations in a process of their own: one that crashes, hangs or breaks its process leaves this one as it was.
 
 The server does the same for its clients with `serve.explainer`, which keeps its process; here each call has a fresh one.
+The two processes exchange JSON, .npz and .keras files.
 """
 
 import contextlib
+import json
 import os
-import pickle
 import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping
 from importlib import import_module
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+
+from zoo.explain.explanation import Explanation
 
 SECONDS = 600.0
 _BUILT_IN = {kind.__name__: kind for kind in (ValueError, TypeError, ImportError, MemoryError)}
 _TAIL = 500  # characters of what a process wrote before it died
 
 
-def explain(model: Any, x: Any, *, at_most: float = SECONDS, **options: Any) -> Any:
+def explain(model: Any, x: Any, *, at_most: float = SECONDS, **options: Any) -> Explanation:
     """What `zoo.explain` gives, found in another process.
 
     Args:
@@ -34,61 +38,58 @@ def explain(model: Any, x: Any, *, at_most: float = SECONDS, **options: Any) -> 
     Raises:
         TimeoutError: it took longer.
         RuntimeError: the process died; the message has the reason as far as it is known.
-        TypeError: the model is a function or lives in the running script, and cannot be taken to another process.
+        TypeError: the model or an option is a function or lives in the running script, and cannot be taken to another
+            process.
         ValueError, ImportError: as of `zoo.explain`.
-    """
-    with tempfile.TemporaryDirectory(prefix="explain-") as folder:
-        order = _described(model, options.pop("signature", None), Path(folder))
-        return run("zoo.explain.apart:_explained", order, x, at_most=at_most, **options)
-
-
-def run(target: str, *args: Any, at_most: float = SECONDS, **kwargs: Any) -> Any:
-    """What a function returns in a fresh Python process with the same Keras backend and search path.
-
-    Args:
-        target: "module:function".
-        args, kwargs: arguments that can be pickled.
-        at_most: seconds until it is stopped.
-
-    Raises:
-        TimeoutError, RuntimeError: as of `explain`. A ValueError, TypeError, ImportError or MemoryError of the function is
-            raised here too.
     """
     if not at_most > 0:
         raise ValueError(f"at_most must be above 0 seconds, got at_most={at_most!r}")
-    with tempfile.TemporaryDirectory(prefix="apart-") as folder:
-        order, answer, log = (Path(folder) / name for name in ("order", "answer", "log"))
-        order.write_bytes(pickle.dumps((target, args, kwargs)))
-        with log.open("wb") as output:
-            process = subprocess.Popen(
-                [sys.executable, "-P", "-m", "zoo.explain.apart", order, answer],
-                env=_environment(),
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=output,
-                start_new_session=True,
-            )
-            try:
-                process.wait(at_most)
-            except subprocess.TimeoutExpired:
-                raise TimeoutError(
-                    f"{target} took longer than {at_most:g} seconds in its process and was stopped; give it more with "
-                    "at_most=, or less to do"
-                ) from None
-            finally:
-                with contextlib.suppress(ProcessLookupError):
-                    os.killpg(process.pid, signal.SIGKILL)  # also what it started itself
-                process.wait()
+    with tempfile.TemporaryDirectory(prefix="explain-") as name:
+        folder = Path(name)
+        order = _described(model, options.pop("signature", None), folder)
+        arrays: dict[str, np.ndarray] = {}
+        order |= {"x": _packed(x, arrays), "options": _packed(options, arrays)}
+        np.savez(folder / "arrays.npz", **arrays)
+        (folder / "order.json").write_text(json.dumps(order), encoding="utf-8")
+        log, process = _finished(folder, at_most)
+        answer = folder / "answer.json"
         if not answer.is_file():
             how = f"signal {-process.returncode}" if process.returncode < 0 else f"status {process.returncode}"
             said = " ".join(log.read_text(encoding="utf-8", errors="replace").split())[-_TAIL:]
             raise RuntimeError(
-                f"the process of {target} died with {how}; this one goes on. It said last: {said or 'nothing'}"
+                f"the process that explains died with {how}; this one goes on. It said last: {said or 'nothing'}"
             )
-        kind, found = pickle.loads(answer.read_bytes())
-    if kind:
-        raise _BUILT_IN.get(kind, RuntimeError)(found if kind in _BUILT_IN else f"{target} failed with {kind}: {found}")
-    return found
+        found = json.loads(answer.read_text(encoding="utf-8"))
+    if "error" in found:
+        kind, message = found["error"]
+        raise _BUILT_IN.get(kind, RuntimeError)(message if kind in _BUILT_IN else f"{kind}: {message}")
+    return Explanation.from_json(found["explanation"])
+
+
+def _finished(folder: Path, at_most: float) -> tuple[Path, subprocess.Popen[bytes]]:
+    """The other process after its end, and the file with what it wrote."""
+    log = folder / "log"
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            [sys.executable, "-P", "-m", "zoo.explain.apart", folder],
+            env=_environment(),
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            start_new_session=True,
+        )
+        try:
+            process.wait(at_most)
+        except subprocess.TimeoutExpired:
+            raise TimeoutError(
+                f"the explanation took longer than {at_most:g} seconds in its process and was stopped; give it more with "
+                "at_most=, or less to do"
+            ) from None
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)  # also what it started itself
+            process.wait()
+    return log, process
 
 
 def _environment() -> dict[str, str]:
@@ -120,40 +121,69 @@ def _described(model: Any, signature: Any, folder: Path) -> dict[str, Any]:
             f"{model.name!r} has layers defined in the running script, which another process cannot load; move them to a "
             "module that can be imported"
         )
-    path = folder / "model.keras"
-    model.save(path)
-    return {
-        "model": str(path),
-        "signature": signature,
-        "imports": [name for name in modules if name.partition(".")[0] != "keras"],
-    }
+    model.save(folder / "model.keras")
+    if signature is not None:
+        signature.save(folder / "signature.json")
+    return {"imports": [name for name in modules if name.partition(".")[0] != "keras"]}
 
 
-def _explained(order: Mapping[str, Any], x: Any, **options: Any) -> Any:
+def _packed(value: Any, arrays: dict[str, np.ndarray]) -> Any:
+    """An argument in JSON types; arrays are put aside under a number."""
+    if isinstance(value, np.ndarray):
+        name = str(len(arrays))
+        arrays[name] = value.astype(str) if value.dtype == object else value
+        return {"array": name}
+    if isinstance(value, dict):
+        return {"fields": {str(key): _packed(each, arrays) for key, each in value.items()}}
+    if isinstance(value, list | tuple):
+        return [_packed(each, arrays) for each in value]
+    if isinstance(value, np.generic):
+        return value.item()
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    raise TypeError(f"a {type(value).__name__} cannot be taken to another process; call zoo.explain itself")
+
+
+def _unpacked(value: Any, arrays: Any) -> Any:
+    if isinstance(value, list):
+        return [_unpacked(each, arrays) for each in value]
+    if isinstance(value, dict):
+        if "array" in value:
+            return arrays[value["array"]]
+        return {key: _unpacked(each, arrays) for key, each in value["fields"].items()}
+    return value
+
+
+def _explained(order: dict[str, Any], folder: Path) -> Explanation:
     """Inside the other process."""
     from zoo.explain import explain as verb
 
+    with np.load(folder / "arrays.npz", allow_pickle=False) as arrays:
+        x, options = _unpacked(order["x"], arrays), _unpacked(order["options"], arrays)
     if "bundle" in order:
         return verb(order["bundle"], x, **options)
-    import keras
-
     for name in order["imports"]:
         import_module(name)
-    return verb(keras.models.load_model(order["model"], compile=False), x, signature=order["signature"], **options)
+    import keras
+
+    from zoo.data.signature import Signature
+
+    path = folder / "signature.json"
+    signature = Signature.load(path) if path.is_file() else None
+    model = keras.models.load_model(folder / "model.keras", compile=False)
+    return verb(model, x, signature=signature, **options)
 
 
-def _main(order: str, answer: str) -> None:
-    target, args, kwargs = pickle.loads(Path(order).read_bytes())
-    module, _, name = target.partition(":")
-    found: tuple[str, Any]
+def _main(folder: Path) -> None:
+    order = json.loads((folder / "order.json").read_text(encoding="utf-8"))
     try:
-        found = "", getattr(import_module(module), name)(*args, **kwargs)
+        found: dict[str, Any] = {"explanation": _explained(order, folder).to_json()}
     except Exception as error:  # the caller gets to know of any
-        found = type(error).__name__, str(error)
-    draft = Path(answer).with_suffix(".draft")
-    draft.write_bytes(pickle.dumps(found))
-    draft.rename(answer)
+        found = {"error": [type(error).__name__, str(error)]}
+    draft = folder / "draft"
+    draft.write_text(json.dumps(found), encoding="utf-8")
+    draft.rename(folder / "answer.json")
 
 
 if __name__ == "__main__":
-    _main(*sys.argv[1:])
+    _main(Path(sys.argv[1]))
