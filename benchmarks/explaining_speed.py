@@ -190,7 +190,8 @@ def _gradients(model: str, folder: Path, options: argparse.Namespace) -> Iterato
         x = run.signature.inputs(raw)
         target = int(subject.predict(raw)[0].argmax())
         probabilities = keras.layers.Softmax()(run.model.output)
-        alone = keras.Model(run.model.input, probabilities[:, target : target + 1])
+        one = keras.layers.Lambda(keras.ops.take, output_shape=(1,), arguments={"indices": [target], "axis": 1})
+        alone = keras.Model(run.model.input, one(probabilities))  # shap reads the outputs off the last layer
         explainer = shap.GradientExplainer(alone, prepared)
         base = float(alone.predict(prepared, verbose=0).mean())
 

@@ -1,4 +1,4 @@
-"""Models to bundles: ONNX with its preprocessing inside, INT8, device files, each compared with Keras before it is kept.
+"""Models to bundles: ONNX with its preprocessing inside, INT8, device files; each is compared with Keras first.
 
 Importing this package loads nothing heavy; each verb loads what it needs when it is first used.
 """

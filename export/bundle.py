@@ -3,43 +3,30 @@
 import contextlib
 import dataclasses
 import json
-import math
 import platform
 import re
 import shutil
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import keras
 import numpy as np
 
-from export import ExportError, baseline, card, files, lowbit, maps, parity, trust
+from export import ExportError, baseline, card, files, maps, parity, trust
 from export import int8 as quantization
 from export import sign as signing
 from export.convert import OPSET, check, in_float32, to_onnx
-from export.edges import INPUT
-from export.litert import PRECISIONS, agreement_of, compare, inputs_of, to_litert
-from export.ort import to_ort, write_operators
-from export.timing import milliseconds
-from serve.manifest import MANIFEST, Bundle, Edge, Manifest, Port, Precision, read, seal
+from export.devices import write_devices
+from export.forms import FILES, GOLDEN, first_rows, learnt_ranges, measured, wanted, write_others
+from serve.manifest import MANIFEST, Bundle, Manifest, Port, read, seal
 from zoo import registry, tasks
 from zoo.data.signature import ImagePreprocess, Signature
 from zoo.machine import versions
 
-GOLDEN = 16  # rows of the test split that every later reader can replay
 BACKGROUND = 100  # rows of the training split that stand for "unknown" in explanations
-CALIBRATION = 256  # rows of the training split that set the INT8 ranges
 RUNNER = "run.py"
-RANGES = "ranges.json"  # in a run folder, of quantization-aware training
-FILES = {
-    "fp32": "model.onnx",
-    "fp16": "model.fp16.onnx",
-    "int8": "model.int8.onnx",
-    "w8": "model.w8.onnx",
-    "w4": "model.w4.onnx",
-}
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _PACKAGES = ("zooroad", "keras", "onnx", "onnxruntime", "numpy")
 
@@ -128,7 +115,7 @@ def to_bundle(
     key = None if sign is None else signing.load_key(sign)
     max_drop = quantization.MAX_DROP if max_drop is None else max_drop
     parity.check_numbers(max_drop=max_drop)
-    wanted = _wanted(int8, float16, weight_bits, precision)
+    asked = wanted(int8, float16, weight_bits, precision)
     classes = maps.wanted(activation_map)
     splits = _splits(model, data, run)
     signature: Signature = splits.signature
@@ -139,7 +126,7 @@ def to_bundle(
         splits, calibration = trust.calibrated(model, splits, calibrate)
         signature = splits.signature
     with _draft(Path(folder)) as draft:
-        golden = _rows(splits.test, GOLDEN)
+        golden = first_rows(splits.test, GOLDEN)
         source = to_onnx(
             model,
             draft / FILES["fp32"],
@@ -155,7 +142,7 @@ def to_bundle(
         if idle:
             warnings.warn(idle, stacklevel=2)
         refused: dict[str, str] = {}
-        kept_float = _other_forms(source, wanted, splits, validated, max_drop, _learnt_ranges(run), refused)
+        kept_float = write_others(source, asked, splits, validated, max_drop, learnt_ranges(run), refused)
         if precision in refused:
             raise ExportError(
                 f"precision {precision!r} was chosen for this bundle and did not pass: {refused[precision]}; "
@@ -163,7 +150,7 @@ def to_bundle(
             )
         expected = parity.keras_answers(model, signature, golden)
         shown = {maps.NAME: maps.truth(model, signature, golden, classes)} if classes else {}
-        precisions = _measured(draft, splits, golden, expected, shown, kept_float)
+        precisions = measured(draft, splits, golden, expected, shown, kept_float)
         sets = {}
         if conformal is not None:
             sets = trust.conformal_sets(
@@ -182,8 +169,14 @@ def to_bundle(
             precisions=precisions,
             default=precision or "fp32",
             choices={} if isinstance(signature.preprocess, ImagePreprocess) else dict(signature.preprocess.categories),
-            edge=_edges(
-                model, draft, splits, wanted if litert else None, _others(precisions) if ort else {}, max_drop, refused
+            edge=write_devices(
+                model,
+                draft,
+                splits,
+                asked if litert else None,
+                {key: form.others for key, form in precisions.items()} if ort else {},
+                max_drop,
+                refused,
             ),
             refused=refused,
             training=_provenance(splits, run, training),
@@ -192,7 +185,7 @@ def to_bundle(
             conformal=sets,
         )
         _save_arrays(draft / "golden.npz", input=golden, output=expected | shown)
-        _save_arrays(draft / "background.npz", input=_rows(splits.train, BACKGROUND))
+        _save_arrays(draft / "background.npz", input=first_rows(splits.train, BACKGROUND))
         _save_json(draft / "drift.json", baseline.describe(validated[manifest.outputs[0].name], splits))
         if runner:
             shutil.copyfile(Path(__file__).with_name("edge_runner.py"), draft / RUNNER)
@@ -216,20 +209,6 @@ def _idle(validated: parity.Arrays, splits: Any) -> str:
         f"the model scores {found:.4f} on the validation rows, no better than always the same answer ({least:.4f}); "
         "train it before anybody relies on it"
     )
-
-
-def _wanted(
-    int8: bool, float16: bool, weight_bits: int | Sequence[int] | None, precision: str | None
-) -> tuple[str, ...]:
-    """Forms to store beside the float one."""
-    bits = () if weight_bits is None else (weight_bits,) if isinstance(weight_bits, int) else tuple(weight_bits)
-    for number in bits:
-        if number not in (8, 4):
-            raise ExportError(f"weight_bits must be 8 or 4, got {number!r}")
-    if precision is not None and precision not in FILES:
-        raise ExportError(f"no precision is called {precision!r}; it is one of {', '.join(FILES)}")
-    asked = {"int8": int8, "fp16": float16, "w8": 8 in bits, "w4": 4 in bits}
-    return tuple(key for key in FILES if asked.get(key) or (key == precision != "fp32"))
 
 
 def _splits(model: Any, data: Any, run: Any) -> Any:
@@ -256,65 +235,6 @@ def _splits(model: Any, data: Any, run: Any) -> Any:
             f"data {splits.name!r} has no rows for {', '.join(empty)}; a bundle needs train, validation and test"
         )
     return splits
-
-
-def _other_forms(
-    source: Path,
-    wanted: Sequence[str],
-    splits: Any,
-    validated: parity.Arrays,
-    max_drop: float,
-    ranges: dict[str, tuple[float, float]],
-    refused: dict[str, str],
-) -> dict[str, tuple[str, ...]]:
-    """Write the other forms beside the float file, whose answers to the validation split are given.
-
-    Returns:
-        Layers left in float, by form. A refusal is noted in `refused`.
-    """
-    task = tasks.get(splits.signature.task)
-    part = splits.validation
-
-    def score(answers: parity.Arrays) -> float:
-        return task.score(part.y, answers[task.output])
-
-    kept: dict[str, tuple[str, ...]] = {}
-    for key in wanted:
-        path = source.with_name(FILES[key])
-        try:
-            if key == "int8":
-                rows = _rows(splits.train, CALIBRATION)
-                kept[key] = quantization.quantize(
-                    source,
-                    path,
-                    calibration=rows,
-                    validation=part.x,
-                    score=score,
-                    max_drop=max_drop,
-                    ranges=ranges,
-                ).kept_float
-            elif key == "fp16":
-                lowbit.to_float16(source, path, golden=_rows(part, GOLDEN))
-                before, after = score(validated), score(parity.run(parity.session(path), part.x))
-                if not before - after <= max_drop:
-                    raise ExportError(f"the score falls from {before:.4f} to {after:.4f}, allowed is {max_drop}")
-            else:
-                lowbit.to_low_bit(source, path, bits=int(key[1:]), golden=part.x, score=score, max_drop=max_drop)
-        except ValueError as error:
-            refused[key] = str(error)
-            for left in (path, files.weights_of(path)):
-                left.unlink(missing_ok=True)
-    return kept
-
-
-def _learnt_ranges(run: Any) -> dict[str, tuple[float, float]]:
-    """Ranges of the activations that quantization-aware training left in the run's folder; empty without it."""
-    folder = getattr(run, "folder", None)
-    if folder is None or not (folder / RANGES).is_file():
-        return {}
-    stored = json.loads((folder / RANGES).read_text(encoding="utf-8"))
-    inputs = {tensor.name for tensor in run.model.inputs}
-    return {INPUT if layer in inputs else layer: (low, high) for layer, (low, high) in stored.items()}
 
 
 def _image_shape(model: Any) -> tuple[int, ...] | None:
@@ -345,159 +265,6 @@ def _draft(folder: Path) -> Iterator[Path]:
         yield draft
         draft.chmod(0o755)  # a server may run as another user
         draft.rename(folder)
-
-
-def _rows(split: Any, count: int) -> parity.Arrays:
-    return {name: values[:count] for name, values in split.x.items()}
-
-
-def _measured(
-    draft: Path,
-    splits: Any,
-    golden: parity.Arrays,
-    expected: parity.Arrays,
-    shown: parity.Arrays,
-    kept_float: dict[str, tuple[str, ...]],
-) -> dict[str, Precision]:
-    """Size, parity, score, latency and changes of each form that was kept; `shown` is what it gives beside answers."""
-    task = tasks.get(splits.signature.task)
-    paths = {key: draft / file for key, file in FILES.items() if (draft / file).exists()}
-    times = milliseconds(list(paths.values()), golden, repeats=3, seconds=0.05)
-    found: dict[str, Precision] = {}
-    first = np.zeros(0)
-    for (key, path), ms in zip(paths.items(), times, strict=True):
-        live = parity.session(path)
-        answers = parity.run(live, splits.test.x)[task.output]
-        first = answers if key == "fp32" else first
-        weights = files.weights_of(path)
-        found[key] = Precision(
-            file=path.name,
-            bytes=path.stat().st_size + (weights.stat().st_size if weights.exists() else 0),
-            parity=parity.difference(live, golden, expected),
-            others={name: parity.difference(live, golden, {name: truth}) for name, truth in shown.items()},
-            score=_finite(task.score(splits.test.y, answers)),
-            kept_float=kept_float.get(key, ()),
-            weights=weights.name if weights.exists() else "",
-            ms=round(ms, 4),
-            changes={} if key == "fp32" else _changes(splits, first, answers),
-        )
-    return found
-
-
-def _finite(score: float) -> float | None:
-    return score if math.isfinite(score) else None
-
-
-def _changes(splits: Any, before: np.ndarray, after: np.ndarray) -> dict[str, Any]:
-    """What another form answers differently on the test split.
-
-    Returns:
-        For classes: rows with another answer (`flips`), of which right before and wrong now (`lost`) and the reverse
-        (`won`), and by label the change of the share that is right (`per_class`). For values: the mean and the largest
-        absolute change, in the target's unit.
-    """
-    if splits.signature.task == "regression":
-        moved = np.abs(after - before)
-        return {"mean_change": float(moved.mean()), "largest_change": float(moved.max())}
-    y, was, now = splits.test.y, before.argmax(axis=1), after.argmax(axis=1)
-    shares = {}
-    for place, label in enumerate(splits.signature.labels):
-        own = y == place
-        if own.any():
-            shares[label] = round(float((now[own] == place).mean() - (was[own] == place).mean()), 6)
-    return {
-        "flips": int((was != now).sum()),
-        "lost": int(((was == y) & (now != y)).sum()),
-        "won": int(((was != y) & (now == y)).sum()),
-        "per_class": shares,
-    }
-
-
-def _others(precisions: Mapping[str, Precision]) -> dict[str, dict[str, float]]:
-    """How far the further outputs of each form are from Keras."""
-    return {key: form.others for key, form in precisions.items()}
-
-
-def _edges(
-    model: Any,
-    draft: Path,
-    splits: Any,
-    litert: Sequence[str] | None,
-    ort: Mapping[str, dict[str, float]],
-    max_drop: float,
-    refused: dict[str, str],
-) -> dict[str, Edge]:
-    """Write files for devices and compare them with Keras on the test split; a refusal is noted in `refused`.
-
-    `ort` has the ONNX forms to write in ONNX Runtime's own format, and how far their further outputs are from Keras.
-    """
-    if litert is None and not ort:
-        return {}
-    task = tasks.get(splits.signature.task)
-    truth = parity.keras_answers(model, splits.signature, splits.test.x)
-    found: dict[str, Edge] = {}
-    for key in () if litert is None else ("fp32", *(key for key in litert if key in PRECISIONS)):
-        name = "model.tflite" if key == "fp32" else f"model.{key}.tflite"
-        try:
-            path = to_litert(
-                model,
-                draft / name,
-                signature=splits.signature,
-                precision=key,
-                calibration=_rows(splits.train, CALIBRATION),
-                validation=splits.validation.x,
-                score=lambda answers: task.score(splits.validation.y, answers[task.output]),
-                max_drop=max_drop,
-            )
-        except ExportError as error:
-            refused[name] = str(error)
-            continue
-        figures = compare(
-            model,
-            splits.signature,
-            path,
-            splits.test.x,
-            truth=truth,
-            score=lambda answers: task.score(splits.test.y, answers[task.output]),
-            threads=1,
-        )
-        found[name] = Edge(
-            format="tflite",
-            precision=key,
-            bytes=figures.bytes,
-            difference=figures.difference,
-            agreement=figures.agreement,
-            inputs=inputs_of(path),
-            score=_finite(figures.score if figures.score is not None else math.nan),
-            ms=round(figures.ms, 4),
-        )
-    golden = _rows(splits.test, GOLDEN)
-    for key in ort:
-        if key == "fp16":  # its weights would be widened in the file
-            continue
-        name = FILES[key].replace(".onnx", ".ort")
-        try:
-            path = to_ort(draft / FILES[key], draft / name, golden=golden)
-        except ExportError as error:
-            refused[name] = str(error)
-            continue
-        live = parity.session(path)
-        answers = parity.run(live, splits.test.x)[task.output]
-        found[name] = Edge(
-            format="ort",
-            precision=key,
-            bytes=path.stat().st_size,
-            difference=float(np.abs(answers - truth[task.output]).max()),
-            agreement=agreement_of(answers, truth[task.output]),
-            inputs=tuple(port.name for port in live.get_inputs()),
-            others=dict(ort[key]),
-            score=_finite(task.score(splits.test.y, answers)),
-            ms=round(milliseconds([path], golden, repeats=3, seconds=0.05)[0], 4),
-        )
-    written = [draft / name for name, edge in found.items() if edge.format == "ort"]
-    if written:
-        write_operators(written, draft / "operators.config")
-    return found
 
 
 def _inputs(signature: Signature) -> tuple[Port, ...]:

@@ -48,7 +48,6 @@ def observe(
     inputs: parity.Arrays,
     *,
     methods: Sequence[str] = ("minmax",),
-    quiet: bool = True,
 ) -> dict[str, dict[str, Seen]]:
     """Range of each tensor over the rows by method, and its mean per channel.
 
@@ -57,12 +56,11 @@ def observe(
         tensors: name -> how to see it as a table of channels, or None where no mean is wanted.
         inputs: raw inputs by name, (rows, ...).
         methods: some of "minmax", "entropy", "percentile" and "mse"; see `clip`.
-        quiet: show no progress.
 
     Raises:
         ExportError: a tensor holds NaN or infinity on these rows; the message names it.
     """
-    extremes = _extremes(_session(_reduced(model, tensors)), tensors, inputs, quiet)
+    extremes = _extremes(_session(_reduced(model, tensors)), tensors, inputs)
     for name, seen in extremes.items():
         if not np.isfinite([seen.low, seen.high]).all() or (seen.mean is not None and not np.isfinite(seen.mean).all()):
             raise ExportError(
@@ -70,7 +68,7 @@ def observe(
             )
     found = {"minmax": extremes}
     if set(methods) - {"minmax"}:
-        histograms = _histograms(_session(_opened(model, tensors)), extremes, inputs, quiet)
+        histograms = _histograms(_session(_opened(model, tensors)), extremes, inputs)
         for method in methods:
             found[method] = {
                 name: Seen(*clip(histograms[name], (seen.low, seen.high), method), seen.mean)
@@ -128,27 +126,20 @@ def opset_of(model: onnx.ModelProto) -> int:
     return next(entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx"))
 
 
-def _batches(inputs: parity.Arrays, size: int, quiet: bool, what: str) -> Iterator[parity.Arrays]:
-    from rich.console import Console
-    from rich.progress import track
-
-    rows = len(next(iter(inputs.values())))
-    starts = track(
-        range(0, rows, size), what, console=Console(stderr=True), transient=True, disable=quiet or rows <= size
-    )
-    for start in starts:
+def _batches(inputs: parity.Arrays, size: int) -> Iterator[parity.Arrays]:
+    for start in range(0, len(next(iter(inputs.values()))), size):
         yield {name: parity.wire(values[start : start + size]) for name, values in inputs.items()}
 
 
 def _extremes(
-    live: onnxruntime.InferenceSession, tensors: Mapping[str, View | None], inputs: parity.Arrays, quiet: bool
+    live: onnxruntime.InferenceSession, tensors: Mapping[str, View | None], inputs: parity.Arrays
 ) -> dict[str, Seen]:
     names = [output.name for output in live.get_outputs()]
     lows = dict.fromkeys(tensors, 0.0)  # a range holds 0, which padding and ReLU write
     highs = dict.fromkeys(tensors, 0.0)
     sums: dict[str, np.ndarray] = {}
     rows = 0
-    for batch in _batches(inputs, _BATCH, quiet, "calibrating: extremes"):
+    for batch in _batches(inputs, _BATCH):
         found = dict(zip(names, live.run(names, batch), strict=True))
         count = len(next(iter(batch.values())))
         rows += count
@@ -163,14 +154,14 @@ def _extremes(
 
 
 def _histograms(
-    live: onnxruntime.InferenceSession, seen: Mapping[str, Seen], inputs: parity.Arrays, quiet: bool
+    live: onnxruntime.InferenceSession, seen: Mapping[str, Seen], inputs: parity.Arrays
 ) -> dict[str, np.ndarray]:
     """Counts in `BINS` equal bins from low to high; zeros are left out, since 8 bits hold them exactly."""
     names = [output.name for output in live.get_outputs()]
     one = {name: parity.wire(values[:1]) for name, values in inputs.items()}
     size = max(1, min(_BATCH, _BYTES // max(1, sum(value.nbytes for value in live.run(names, one)))))
     counts = {name: np.zeros(BINS, np.int64) for name in seen}
-    for batch in _batches(inputs, size, quiet, "calibrating: histograms"):
+    for batch in _batches(inputs, size):
         for name, values in zip(names, live.run(names, batch), strict=True):
             low, high = seen[name].low, seen[name].high
             if high > low:

@@ -46,13 +46,14 @@ def to_onnx(
         path: file to write; it appears only when everything agreed, and an older file stays otherwise.
         signature: preprocessing, labels and task to put inside the file.
         opset: version of the ONNX operator set, 13 or newer.
-        golden: inputs to compare with Keras on, by name, each (batch, ...) with the same batch; drawn at random if None.
+        golden: inputs to compare with Keras on, by name, each (batch, ...) with the same batch; drawn at random if
+            None.
         tolerance: largest difference allowed, relative to the largest answer where that is above 1.
         external_above: bytes of weights from which they are written to `<path>.data` beside the file.
         activation_map: also the output `activation_map`, which shows where the network found what speaks for a class:
             True or "top" for the most probable class, (batch, height, width), or "all" for every class, (batch, height,
-            width, classes). Each is the class's logit less its bias, place by place, and has it as its mean (Zhou et al.
-            2016, arXiv:1512.04150). The model must end in global average pooling and at most one dense layer.
+            width, classes). Each is the class's logit less its bias, place by place, and has it as its mean (Zhou et
+            al. 2016, arXiv:1512.04150). The model must end in global average pooling and at most one dense layer.
 
     Returns:
         The path written.

@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all; ONNX files written weight by weight, so that a model is never in memory twice."""
+"""Files that appear whole or not at all; ONNX files written weight by weight, never twice in memory."""
 
 import contextlib
 import shutil
@@ -14,6 +14,7 @@ from export import ExportError
 from export.lowering.graph import Weight
 
 EXTERNAL_ABOVE = 2_000_000_000  # bytes; protobuf messages end below 2 GiB
+CHUNK = 2**24  # bytes of a weight that are written at a time
 _GRAPH, _INITIALIZER, _RAW = 7, 5, 9  # field numbers of ModelProto.graph, GraphProto.initializer, TensorProto.raw_data
 
 
@@ -138,10 +139,10 @@ def _size(array: Weight) -> int:
     return array.nbytes
 
 
-def _bytes(array: Weight, chunk: int = 1 << 24) -> Iterator[memoryview]:
+def _bytes(array: Weight) -> Iterator[memoryview]:
     """Values in little-endian order, in parts."""
     flat = np.ascontiguousarray(array, array.dtype.newbyteorder("<")).reshape(-1)
-    step = max(1, chunk // max(1, flat.itemsize))
+    step = max(1, CHUNK // max(1, flat.itemsize))
     for start in range(0, len(flat), step):
         yield flat[start : start + step].data.cast("B")
 

@@ -86,7 +86,6 @@ def quantize(
     method: str = "auto",
     ranges: Mapping[str, Range] | None = None,
     keep_float: Iterable[str] = (),
-    quiet: bool = True,
 ) -> Quantized:
     """Write the INT8 form of a float ONNX file, if it may lose at most `max_drop` of its score.
 
@@ -98,12 +97,11 @@ def quantize(
         validation: raw inputs of rows that decide whether the file is good enough.
         score: answers on the validation rows -> figure, larger is better.
         max_drop: largest loss of that figure, in its own unit.
-        method: of calibration: "minmax", "mse", "entropy" or "percentile", see `export.calibration.clip`; or "auto", the
-            first of these with which every layer can be in 8 bits, or else the one that moves the logits least.
+        method: of calibration: "minmax", "mse", "entropy" or "percentile", see `export.calibration.clip`; or "auto",
+            the first of these with which every layer can be in 8 bits, or else the one that moves the logits least.
         ranges: (lowest, highest) value by Keras layer whose output is rounded (the activation behind a convolution), or
             by tensor name, as from quantization-aware training; they take the place of calibration there.
         keep_float: Keras layers to leave in float in any case.
-        quiet: show no progress.
 
     Returns:
         What is in the file, and how harmful each layer is where that was looked into.
@@ -138,14 +136,14 @@ def quantize(
     given = _given(model, network, ranges or {})
     with files.draft(path) as draft:
         trials = []
-        for name, seen in _ranges(model, network, calibration, method, given, quiet):
+        for name, seen in _ranges(model, network, calibration, method, given):
             trials.append(_Trial(name, network, seen, validation, score, draft))
             if before - trials[-1].score(forced) <= max_drop:  # False for NaN
                 break
         else:
             trials = [min(trials, key=lambda each: each.change(forced))] if len(trials) > 1 else trials
         trial = trials[-1]
-        kept, harms = _search(trial, forced, before, max_drop, quiet)
+        kept, harms = _search(trial, forced, before, max_drop)
         after = trial.score(kept)
     return Quantized(kept, before, after, trial.method, len(network.layers), _table(harms, kept))
 
@@ -200,7 +198,6 @@ def _search(
     forced: tuple[str, ...],
     before: float,
     max_drop: float,
-    quiet: bool,
 ) -> tuple[tuple[str, ...], dict[str, float]]:
     """Layers to leave in float, most harmful first, and the harm of every layer if it was looked into."""
 
@@ -211,7 +208,7 @@ def _search(
         return forced, {}
     if max_drop < 0:
         raise _refusal(trial, before, max_drop)
-    harms = _harms(trial, quiet)
+    harms = _harms(trial)
     ranked = [*forced, *sorted(set(trial.order) - set(forced), key=lambda layer: (-harms[layer], layer))]
     # fewest of the most harmful layers that pass; everything in float is no INT8 file
     few, many = len(forced), len(ranked) - 1
@@ -239,13 +236,9 @@ def _refusal(trial: _Trial, before: float, max_drop: float) -> RefusedError:
     return RefusedError(f"the score falls from {before:.4f} by more than {max_drop}: {figures}")
 
 
-def _harms(trial: _Trial, quiet: bool) -> dict[str, float]:
+def _harms(trial: _Trial) -> dict[str, float]:
     """Mean absolute change of the logits, over their deviation, with each layer alone in 8 bits."""
-    from rich.console import Console
-    from rich.progress import track
-
-    layers = track(trial.order, "trying each layer", console=Console(stderr=True), transient=True, disable=quiet)
-    return {layer: trial.change(set(trial.order) - {layer}) for layer in layers}
+    return {layer: trial.change(set(trial.order) - {layer}) for layer in trial.order}
 
 
 def _open_logits(proto: onnx.ModelProto) -> None:
@@ -306,7 +299,6 @@ def _ranges(
     calibration: parity.Arrays | None,
     method: str,
     given: Mapping[str, Seen],
-    quiet: bool,
 ) -> Iterator[tuple[str, dict[str, Seen]]]:
     """Range of every tensor that may be rounded, given or calibrated, one method after the other."""
     tensors = network.tensors()
@@ -322,7 +314,7 @@ def _ranges(
     first, *others = METHODS if method == "auto" else (method,)
     for methods in ((first,), others):
         if methods:
-            for name, seen in observe(model, tensors, calibration, methods=methods, quiet=quiet).items():
+            for name, seen in observe(model, tensors, calibration, methods=methods).items():
                 # where training has shown the rounding to the model, its biases have learnt what would be corrected
                 yield name, {**seen, **{tensor: given[tensor] for tensor in seen if tensor in given}}
 

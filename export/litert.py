@@ -1,4 +1,4 @@
-"""Keras model to LiteRT (`.tflite`) for phones and microcontrollers: float, half, 8-bit weights, or integers throughout."""
+"""Keras model to LiteRT (`.tflite`) for phones and microcontrollers: float, half, 8-bit weights, or integers."""
 
 import contextlib
 import importlib

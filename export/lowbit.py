@@ -96,9 +96,9 @@ def to_low_bit(
 ) -> Path:
     """Write a file with its matrices in 8- or 4-bit integers, and embedding tables in 8 bits.
 
-    In 8 bits a matrix has one scale per output, and what it is multiplied with is rounded to 8 bits at run time with the
-    range it then has (`DynamicQuantizeMatMul`): the fastest form on processors. Where that loses too much, and in 4 bits,
-    a matrix has a scale and a zero point for every `block` weights (`MatMulNBits`), those of least squared error.
+    In 8 bits a matrix has one scale per output, and what it is multiplied with is rounded to 8 bits at run time with
+    the range it then has (`DynamicQuantizeMatMul`): the fastest form on processors. Where that loses too much, and in 4
+    bits, a matrix has a scale and a zero point for every `block` weights (`MatMulNBits`), those of least squared error.
 
     Args:
         source: float ONNX file as `export.to_onnx` writes it.

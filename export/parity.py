@@ -1,4 +1,4 @@
-"""The gate every exported file passes: run it at batch 1 and n, compare with Keras, name the first layer that differs."""
+"""The gate every exported file passes: run at batch 1 and n, compared with Keras, and if it differs, where first."""
 
 import contextlib
 import json
@@ -279,7 +279,7 @@ def wire(values: np.ndarray) -> np.ndarray:
 
 
 def difference(live: onnxruntime.InferenceSession, inputs: Arrays, expected: Arrays) -> float:
-    """Largest absolute difference from the expected answers, at batch 1 and at the whole batch; infinite if not finite."""
+    """Largest absolute difference from the expected answers, at batch 1 and the whole batch; infinite if not finite."""
     one = {name: values[:1] for name, values in inputs.items()}
     first = {name: values[:1] for name, values in expected.items()}
     try:

@@ -2,11 +2,11 @@
 
 A convolution or dense layer with constant weights is quantized with its input; a convolution's result is rounded too,
 behind the ReLU that follows it. Additions, products, pooling and what only moves values join in where everything they
-read is in 8 bits already, so that no value goes back to float inside a network. The last dense layer gives its result in
-float: 8 bits of a logit would set the error of the whole model.
+read is in 8 bits already, so that no value goes back to float inside a network. The last dense layer gives its result
+in float: 8 bits of a logit would set the error of the whole model.
 
-Activations are unsigned with a zero point, weights signed with one scale per output channel, biases 32 bits: the form in
-which ONNX Runtime and OpenVINO have their fastest kernels on processors of today.
+Activations are unsigned with a zero point, weights signed with one scale per output channel, biases 32 bits: the form
+in which ONNX Runtime and OpenVINO have their fastest kernels on processors of today.
 """
 
 from collections.abc import Collection, Iterator, Mapping
@@ -269,7 +269,7 @@ class Network:
         return proto, weights
 
     def _gather_weights(self, node: onnx.NodeProto, owner: str, nodes: list[onnx.NodeProto]) -> None:
-        """Let a Gather take columns of another node's weights in 8 bits: held once, and only what it takes is widened."""
+        """Let a Gather take columns of another node's weights in 8 bits: held once, widened where taken."""
         columns, steps, wide = (f"{node.name}/{part}" for part in ("columns", "steps", "wide"))
         index = node.input[1]
         nodes.append(helper.make_node("Gather", [f"{owner}/weight_int8", index], [columns], columns, axis=1))
@@ -316,7 +316,7 @@ def _has_subgraph(nodes: list[onnx.NodeProto]) -> bool:
 
 
 def scale_of(seen: Seen | Range) -> tuple[np.ndarray, np.ndarray]:
-    """Scale (float32) and zero point (uint8) that spread 256 levels over a range holding 0; 1 and 0 for an empty one."""
+    """Scale (float32) and zero point (uint8) of 256 levels spread over a range holding 0; 1 and 0 for an empty one."""
     low, high = (seen.low, seen.high) if isinstance(seen, Seen) else seen
     scale = np.float32((high - low) / 255)
     if not scale > np.finfo(np.float32).tiny:

@@ -1,7 +1,7 @@
 """Signatures of bundles: Ed25519 over `SHA256SUMS`, which lists the hash of every file. Needs `cryptography`.
 
-A signature says that the holder of a private key vouches for exactly these bytes under exactly this name and version, since
-the manifest holds both. Who may be believed is up to the server: `zoo serve --trust`.
+A signature says that the holder of a private key vouches for exactly these bytes under exactly this name and version,
+since the manifest holds both. Who may be believed is up to the server: `zoo serve --trust`.
 """
 
 import os

@@ -55,7 +55,7 @@ def calibrated(model: Any, splits: Any, method: str) -> tuple[Any, dict[str, Any
 
 
 def conformal_sets(paths: Mapping[str, Path], splits: Any, level: float) -> dict[str, Any]:
-    """Thresholds of conformal sets or intervals for each form, set on its validation answers, measured on the test split.
+    """Thresholds of conformal sets or intervals for each form, set on the validation split, measured on the test split.
 
     Args:
         paths: ONNX file by precision.

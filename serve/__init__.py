@@ -8,7 +8,7 @@ _HOME = {
     "run": "serve.host",
     "Model": "serve.runtime",
     "Settings": "serve.settings",
-    "Store": "serve.runtime",
+    "Store": "serve.store",
     "read": "serve.manifest",
 }
 

@@ -74,7 +74,8 @@ Body = TypeVar("Body")
 def admin_routes(app: Flask, store: Any, traffic: Traffic, guard: Guard | None = None) -> None:
     """Add the routes under /admin and `/feedback`, and let the traffic decide for the store and learn from its answers.
 
-    A `Fleet` tells its observers of every answer; a store without observers is watched here, by the app's own inference routes.
+    A `Fleet` tells its observers of every answer; a store without observers is watched here, by the app's own inference
+    routes.
 
     Args:
         app: the app, protected by a guard.

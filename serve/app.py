@@ -1,4 +1,7 @@
-"""The Flask app: routes and nothing else. What they do is in `runtime`, `protocol`, `codec`, `explainer` and `monitor`."""
+"""The Flask app: routes and nothing else.
+
+What they do is in `runtime`, `protocol`, `codec`, `explainer` and `monitor`.
+"""
 
 import io
 import logging
@@ -22,8 +25,8 @@ from serve.live import Live
 from serve.monitor import Monitor
 from serve.openapi import openapi_routes
 from serve.people import people_routes
-from serve.runtime import Shelf, Store
 from serve.standard import reply, standard_routes
+from serve.store import Shelf, Store
 from serve.traffic import Traffic
 
 log = logging.getLogger("serve")
@@ -52,11 +55,13 @@ def create_app(
     """Build the server's app; it runs under any WSGI host.
 
     Args:
-        store: folder of bundles, or a `Store` or a `Fleet`, which then keeps its own precision, threads, engine and max_batch.
+        store: folder of bundles, or a `Store` or a `Fleet`, which then keeps its own precision, threads, engine and
+            max_batch.
         guard: says who may ask for what; everybody may predict and explain, and nobody else, if None.
         monitor: counts requests and writes their log lines; a new one if None.
         traffic: a `Traffic`, which holds rules between versions; one that keeps nothing on disk if None.
-        drift: a `Drift`, which tells how far inputs and answers are from the validation split's; one of the store if None.
+        drift: a `Drift`, which tells how far inputs and answers are from the validation split's; one of the store if
+            None.
         jobs: keeps background jobs; with standard limits if None.
         precision: stored form to serve, such as "int8"; each bundle's default if None.
         threads: threads one request may use; every core if None.
@@ -68,8 +73,8 @@ def create_app(
         explain_target: "module:function" that the explainer's process calls.
 
     Returns:
-        The Flask app. `app.extensions["store"]`, `["monitor"]`, `["explainer"]`, `["jobs"]` and `["live"]` are the objects
-        behind it.
+        The Flask app. `app.extensions["store"]`, `["monitor"]`, `["explainer"]`, `["jobs"]` and `["live"]` are the
+        objects behind it.
 
     Raises:
         FileNotFoundError: no such folder.
@@ -114,7 +119,7 @@ def _unpacked(app: Flask) -> None:
 
 
 def _unpack(limit: int) -> None:
-    """Put the unpacked body in place of a packed one; `serve.http` does this itself, other WSGI hosts do not."""
+    """Put the unpacked body in place of a packed one; `serve.connections` does this itself, other WSGI hosts do not."""
     from serve.packing import unpack
 
     encoding = request.headers["Content-Encoding"].lower()

@@ -29,7 +29,7 @@ class Answer:
         version: that answered.
         rows: predicted rows.
         classes: predicted class of each row, None for models that tell no classes apart.
-        confidences: probability of each of them.
+        values: probability of each of them; of models that answer one value for each row, that.
         seconds: that a worker took for the batch.
     """
 
@@ -40,7 +40,7 @@ class Answer:
     version: str = ""
     rows: int = 0
     classes: list[int] | None = None
-    confidences: list[float] | None = None
+    values: list[float] | None = None
     seconds: float = 0.0
 
     @classmethod
@@ -60,7 +60,8 @@ class Call:
         protocol: "v2" or "v1", how the body is to be read.
         deadline: `time.monotonic()` seconds, after which nobody wants the answer.
         done: called once with the answer, in the loop's thread.
-        cancelled: set by the owner when nobody waits any more; the call is then not computed if it still can be avoided.
+        cancelled: set by the owner when nobody waits any more; the call is then not computed if it still can be
+            avoided.
         shadow: whether it only watches another version; it counts in no figure that clients see.
         chosen: whether traffic rules chose the version, and not the client; such calls are what an experiment compares.
         attempts: workers that died while they computed it.

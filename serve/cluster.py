@@ -1,8 +1,8 @@
 """The same store and app on a Ray cluster, on as many replicas and machines as the load asks for.
 
-`python -m serve.cluster STORE` starts Ray on this machine, or joins a running cluster with `--address`. Every replica is
-one process with the whole app; the store must be at the same path on every machine. Ray's proxies take HTTP. What differs
-from one server is told in docs/serving.md.
+`python -m serve.cluster STORE` starts Ray on this machine, or joins a running cluster with `--address`. Every replica
+is one process with the whole app; the store must be at the same path on every machine. Ray's proxies take HTTP. What
+differs from one server is told in docs/serving.md.
 """
 
 import asyncio
@@ -85,8 +85,9 @@ class Replica:
         """
         from serve.app import create_app
         from serve.guard import configured
-        from serve.monitor import Lines, LinesHandler, Monitor
-        from serve.runtime import Store
+        from serve.lines import Lines, LinesHandler
+        from serve.monitor import Monitor
+        from serve.store import Store
         from serve.traffic import Traffic
 
         self._settings = settings

@@ -185,8 +185,8 @@ def json_batch(body: Any, manifest: Manifest, size: int = 0) -> Batch:
         size: bytes of the body.
 
     Raises:
-        RequestError: not rows at all, or pixels of the wrong shape; when taken, an unknown column or a value of the wrong
-            kind.
+        RequestError: not rows at all, or pixels of the wrong shape; when taken, an unknown column or a value of the
+            wrong kind.
     """
     if manifest.kind == "image":
         image = _pixels(body, manifest)
@@ -250,7 +250,8 @@ def csv_batch(body: bytes, manifest: Manifest) -> Batch:
     """A CSV file: a header row with column names, then one row per line; an empty cell is a missing value.
 
     Commas, semicolons or tabs separate, double quotes enclose. Columns may stand in any order. A column that the model
-    does not know, such as the answer or a number of the row, is left out with a note, unless it looks like a misspelt one.
+    does not know, such as the answer or a number of the row, is left out with a note, unless it looks like a misspelt
+    one.
 
     Raises:
         RequestError: the model has no columns, the header fits none of them, or a row has more or fewer cells.

@@ -1,14 +1,15 @@
 """Traffic rules in a file, so that any number of replicas have the same ones: `zoo serve --rules FILE`.
 
-The file is JSON, such as `{"digits": {"pin": "1", "canary": {"version": "2", "weight": 0.1}}}`. It is read again when it
-changes. A model that it names is ruled by it alone; all others are the operator's, as ever.
+The file is JSON, such as `{"digits": {"pin": "1", "canary": {"version": "2", "weight": 0.1}}}`. It is read again when
+it changes. A model that it names is ruled by it alone; all others are the operator's, as ever.
 """
 
 from pathlib import Path
 
 import msgspec
 
-from serve.rules import Watch
+from serve.rules import Canary, Plan, Shadow
+from serve.watch import Watch
 
 
 class Share(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
@@ -53,6 +54,27 @@ class Declared(msgspec.Struct, forbid_unknown_fields=True, frozen=True, omit_def
         if self.canary is not None and self.canary.version == self.pin:
             raise ValueError(f"version {self.pin!r} is the pin and the canary; name another canary, or none")
         self.watch.check()
+
+    def apply(self, plan: Plan, now: float) -> None:
+        """Make a plan say this, and no more; a canary or a shadow that it has already keeps its time.
+
+        Args:
+            plan: is changed.
+            now: seconds since 1970, when another canary or shadow begins.
+        """
+        if self.canary is None:
+            plan.canary = None
+        elif plan.canary is None or plan.canary.version != self.canary.version:
+            plan.canary = Canary(self.canary.version, self.canary.weight, now)
+        else:
+            plan.canary.weight = self.canary.weight
+        if self.shadow is None:
+            plan.shadow = None
+        elif plan.shadow is None or plan.shadow.version != self.shadow.version:
+            plan.shadow = Shadow(self.shadow.version, self.shadow.share, now)
+        else:
+            plan.shadow.share = self.shadow.share
+        plan.pin, plan.watch, plan.fresh, plan.held = self.pin, self.watch, None, {}
 
 
 def load(path: Path) -> dict[str, Declared]:

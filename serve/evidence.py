@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from math import exp, inf, lgamma, log, log1p
 
 PRIOR = 100.0  # outcomes of an arm after which its own rate counts as much as the common one; 50 to 200 are alike
+# a prior moves evidence and widths, never their validity
 RARE = (0.5, 20.0)  # Beta prior of rates of failure: near 0, with every rate possible
 EVEN = (0.5, 0.5)  # Beta prior of rates of any size (Krichevsky and Trofimov)
 LONGEST = 700.0  # exp() of more is no float
@@ -87,45 +88,43 @@ class Bet:
         return self.second.total / self.second.count - self.first.total / self.first.count
 
 
-def exceeds(total: float, count: float, limit: float, prior: tuple[float, float] = RARE) -> float:
+def exceeds(total: float, count: float, limit: float) -> float:
     """Evidence, as a natural logarithm, that a rate lies above a known limit.
 
     Args:
         total: sum of the outcomes, each in [0, 1].
         count: how many there are.
         limit: in (0, 1).
-        prior: of the rate; it moves the evidence, never its validity.
     """
     if total <= limit * count:
         return 0.0
-    return _marginal(total, count, prior) - _likelihood(total, count, limit)
+    return _marginal(total, count, RARE) - _likelihood(total, count, limit)
 
 
-def differs(arm: Arm, other: Arm, prior: tuple[float, float] = RARE) -> float:
+def differs(arm: Arm, other: Arm) -> float:
     """Evidence, as a natural logarithm, that two rates differ, whatever decided which arm each outcome went to.
 
-    It needs fewer assumptions than `Bet`, at the price of needing more outcomes: no random draw, and the outcomes of one
-    arm may all lie before those of the other; but all are independent and the two rates do not change.
+    It needs fewer assumptions than `Bet`, at the price of needing more outcomes: no random draw, and the outcomes of
+    one arm may all lie before those of the other; but all are independent and the two rates do not change.
     """
     total, count = arm.total + other.total, arm.count + other.count
     if not (arm.count and other.count):
         return 0.0
-    separate = _marginal(arm.total, arm.count, prior) + _marginal(other.total, other.count, prior)
+    separate = _marginal(arm.total, arm.count, RARE) + _marginal(other.total, other.count, RARE)
     return max(0.0, separate - _likelihood(total, count, total / count))
 
 
-def interval(arm: Arm, alpha: float, prior: tuple[float, float] = EVEN) -> tuple[float, float]:
+def interval(arm: Arm, alpha: float) -> tuple[float, float]:
     """Bounds that hold the mean of an arm's outcomes at every moment together, with probability at least 1 - alpha.
 
     Args:
         arm: outcomes in [0, 1], independent and of one mean.
         alpha: in (0, 1).
-        prior: of the mean; it moves the width, never the validity.
     """
     if not arm.count:
         return 0.0, 1.0
     total, count = arm.total, arm.count
-    most = _marginal(total, count, prior) + log(alpha)  # a mean is out if its likelihood is below this
+    most = _marginal(total, count, EVEN) + log(alpha)  # a mean is out if its likelihood is below this
 
     def edge(inside: float, outside: float) -> float:
         if _likelihood(total, count, outside) >= most:

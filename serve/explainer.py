@@ -40,7 +40,8 @@ class Explainer:
         Args:
             target: "module:function", called as `function(bundle, inputs, precision=..., method=..., target=...,
                 quality=..., seconds=...)`.
-            timeout: seconds that one explanation may take, loading SHAP included, and as many again to wait for its turn.
+            timeout: seconds that one explanation may take, loading SHAP included, and as many again to wait for its
+                turn.
         """
         self.target = target
         self.timeout = timeout
@@ -57,7 +58,7 @@ class Explainer:
         method: str = "auto",
         label: int | None = None,
         quality: bool = True,
-        picture: bool = True,
+        picture: dict[str, Any] | None = None,
     ) -> dict[str, Any]:
         """Explain the answer to one row.
 
@@ -68,15 +69,15 @@ class Explainer:
             method: explainer by name, "auto" for the one that suits the model.
             label: index of the output to explain; the predicted one if None.
             quality: whether to measure how far it can be trusted, which takes about as long again.
-            picture: whether to draw it.
+            picture: how to draw it, as `Explanation.plot` takes it: `dark`, and `width` in inches; None for no picture.
 
         Returns:
-            What `Explanation.to_json` gives without the inputs, and `picture`, a PNG data URL. `complete` is false where the
-            time limit ended it.
+            What `Explanation.to_json` gives without the inputs, and `picture`, a PNG data URL, if asked for. `complete`
+            is false where the time limit ended it.
 
         Raises:
-            RequestError: 501, SHAP is not installed; 504, too slow; 503, too many at once; 422, an unknown method; 500, the
-                explainer failed.
+            RequestError: 501, SHAP is not installed; 504, too slow; 503, too many at once; 422, an unknown method; 500,
+                the explainer failed.
         """
         if not self._places.acquire(blocking=False):
             busy = "the explainer is busy with other requests; try again soon"
@@ -158,7 +159,7 @@ class Explainer:
 
 
 def _path() -> str:
-    """Where this process finds modules, so that the worker finds the same, and nothing by chance in the working folder."""
+    """Where this process finds modules, so that the worker finds the same and none by chance in the working folder."""
     return os.pathsep.join(path or os.getcwd() for path in sys.path)
 
 
@@ -166,7 +167,8 @@ def _pack(request: dict[str, Any], inputs: dict[str, np.ndarray]) -> bytes:
     """A frame; text arrays become fixed-width, since an archive without pickle holds no objects."""
     arrays = {f"input/{k}": v.astype(np.str_) if v.dtype == object else v for k, v in inputs.items()}
     archive = io.BytesIO()
-    np.savez(archive, **{REQUEST: np.frombuffer(msgspec.json.encode(request), np.uint8)}, **arrays)  # type: ignore[arg-type]
+    told = {REQUEST: np.frombuffer(msgspec.json.encode(request), np.uint8)}
+    np.savez(archive, **told, **arrays)  # type: ignore[arg-type]  # its stub takes no names of unknown number
     return _framed(archive.getvalue())
 
 
@@ -197,9 +199,9 @@ def _answer(frame: bytes, target: str, opened: dict[str, Bundle]) -> dict[str, A
         left = max(0.0, deadline - time.monotonic())
         explanation = explain(bundle, inputs, **request, seconds=max(0.1 * left, left - max(RESERVE, 0.3 * left)))
         told = msgspec.json.decode(explanation.to_json(inputs=False))
-        if drawn:
+        if drawn is not None:
             picture = io.BytesIO()
-            explanation.plot(picture)
+            explanation.plot(picture, **drawn)
             told["picture"] = f"data:image/png;base64,{base64.b64encode(picture.getvalue()).decode()}"
         return told
     except ImportError as error:
@@ -227,7 +229,7 @@ def _opened(folder: str, digest: str, opened: dict[str, Bundle]) -> Bundle:
 def work(target: str) -> None:
     """Answer frames until standard input ends: the worker's main loop."""
     if hasattr(os, "nice"):
-        os.nice(10)  # predictions come first
+        os.nice(19)  # predictions come first
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # what libraries print must not land among the frames
     opened: dict[str, Bundle] = {}

@@ -1,7 +1,7 @@
 """The front's half of inference: queues, and the worker processes that answer them. Lives in one asyncio loop.
 
-Requests wait by model and version. Whenever a worker is free, what waits is its next batch; nothing waits for a timer. A
-worker that dies or hangs is replaced, and what it had not answered goes to another one.
+Requests wait by model and version. Whenever a worker is free, what waits is its next batch; nothing waits for a timer.
+A worker that dies or hangs is replaced, and what it had not answered goes to another one.
 """
 
 import asyncio
@@ -21,9 +21,11 @@ from serve import wire
 from serve.calls import Answer, Batch, Cache, Call, Served, key_of
 from serve.errors import RequestError
 from serve.manifest import Bundle, BundleError, Trust
-from serve.processes import Worker, reap, resident
-from serve.runtime import Shelf, cores, fingerprint, folders, read
-from serve.session import ENGINES
+from serve.memory import resident
+from serve.processes import Worker, reap
+from serve.runtime import cores
+from serve.session import check_engine
+from serve.stock import Stock
 
 __all__ = ["Answer", "Call", "Fleet"]
 
@@ -39,7 +41,7 @@ LONGEST_PAUSE = 10.0  # seconds before a worker is started again, at most
 START_LIMIT = 60.0  # seconds for a worker to start
 
 
-class Fleet(Shelf):
+class Fleet(Stock):
     """A store whose models compute in worker processes; see `Shelf` for its attributes.
 
     Attributes:
@@ -98,9 +100,8 @@ class Fleet(Shelf):
             BundleError: the folder is itself a bundle.
             ValueError: no such engine, or a number that is not above 0.
         """
-        super().__init__(folder, traffic=traffic)
-        if engine not in ENGINES:
-            raise ValueError(f"engine must be one of {', '.join(ENGINES)}, got {engine!r}")
+        super().__init__(folder, traffic=traffic, trust=trust)
+        check_engine(engine)
         count = cores() if workers is None else workers
         for name, value in (("workers", count), ("queue", queue), ("ahead", ahead), ("max_batch", max_batch)):
             if value < 1:
@@ -118,14 +119,11 @@ class Fleet(Shelf):
         self._batch_seconds, self._ahead, self._timeout = batch_seconds, ahead, timeout
         self._hang, self._load_limit, self._watch_seconds = hang, load_limit, watch
         self._cache = Cache(cache) if cache else None
-        self._trust = trust
         self._workers: list[Worker] = []
         self._restarts = [0] * count
         self._early_deaths = [0] * count
         self._waiting: dict[int, Served] = {}  # by slot, in turn
         self._numbers = itertools.count(1)
-        self._seen: dict[tuple[str, str], Any] = {}
-        self._unsettled: dict[tuple[str, str], Any] = {}
         self._tasks: set[asyncio.Task] = set()
         self._scheduled = False
         self._alone: Worker | None = None  # has the only call there is, which is a short one
@@ -146,7 +144,6 @@ class Fleet(Shelf):
             OSError: workers do not start.
         """
         self.loop = asyncio.get_running_loop()
-        self._turn = asyncio.Lock()
         self._started: asyncio.Future[None] = self.loop.create_future()
         for number in range(self.count):
             self._employ(number)
@@ -161,7 +158,7 @@ class Fleet(Shelf):
             await self.stop(0)
             raise
         if self._watch_seconds:
-            self._spawn(self._watch())
+            self._spawn(self._watch(self._watch_seconds))
 
     async def stop(self, drain: float = 0.0) -> None:
         """Let the calls under way finish for so many seconds, then end the workers."""
@@ -200,8 +197,8 @@ class Fleet(Shelf):
             shadow: another version that gets a copy once the call is answered, and what it says is compared.
 
         Raises:
-            RequestError: 404, no such model or version; 503, it is refused, too many calls wait for it, or they would be
-                answered after the deadline.
+            RequestError: 404, no such model or version; 503, it is refused, too many calls wait for it, or they would
+                be answered after the deadline.
         """
         try:
             served = self.models[call.model][call.version]
@@ -272,17 +269,16 @@ class Fleet(Shelf):
                 return  # copies are the first to be left out when there is too much to do
 
             def compare(other: Answer) -> None:
-                if other.status == 200 and answer.classes is not None and other.classes is not None:
-                    labels = served.manifest.labels
+                if other.status == 200 and answer.values is not None and other.values is not None:
                     self.traffic.disagreed(
                         call.model,
                         call.version,
                         version,
                         answer.classes,
                         other.classes,
-                        labels,
-                        answer.confidences,
-                        other.confidences,
+                        served.manifest.labels,
+                        answer.values,
+                        other.values,
                     )
 
             deadline = time.monotonic() + self._timeout
@@ -332,7 +328,7 @@ class Fleet(Shelf):
         self._watch_time()
 
     def _begin(self) -> None:
-        """Give what waits to the workers; a single short call is looked after, since to sleep and wake up takes longer."""
+        """Give what waits to the workers; a single short call is looked after, since to be woken takes longer."""
         self._scheduled = False
         self._dispatch()
         if self._alone is not None:
@@ -381,9 +377,9 @@ class Fleet(Shelf):
         worker.batches.append(batch)
         served.outstanding += 1
         requests = [(call.body, call.header_length, call.protocol) for call in calls]
-        worker.send(wire.run_frame(batch.number, served.slot, requests))
-        if len(calls) == 1 and self._looks and served.cost < wire.GLANCE:
-            self._alone = worker if sum(len(each.batches) for each in self._workers) == 1 else None
+        alone = len(calls) == 1 and not self._waiting and sum(len(each.batches) for each in self._workers) == 1
+        worker.send(wire.run_frame(batch.number, served.slot, alone, requests))
+        self._alone = worker if alone and self._looks and served.cost < wire.GLANCE else None
 
     def received(self, worker: Worker, message: Any, bodies: memoryview) -> None:
         """A frame came from a worker."""
@@ -415,11 +411,11 @@ class Fleet(Shelf):
         seconds = message.seconds
         version = served.version
         for call, result in zip(batch.calls, message.results, strict=True):
-            status, size, header_length, rows, classes, confidences, headers = result
+            status, size, header_length, rows, classes, values, headers = result
             end = start + size
             body = bytes(bodies[start:end])
             start = end
-            answer = Answer(status, body, header_length, headers or {}, version, rows, classes, confidences, seconds)
+            answer = Answer(status, body, header_length, headers or {}, version, rows, classes, values, seconds)
             if self._cache is not None and status == 200 and not served.retired:
                 self._cache.put(key_of(served, call), answer)
             self._finish(call, answer)
@@ -620,7 +616,7 @@ class Fleet(Shelf):
         return future
 
     def _make_room(self, worker: Worker, served: Served, memory: int) -> None:
-        """Unload what was used longest ago until so many bytes fit; the worker still answers the batches it has of it."""
+        """Unload what was used longest ago until so many bytes fit; a worker still answers the batches it has of it."""
         others = [each for each in worker.slots.values() if each is not served]
         for other in sorted(others, key=lambda each: (each.waiting > 0, each.used)):
             if self.memory is None or worker.held() + memory <= self.memory / self.count:
@@ -679,103 +675,21 @@ class Fleet(Shelf):
         """Look at the folder once: load what is new or changed, drop what is gone."""
         self._wait(lambda: self._scan(settled=True))
 
-    async def _load_now(self, name: str, version: str | None) -> None:
-        found = await asyncio.to_thread(self._on_disk, name, version)
-        async with self._turn:
-            reasons = [reason for key, path in found.items() if (reason := await self._introduce(key, path))]
-        if reasons:
-            raise RequestError("refused", f"model {name!r} is refused: {'; '.join(reasons)}", 422)
-
-    async def _unload_now(self, name: str, version: str | None) -> None:
-        async with self._turn:
-            leaving = [key for key in self.models.get(name, {}) if version in (None, key)]
-            if not leaving:
-                raise self._absent(name, version)
-            for each in leaving:
-                served = self._take(name, each)
-                self.unloaded |= {(name, each)}
-                self._retire(served)
-
-    async def _watch(self) -> None:
-        """Look at the folder again and again."""
-        while True:
-            await asyncio.sleep(self._watch_seconds)
-            try:
-                await self._scan(settled=False)
-            except Exception as error:  # such as a disk that fails; the next look may be better
-                log.error("the store cannot be looked at: %s: %s", type(error).__name__, error)
-
-    async def _scan(self, *, settled: bool) -> None:
-        """Look at the folder once.
-
-        Args:
-            settled: whether a folder is complete at first sight; else it must look the same twice, since it may be being
-                copied.
-        """
-        async with self._turn:
-            found = await asyncio.to_thread(_look, self.folder)
-            missing = [key for key in self._seen if key not in found]
-            for key in await asyncio.to_thread(_gone, self.folder, missing):
-                del self._seen[key]
-                served = self._take(*key)
-                if served is not None:
-                    self._retire(served)
-                self._forgive(*key)
-                self.unloaded -= {key}
-            fresh = {}
-            for key, (path, state) in found.items():
-                if key in self.unloaded or self._seen.get(key) == state:
-                    self._unsettled.pop(key, None)
-                elif settled or self._unsettled.get(key) == state:
-                    fresh[key] = path
-                else:
-                    self._unsettled[key] = state
-            if self.models:
-                for key, path in fresh.items():  # one after another, since there are calls to answer beside
-                    await self._introduce(key, path)
-            else:
-                await asyncio.gather(*(self._introduce(key, path, lazy=True) for key, path in fresh.items()))
-
-    async def _introduce(self, key: tuple[str, str], path: Path, *, lazy: bool = False) -> str:
-        """Verify a version, have the workers open it, and serve it then; returns why it is refused, "" if it is not.
-
-        Args:
-            key: name and version.
-            path: of its folder.
-            lazy: whether what finds no room in memory is left to be opened by its first call.
-        """
-        state, bundle = await asyncio.to_thread(_read, path, self._trust)
-        self._seen[key] = state
-        self._unsettled.pop(key, None)
-        if isinstance(bundle, Exception):
-            return self._refuse(*key, bundle)
-        try:
-            served = Served(
-                self,
-                bundle,
-                next(self._numbers),
-                precision=self._options["precision"],
-                max_batch=self.max_batch,
+    def _make(self, bundle: Bundle) -> Served:
+        served = Served(
+            self, bundle, next(self._numbers), precision=self._options["precision"], max_batch=self.max_batch
+        )
+        if self.memory is not None and served.memory > self.memory / self.count:
+            raise BundleError(
+                f"its files of {served.memory} bytes are larger than the {self.memory // self.count} bytes of memory that "
+                "each worker has for models; raise the limit"
             )
-            if self.memory is not None and served.memory > self.memory / self.count:
-                raise BundleError(
-                    f"its files of {served.memory} bytes are larger than the {self.memory // self.count} bytes of memory that "
-                    "each worker has for models; raise the limit"
-                )
-        except (BundleError, OSError) as error:
-            return self._refuse(*key, error)
-        if not lazy or all(self._fits(worker, served) for worker in self._workers):
-            reason = await self._prove(served)
-            if reason:
-                return self._refuse(*key, BundleError(reason))
-        former = self.models.get(key[0], {}).get(key[1])
-        self._put(served, *key)
-        if former is not None:
-            self._retire(former)
-        return ""
+        return served
 
-    async def _prove(self, served: Served) -> str:
-        """Have every worker open a version; returns the reason if none can."""
+    async def _prove(self, served: Served, lazy: bool) -> str:
+        """Have every worker open a version, unless it may be lazy and finds no room; returns the reason if none can."""
+        if lazy and not all(self._fits(worker, served) for worker in self._workers):
+            return ""
         reason = ""
         while served.deaths < MOST_ATTEMPTS:
             live = self._live()
@@ -876,29 +790,3 @@ def _crashed(call: Call) -> RequestError:
         "server's log tells of them"
     )
     return RequestError("inference_crashed", message, 500)
-
-
-def _look(folder: Path) -> dict[tuple[str, str], tuple[Path, Any]]:
-    return {key: (path, fingerprint(path)) for key, path in folders(folder).items()}
-
-
-def _gone(folder: Path, keys: list[tuple[str, str]]) -> list[tuple[str, str]]:
-    """Versions whose folders are no more, and not only out of sight because a disk fails."""
-    gone = []
-    for name, version in keys:
-        try:
-            (folder / name / version).stat()
-        except (FileNotFoundError, NotADirectoryError):
-            gone.append((name, version))
-        except OSError as error:
-            log.error("%s/%s cannot be looked at and stays: %s", name, version, error.strerror)
-    return gone
-
-
-def _read(path: Path, trust: Trust) -> tuple[Any, Bundle | Exception]:
-    """A version's fingerprint, and its bundle or what is wrong with it."""
-    state = fingerprint(path)
-    try:
-        return state, read(path, trust)
-    except Exception as error:  # whatever is wrong with one bundle, the others are served
-        return state, error

@@ -75,13 +75,13 @@ class Guard:
 
         Args:
             keys: file made by `zoo keys`; read again within a second when it changes.
-            jwt_key: file with a PEM public key (RSA, P-256 or Ed25519), a JSON Web Key Set, or a shared secret of at least 32
-                bytes (HS256); read again when it changes.
+            jwt_key: file with a PEM public key (RSA, P-256 or Ed25519), a JSON Web Key Set, or a shared secret of at
+                least 32 bytes (HS256); read again when it changes.
             jwt_audience: the `aud` that a token must be made for; needed with `jwt_key`.
             jwt_issuer: the `iss` a token must come from, any if None.
             jwt_scopes: claim that lists the scopes, as a list or as text with blanks between.
-            anonymous: scopes open to clients without a credential. None opens "predict", "explain" and "metrics" where there
-                are no keys, and "metrics" alone where there are.
+            anonymous: scopes open to clients without a credential. None opens "predict", "explain" and "metrics" where
+                there are no keys, and "metrics" alone where there are.
             key_rate: limit of every key and token that has none of its own.
             peer_rate: limit of each client address without a credential; IPv6 addresses count by /64 network.
             proxies: reverse proxies in front, whose `X-Forwarded-For` entries are believed. 0 believes none.
@@ -352,7 +352,8 @@ def asked(path: str) -> tuple[str | None, str]:
 def protect(app: "Flask", guard: Guard) -> None:
     """Ask the guard before every request of a Flask app, and put its headers on every answer.
 
-    What a route needs is said by `scope_of`; one it does not know needs "predict", so a new route is never open by chance.
+    What a route needs is said by `scope_of`; one it does not know needs "predict", so a new route is never open by
+    chance.
     """
     from flask import Response, g, request
 

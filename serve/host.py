@@ -10,15 +10,18 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Coroutine, Iterable
+from functools import partial
 from importlib.util import find_spec
 from typing import Any
 
+from serve.connections import Connection
 from serve.drift import Drift
 from serve.fleet import Fleet
 from serve.guard import Guard, configured
 from serve.http import Front, Limits
+from serve.lines import Lines, LinesHandler
 from serve.manifest import BundleError, load_trust
-from serve.monitor import Lines, LinesHandler, Monitor
+from serve.monitor import Monitor
 from serve.settings import Settings
 from serve.traffic import Traffic
 from serve.tune import remembered
@@ -42,7 +45,7 @@ class LazyApp:
             return self._app
 
     def warm(self) -> None:
-        """Make the app; what exists then stays, so that the garbage collector need not look at it while requests wait."""
+        """Make the app; what exists then stays, so the garbage collector need not look at it while requests wait."""
         self.get()
         gc.collect()
         gc.freeze()
@@ -139,7 +142,7 @@ async def _serve(
     host, port, drain = settings.host, settings.port, settings.drain
     front = Front(fleet, app, guard=guard, monitor=monitor, limits=limits)
     try:  # the port is taken before models are loaded, and listened on after
-        server = await loop.create_server(front.connection, host, port, backlog=BACKLOG, start_serving=False)
+        server = await loop.create_server(partial(Connection, front), host, port, backlog=BACKLOG, start_serving=False)
     except OSError as error:
         raise OSError(f"cannot listen on {host}:{port}: {error.strerror or error}; choose another port") from error
     stop, now = asyncio.Event(), asyncio.Event()

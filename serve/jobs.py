@@ -134,7 +134,8 @@ class Jobs:
             client: what the limit per client counts by.
 
         Raises:
-            RequestError: no rows, or some that cannot be read; 413, too many rows; 429, too many jobs of this client; 503, too many jobs.
+            RequestError: no rows, or some that cannot be read; 413, too many rows; 429, too many jobs of this client;
+                503, too many jobs.
         """
         if not batch.count:
             raise RequestError("bad_batch", "a job must hold at least one row, got none; send some")

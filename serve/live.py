@@ -1,4 +1,7 @@
-"""Figures of the last minute by model and version, for the page: requests, errors and times. Plain counters, no HTTP."""
+"""Figures of the last minute by model and version, for the page: requests, errors and times.
+
+Plain counters, no HTTP.
+"""
 
 import time
 from collections.abc import Callable
@@ -71,8 +74,8 @@ class Live:
         """Figures of the last minute by version.
 
         Returns:
-            For each version that answered within the minute: `requests` and `errors` per second, over the part of the minute since
-            its first answer, and `p50_ms` and `p99_ms`.
+            For each version that answered within the minute: `requests` and `errors` per second, over the part of the
+            minute since its first answer, and `p50_ms` and `p99_ms`.
         """
         now = int(self._clock())
         told: dict[str, dict[str, float | None]] = {}

@@ -2,7 +2,8 @@
 
 A bundle is the folder `store/<name>/<version>/`. `SHA256SUMS` lists every other file; a file that is missing,
 changed or not listed refuses the whole bundle. Files are hashed in blocks, once, so that they may be of any size.
-`SIGNATURE` may stand beside them: signatures over `SHA256SUMS`, and so over every file, by those who vouch for the bundle.
+`SIGNATURE` may stand beside them: signatures over `SHA256SUMS`, and so over every file, by those who vouch for the
+bundle.
 """
 
 import hashlib
@@ -368,13 +369,13 @@ def read(folder: str | Path, *, trust: Trust = ()) -> Bundle:
 
     Args:
         folder: `store/<name>/<version>`.
-        trust: public keys, of which one must have signed the bundle; see `load_trust`. Without any, no signature is asked
-            for, and one that is there is not looked at.
+        trust: public keys, of which one must have signed the bundle; see `load_trust`. Without any, no signature is
+            asked for, and one that is there is not looked at.
 
     Raises:
-        BundleError: no such folder; a file missing, changed, not listed, or no plain file; no signature by a trusted key; a
-            manifest this reader does not know; an ONNX file that reads files outside the bundle; or an archive that
-            unpacks to too much.
+        BundleError: no such folder; a file missing, changed, not listed, or no plain file; no signature by a trusted
+            key; a manifest this reader does not know; an ONNX file that reads files outside the bundle; or an archive
+            that unpacks to too much.
     """
     folder = Path(folder)
     sums = folder / SUMS

@@ -1,27 +1,26 @@
-"""Figures, log lines and traces of requests; never what was in them.
+"""Figures of requests, their log lines and traces; never what was in them.
 
 Counting costs a request one dictionary look-up and a few additions; Prometheus' own objects are made when somebody asks
 for the figures. `METRICS` is the one list of what there is.
 """
 
 import logging
-import mmap
 import os
-import re
-import select
 import sys
 import threading
 import time
 from bisect import bisect_left
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError
 from importlib.metadata import version as version_of
-from pathlib import Path
 from typing import Any
 
 import msgspec
+
+from serve.lines import Lines
+from serve.memory import resident
+from serve.tracing import TRACEPARENT, tracer
 
 log = logging.getLogger("serve")
 access = logging.getLogger("serve.access")
@@ -30,7 +29,6 @@ SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2
 ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 WORKER_STATES = ("starting", "ready", "dead")
 COLUMNS = 50  # columns of one version whose drift is published, worst first
-TRACEPARENT = re.compile(r"(?!ff)[0-9a-f]{2}-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})(-.*)?")
 # statuses of requests turned away for what the server is or allows, not for what they hold
 TURNED_AWAY = frozenset((401, 403, 408, 413, 429, 431, 503, 504))
 
@@ -74,7 +72,10 @@ METRICS = {
     "zoo_experiment_p": Metric("gauge", ("model", "test"), "Always-valid p-value of a running A/B test."),
     "zoo_shadow_rows_total": Metric("counter", _VERSION, "Rows that a shadow version answered too."),
     "zoo_shadow_disagreements_total": Metric(
-        "counter", _VERSION, "Rows on which a shadow version named another class."
+        "counter", _VERSION, "Rows on which a shadow named another class, or a value that is too far away."
+    ),
+    "zoo_shadow_value_difference": Metric(
+        "gauge", _VERSION, "Mean difference of a shadow's values, in standard deviations of those answered."
     ),
     "zoo_rollbacks_total": Metric("counter", (*_VERSION, "cause"), "Versions taken out of traffic automatically."),
     "zoo_state_saved": Metric("gauge", (), "1 if rules of traffic are written to disk, 0 if that fails."),
@@ -104,14 +105,14 @@ class Monitor:
 
         Args:
             tracing: make an OpenTelemetry span of each request.
-            provider: of OpenTelemetry's tracers. If None, the one this program has set up, or else one that sends spans by
-                OTLP over HTTP, as OpenTelemetry's environment variables say.
+            provider: of OpenTelemetry's tracers. If None, the one this program has set up, or else one that sends spans
+                by OTLP over HTTP, as OpenTelemetry's environment variables say.
 
         Raises:
             ModuleNotFoundError: tracing without OpenTelemetry's packages.
         """
         self.lines: Lines | None = None
-        self.trace = _tracer(provider) if tracing else None
+        self.trace = tracer(provider) if tracing else None
         self._lock = threading.Lock()
         self._requests: dict[tuple[str, str, str, int], list] = {}
         self._errors: dict[tuple[str, str, str], int] = {}
@@ -408,166 +409,3 @@ class _Collector:
     def describe(self) -> Iterable[Any]:
         """Nothing is promised ahead, so that registering costs nothing."""
         return ()
-
-
-def resident(process: int) -> int:
-    """Bytes of memory a process holds; 0 where the system does not tell."""
-    try:
-        return int(Path(f"/proc/{process}/statm").read_text(encoding="ascii").split()[1]) * mmap.PAGESIZE
-    except (OSError, ValueError, IndexError):
-        return 0
-
-
-class Lines:
-    """Lines on their way to a file that may be slow or gone; whoever writes one never waits.
-
-    Attributes:
-        dropped: lines given up, because too many were waiting or the file took no more.
-    """
-
-    def __init__(self, file: int, *, limit: int = 20_000, pause: float = 0.05) -> None:
-        """Start the thread that writes.
-
-        Args:
-            file: descriptor, such as `sys.stderr.fileno()`.
-            limit: lines that may wait.
-            pause: seconds over which lines are gathered into one write.
-        """
-        self.dropped = 0
-        self._file, self._limit, self._pause = file, limit, pause
-        self._waiting: deque[bytes] = deque()
-        self._lock = threading.Lock()  # of `dropped`, which both sides count
-        self._arrived = threading.Event()
-        self._asleep = True
-        self._closing = False
-        self._thread = threading.Thread(target=self._run, name="log", daemon=True)
-        self._thread.start()
-
-    def write(self, line: bytes) -> None:
-        """Queue one line, without its end."""
-        if len(self._waiting) >= self._limit:
-            with self._lock:
-                self.dropped += 1
-            return
-        self._waiting.append(line)
-        if self._asleep:
-            self._asleep = False
-            self._arrived.set()
-
-    def close(self, timeout: float = 1.0) -> None:
-        """Write what is waiting, for at most `timeout` seconds, and stop."""
-        self._closing = True
-        self._arrived.set()
-        self._thread.join(timeout)
-
-    def _run(self) -> None:
-        while True:
-            self._arrived.wait()
-            self._arrived.clear()
-            if not self._closing:
-                time.sleep(self._pause)
-            self._asleep = True  # before the queue is emptied, so that no line is forgotten
-            held = [self._waiting.popleft() for _ in range(len(self._waiting))]
-            if held and not self._put(b"\n".join([*held, b""])):
-                with self._lock:
-                    self.dropped += len(held)
-            if self._closing and not self._waiting:
-                return
-
-    def _put(self, data: bytes) -> bool:
-        """Write all of it; False when the file takes no more."""
-        left = memoryview(data)
-        while left:
-            try:
-                left = left[os.write(self._file, left) :]
-            except BlockingIOError:
-                if self._closing:
-                    return False
-                select.select((), (self._file,), (), 1.0)
-            except OSError:
-                return False
-        return True
-
-
-class LinesHandler(logging.Handler):
-    """Log records as JSON lines beside the access log's."""
-
-    def __init__(self, lines: Lines, level: int = logging.WARNING) -> None:
-        super().__init__(level)
-        self.lines = lines
-
-    def emit(self, record: logging.LogRecord) -> None:
-        """Queue a record's line."""
-        stamp = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
-        entry = {
-            "time": f"{stamp}.{int(record.msecs):03d}+00:00",
-            "level": record.levelname.lower(),
-            "logger": record.name,
-            "message": record.getMessage(),
-        }
-        if record.exc_info and record.exc_info[0] is not None:
-            entry["error"] = record.exc_info[0].__name__  # its message may quote what a client sent
-        self.lines.write(msgspec.json.encode(entry))
-
-
-def _provider(trace: Any) -> Any:
-    """Where spans go: what the program set up, or an OTLP exporter by OpenTelemetry's environment variables."""
-    if not isinstance(trace.get_tracer_provider(), trace.ProxyTracerProvider):
-        return None
-    try:
-        from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
-        from opentelemetry.sdk.resources import Resource
-        from opentelemetry.sdk.trace import TracerProvider
-        from opentelemetry.sdk.trace.export import BatchSpanProcessor
-    except ImportError as error:
-        message = "nothing takes the spans; run: pip install opentelemetry-sdk opentelemetry-exporter-otlp-proto-http"
-        raise ModuleNotFoundError(message) from error
-    name = os.environ.get("OTEL_SERVICE_NAME", "zooroad")
-    provider = TracerProvider(resource=Resource.create({"service.name": name}))
-    provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
-    return provider
-
-
-def _tracer(provider: Any) -> Callable[..., None]:
-    """What makes a finished span of an answered request."""
-    try:
-        from opentelemetry import trace
-    except ImportError as error:
-        message = "traces need OpenTelemetry, which is not installed; run: pip install opentelemetry-sdk"
-        raise ModuleNotFoundError(message) from error
-    tracer = trace.get_tracer("zooroad.serve", tracer_provider=provider or _provider(trace))
-
-    def record(
-        parent: re.Match[str] | None,
-        model: str,
-        version: str,
-        route: str,
-        status: int,
-        seconds: float,
-        method: str,
-    ) -> None:
-        context = None
-        if parent is not None and int(parent[1], 16) and int(parent[2], 16):
-            sender = trace.SpanContext(
-                int(parent[1], 16), int(parent[2], 16), is_remote=True, trace_flags=trace.TraceFlags(int(parent[3], 16))
-            )
-            context = trace.set_span_in_context(trace.NonRecordingSpan(sender))
-        now = time.time_ns()
-        span = tracer.start_span(
-            f"{method} {route}".strip(),
-            context=context,
-            kind=trace.SpanKind.SERVER,
-            start_time=now - int(seconds * 1e9),
-            attributes={
-                "http.request.method": method,
-                "http.route": route,
-                "http.response.status_code": status,
-                "zoo.model": model,
-                "zoo.version": version,
-            },
-        )
-        if status >= 500:
-            span.set_status(trace.StatusCode.ERROR)
-        span.end(now)
-
-    return record

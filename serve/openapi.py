@@ -21,8 +21,9 @@ from serve import admin, codec, protocol
 from serve.guard import scope_of
 from serve.manifest import Manifest
 from serve.protocol import Wanted
-from serve.runtime import ModelLike, Shelf, golden_rows
+from serve.runtime import ModelLike, golden_rows
 from serve.standard import cached
+from serve.store import Shelf
 from serve.tensors import DTYPES, LARGEST_SIZE, MOST_AXES
 
 MOST_VALUES = 1024  # of one example; larger inputs are described by their schema alone
@@ -246,6 +247,12 @@ QUALITY = (
     {"type": "boolean", "default": True},
     "measure how far it can be trusted too, in about as much time again",
 )
+THEME = ("theme", {"enum": ["light", "dark"], "default": "light"}, "page that the picture's colours are for")
+WIDTH = (
+    "width",
+    {"type": "number", "minimum": 4, "maximum": 20, "default": 8.4},
+    "of the picture in inches; letters keep their size, so that a narrow one can be read on a phone",
+)
 LIMIT = (
     "limit",
     {"type": "integer", "minimum": 1, "maximum": admin.MOST_EVENTS, "default": 100},
@@ -282,7 +289,7 @@ BODIES: dict[str, tuple[dict[str, Any], dict[str, Any], tuple]] = {
     "GET /models/{model}/examples": ({}, {JSON: _list(ANYTHING)}, (VERSION,)),
     "GET /models/{model}/live": ({}, {JSON: ANYTHING}, (VERSION,)),
     "POST /predict/{model}": (ROWS, {JSON: _ref("Predictions"), "text/csv": TEXT}, (TOP, VERSION)),
-    "POST /explain/{model}": (ROWS, {JSON: _ref("Explanation")}, (METHOD, LABEL, QUALITY, VERSION)),
+    "POST /explain/{model}": (ROWS, {JSON: _ref("Explanation")}, (METHOD, LABEL, QUALITY, THEME, WIDTH, VERSION)),
     "POST /jobs/{model}": (ROWS, {JSON: _ref("Job")}, (KIND, TOP, METHOD, LABEL, QUALITY, VERSION)),
     "GET /jobs": ({}, {JSON: _list(_ref("Job"))}, ()),
     "GET /jobs/{job}": ({}, {JSON: _ref("Job"), "text/csv": TEXT}, ()),
@@ -443,12 +450,11 @@ def _operation(
                 place[JSON]["examples"] = shown
     if BINARY in sent:
         told["parameters"].append(_header_length())
-    if inference := path.endswith(("/infer", ":predict")):
-        told["parameters"].append(_header("X-Request-Timeout", SECONDS, "seconds in which the answer is wanted"))
-    if inference or path.startswith("/predict/"):
-        told["parameters"].append(
-            _header("X-Traffic-Key", TEXT, "requests of one key keep to one version in experiments")
-        )
+    if path.endswith(("/infer", ":predict")) or path.startswith("/predict/"):
+        told["parameters"] += [
+            _header("X-Request-Timeout", SECONDS, "seconds in which the answer is wanted"),
+            _header("X-Traffic-Key", TEXT, "requests of one key keep to one version in experiments"),
+        ]
     if not told["parameters"]:
         del told["parameters"]
     return told

@@ -37,7 +37,8 @@ def unpack(body: bytes, limit: int) -> bytes:
         limit: most bytes that may come out.
 
     Raises:
-        RequestError: 413, more than `limit` bytes would come out, which are then not unpacked; 400, it is damaged, or in too many members.
+        RequestError: 413, more than `limit` bytes would come out, which are then not unpacked; 400, it is damaged, or
+            in too many members.
     """
     parts: list[bytes] = []
     size = 0

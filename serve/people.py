@@ -1,6 +1,10 @@
-"""Routes for people and scripts: the page, simple predictions, explanations and jobs. What bodies mean is in `codec`."""
+"""Routes for people and scripts: the page, simple predictions, explanations and jobs.
+
+What bodies mean is in `codec`.
+"""
 
 import threading
+import time
 from typing import Any
 
 import msgspec
@@ -10,11 +14,14 @@ from serve import codec
 from serve.codec import Batch, Inputs
 from serve.errors import RequestError
 from serve.explainer import Explainer
+from serve.heads import seconds_of
 from serve.jobs import KINDS, Job, Jobs
 from serve.live import Live
+from serve.manifest import Port
 from serve.monitor import Monitor
-from serve.runtime import ModelLike, Shelf
+from serve.runtime import ModelLike
 from serve.standard import cached, reply
+from serve.store import Shelf
 from serve.tensors import decode_json
 
 JSON, CSV, TEXT = "application/json", "text/csv", "text/plain"
@@ -57,7 +64,7 @@ def people_routes(
 def _page_routes(app: Flask, store: Shelf, live: Live, *, guard: Any, traffic: Any, drift: Any) -> None:
     @app.get("/")
     def page() -> Response:
-        """The page to try the models; a client that names no HTML, such as KServe's, is told that the server is alive."""
+        """The page to try the models; a client that takes no HTML, such as KServe's, is told that the server lives."""
         if "html" in request.headers.get("Accept", "text/html"):
             response = app.send_static_file("index.html")
         else:
@@ -155,7 +162,7 @@ def _answer_routes(
             )
             raise RequestError("bad_batch", message, 413)
         inputs, notes = batch.take()
-        answered = found.predict(inputs)
+        answered = found.predict(inputs, deadline=_deadline())
         predictions = codec.answers(answered, found.manifest, top=top, precision=found.precision)
         monitor.rows(found.name, found.version, len(predictions))
         if table:
@@ -173,7 +180,7 @@ def _answer_routes(
             raise RequestError("bad_batch", message)
         inputs, notes = batch.take()
         inputs = found.check(inputs)
-        told = explainer.explain(found.bundle, inputs, precision=found.precision, **options)
+        told = explainer.explain(found.bundle, inputs, precision=found.precision, picture=_picture(), **options)
         return reply({"model": found.name, "version": found.version, **told, "notes": notes})
 
 
@@ -205,7 +212,7 @@ def _job_routes(
         def explain(inputs: Inputs) -> list[dict[str, Any]]:
             model = store.get(found.name, found.version)
             checked = model.check(inputs)
-            return [explainer.explain(model.bundle, checked, precision=model.precision, picture=False, **options)]
+            return [explainer.explain(model.bundle, checked, precision=model.precision, **options)]
 
         free = any(size < 0 for port in found.manifest.inputs for size in port.shape[1:])
         job = jobs.submit(
@@ -338,6 +345,26 @@ def _explanation(model: ModelLike) -> dict[str, Any]:
     }
 
 
+def _picture() -> dict[str, Any]:
+    """Colours and width of the picture, as the request asks."""
+    theme, width = request.args.get("theme", "light"), request.args.get("width", "8.4")
+    if theme not in ("light", "dark"):
+        raise RequestError("bad_parameter", f"theme must be light or dark, got {theme[:40]!r}")
+    try:
+        inches = float(width[:40])
+    except ValueError:
+        inches = 0.0
+    if not 4 <= inches <= 20:
+        raise RequestError("bad_parameter", f"width must be 4 … 20 inches, got {width[:40]!r}")
+    return {"dark": theme == "dark", "width": inches}
+
+
+def _deadline() -> float | None:
+    """When the client wants its answer, in `time.monotonic()` seconds; None if it does not say."""
+    text = request.headers.get("X-Request-Timeout")
+    return None if text is None else time.monotonic() + seconds_of(text)
+
+
 def _wants_csv() -> bool:
     return request.accept_mimetypes.best_match([JSON, CSV], JSON) == CSV
 
@@ -367,10 +394,16 @@ def _described(store: Shelf, name: str, index: list[dict[str, Any]]) -> dict[str
         "metric": manifest.metric,
         "inputs": [msgspec.to_builtins(port) for port in manifest.inputs],
         "choices": manifest.choices,
-        "maps": any(port.name == "activation_map" for port in manifest.outputs),
+        "maps": any(port.name == "activation_map" and _spreads(port) for port in manifest.outputs),
         "max_batch": model.max_batch,
         "training": {key: manifest.training.get("data", {}).get(key) for key in ("name", "source", "generated")},
     }
+
+
+def _spreads(port: Port) -> bool:
+    """Whether a map has more than one place, so that it can show where a model looked."""
+    places = zip(port.shape, port.axes, strict=False)
+    return any(size != 1 for size, axis in places if axis in ("height", "width", "time"))
 
 
 def _scores(model: ModelLike | None) -> dict[str, Any]:

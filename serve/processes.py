@@ -10,13 +10,13 @@ import subprocess
 import sys
 import time
 from collections import deque
-from pathlib import Path
 from typing import Any, Protocol
 
 from serve import wire
 from serve.calls import Batch, Served
 
 JOINED = 4096  # bytes of a body up to which a batch is copied together, which is cheaper than many pieces
+LAST_SECONDS = 2.0  # for processes that were told to end
 PIECES = 512  # that the system takes at a time; more than 1024 it refuses
 
 
@@ -131,17 +131,9 @@ class Worker:
         return sum(each.memory for each in self.slots.values()) + sum(each[0].memory for each in self.loading.values())
 
 
-def resident(pid: int) -> int:
-    """Bytes of memory a process holds; 0 where the system does not tell, or it is gone."""
-    try:
-        return int(Path(f"/proc/{pid}/statm").read_text(encoding="ascii").split()[1]) * os.sysconf("SC_PAGE_SIZE")
-    except (OSError, ValueError, IndexError):
-        return 0
-
-
-def reap(processes: list[subprocess.Popen], seconds: float = 2.0) -> None:
+def reap(processes: list[subprocess.Popen]) -> None:
     """Wait for processes that were told to end; kill those that take longer."""
-    end = time.monotonic() + seconds
+    end = time.monotonic() + LAST_SECONDS
     for process in processes:
         try:
             process.wait(max(0.01, end - time.monotonic()))

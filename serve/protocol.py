@@ -1,4 +1,4 @@
-"""Open Inference Protocol v2 and TensorFlow Serving's v1: bytes to named arrays and back. Pure functions, no HTTP, no model.
+"""Open Inference Protocol v2 and TensorFlow Serving's v1: bytes to named arrays and back. No HTTP, no model.
 
 Sources:
     https://github.com/kserve/open-inference-protocol/blob/main/specification/protocol/inference_rest.md
@@ -177,7 +177,7 @@ def decode(body: bytes | memoryview, header_length: int | None = None) -> Reques
 
 
 def _read(body: bytes | memoryview) -> _Infer:
-    """The JSON of a request; long flat numbers of the first input are set aside while the rest is read, and not read twice."""
+    """The JSON of a request; long flat numbers of the first input are set aside first, and so not read twice."""
     found = _FIRST_DATA.match(body) if len(body) > SMALL else None
     if found is None:
         return decode_json(body, _INFER)

@@ -1,8 +1,8 @@
 """Which other files an ONNX file would have an engine open. Standard library only.
 
-An ONNX file is a protobuf message whose tensors may name a file that holds their values. The walk below follows every field
-that can hold a tensor, wherever a parser would find one, and steps over all else, so it costs a look at each node and none
-at the weights.
+An ONNX file is a protobuf message whose tensors may name a file that holds their values. The walk below follows every
+field that can hold a tensor, wherever a parser would find one, and steps over all else, so it costs a look at each node
+and none at the weights.
 Source: https://github.com/onnx/onnx/blob/main/onnx/onnx.proto (field numbers).
 """
 

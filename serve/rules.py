@@ -1,74 +1,12 @@
-"""The rules of a model's traffic as values: what is stored, what was counted, and how the rules pick a version."""
+"""The rules of a model's traffic as values: what is stored, and how the rules pick a version."""
 
-from bisect import bisect_right
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from hashlib import blake2b
-from typing import Any
 
 import msgspec
 
-from serve.errors import RequestError
-from serve.evidence import Bet
-
-RECENT = 20_000  # requests after which a version's counts are halved, so that they speak of lately
-EDGES = tuple(2e-5 * 1.15**step for step in range(110))  # seconds, 20 us to 83 s: upper ends of the latency buckets
-PAIRS = 1000  # kinds of disagreement told apart
-
-
-class Watch(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
-    """When a canary, an experiment's treatment or a version that just arrived is taken back by itself.
-
-    It is compared with the version it is to replace. Failures are answers of status 5xx, but for 503 (the server was full)
-    and 504 (the client set the time); what a client does wrong counts against no version.
-
-    Attributes:
-        on: False to take nothing back.
-        requests: least requests before failures decide.
-        alpha: probability, in (0, 1), of taking back a version that fails as rarely as the old one, though it is looked at
-            after every failure; it holds for as far back as counts reach, see `RECENT`.
-        margin: failures more per request, in [0, 1), that are put up with.
-        most_failures: share of failures, in (0, 1], above which no comparison is needed if the old version has had too few
-            requests for one.
-        slow_requests: least requests of both versions before latency decides.
-        quantile: in (0, 1); latency is compared there.
-        slower: factor, at least 1, by which the new version's quantile may be above the old one's.
-        slower_seconds: what it may be above it in any case, in seconds.
-        fresh_seconds: how long a version is watched after it became the default, in seconds.
-    """
-
-    on: bool = True
-    requests: int = 20
-    alpha: float = 0.01
-    margin: float = 0.01
-    most_failures: float = 0.5
-    slow_requests: int = 100
-    quantile: float = 0.95
-    slower: float = 2.0
-    slower_seconds: float = 0.05
-    fresh_seconds: float = 3600.0
-
-    def check(self) -> None:
-        """Compare the numbers with what they may be.
-
-        Raises:
-            RequestError: one is out of its range.
-        """
-        limits = {
-            "requests": self.requests >= 1,
-            "alpha": 0 < self.alpha < 1,
-            "margin": 0 <= self.margin < 1,
-            "most_failures": 0 < self.most_failures <= 1,
-            "slow_requests": self.slow_requests >= 1,
-            "quantile": 0 < self.quantile < 1,
-            "slower": self.slower >= 1,
-            "slower_seconds": self.slower_seconds >= 0,
-            "fresh_seconds": self.fresh_seconds >= 0,
-        }
-        for name, fine in limits.items():
-            if not fine:
-                raise RequestError(
-                    "bad_traffic", f"{name}={getattr(self, name)!r} is out of range; the defaults are {Watch()}"
-                )
+from serve.experiment import Experiment
+from serve.watch import Watch
 
 
 class Canary(msgspec.Struct):
@@ -85,22 +23,6 @@ class Shadow(msgspec.Struct):
     version: str
     share: float
     since: float
-
-
-class Experiment(msgspec.Struct):
-    """Two versions drawn at random, compared by an outcome that clients report and by failures."""
-
-    id: str
-    control: str
-    treatment: str
-    share: float
-    metric: str
-    better: str
-    alpha: float
-    since: float
-    outcomes: Bet
-    failures: Bet
-    decided: dict[str, str] = {}
 
 
 class Fresh(msgspec.Struct):
@@ -123,124 +45,6 @@ class Plan(msgspec.Struct):
     watch: Watch = Watch()
     known: list[str] = []
     declared: str = ""  # the rules of a file that were applied last, as JSON; see `declared`
-
-
-class Tally(msgspec.Struct):
-    """How one version did lately: counts, and a histogram of seconds by `EDGES`."""
-
-    requests: int = 0
-    failures: int = 0
-    refused: int = 0
-    rows: int = 0
-    seconds: list[int] = msgspec.field(default_factory=lambda: [0] * (len(EDGES) + 1))
-
-    def add(self, status: int, seconds: float, rows: int) -> bool:
-        """Count one answer; True if the version failed."""
-        if self.requests >= RECENT:
-            self.requests, self.failures, self.refused = self.requests // 2, self.failures // 2, self.refused // 2
-            self.seconds = [count // 2 for count in self.seconds]
-        self.requests += 1
-        self.rows += rows
-        self.seconds[bisect_right(EDGES, seconds)] += 1
-        if status < 400:
-            return False
-        if status < 500:
-            self.refused += 1
-        failed = status >= 500 and status != 504
-        self.failures += failed
-        return failed
-
-    def quantile(self, share: float) -> float | None:
-        """Seconds within which `share` of the answers came, to 15 %; None without answers."""
-        left = share * sum(self.seconds)
-        for edge, count in zip(EDGES, self.seconds, strict=False):
-            left -= count
-            if left <= 0 and count:
-                return edge
-        return EDGES[-1] if any(self.seconds) else None
-
-    def slower_than(self, seconds: float) -> int:
-        """Answers that certainly took longer."""
-        return sum(self.seconds[bisect_right(EDGES, seconds) + 1 :])
-
-    def told(self) -> dict[str, Any]:
-        """For people: counts, the share of failures, milliseconds at three quantiles."""
-        counts = {"requests": self.requests, "failures": self.failures, "refused": self.refused, "rows": self.rows}
-        rate = {"failure_rate": self.failures / self.requests if self.requests else None}
-        spans = {f"p{share}_ms": self.quantile(share / 100) for share in (50, 95, 99)}
-        return counts | rate | {name: None if span is None else round(span * 1000, 3) for name, span in spans.items()}
-
-
-class Comparison(msgspec.Struct):
-    """What a shadow would have answered otherwise, row by row.
-
-    Attributes:
-        against: version that answered -> rows, and rows where the shadow named another class.
-        classes: class that was answered -> rows, and rows where the shadow named another.
-        pairs: "answered>shadow" -> rows, for the kinds of disagreement seen first.
-        gap: sum of the differences of confidence over rows that had both; `gap_rows` of them, `gap_most` the largest.
-    """
-
-    rows: int = 0
-    differ: int = 0
-    against: dict[str, list[int]] = {}
-    classes: dict[int, list[int]] = {}
-    pairs: dict[str, int] = {}
-    labels: list[str] = []
-    gap: float = 0.0
-    gap_rows: int = 0
-    gap_most: float = 0.0
-
-    def add(self, version: str, answered: Sequence[int], shadow: Sequence[int]) -> None:
-        against = self.against.setdefault(version, [0, 0])
-        against[0] += len(answered)
-        self.rows += len(answered)
-        for mine, other in zip(answered, shadow, strict=True):
-            of_class = self.classes.setdefault(mine, [0, 0])
-            of_class[0] += 1
-            if mine != other:
-                self.differ += 1
-                against[1] += 1
-                of_class[1] += 1
-                pair = f"{mine}>{other}"
-                if pair in self.pairs or len(self.pairs) < PAIRS:
-                    self.pairs[pair] = self.pairs.get(pair, 0) + 1
-
-    def confident(self, answered: Sequence[float], shadow: Sequence[float]) -> None:
-        for mine, other in zip(answered, shadow, strict=True):
-            gap = abs(mine - other)
-            self.gap += gap
-            self.gap_rows += 1
-            self.gap_most = max(self.gap_most, gap)
-
-    def told(self) -> dict[str, Any]:
-        """For people, classes by name, the worst first."""
-
-        def name(number: int) -> str:
-            return self.labels[number] if 0 <= number < len(self.labels) else str(number)
-
-        worst = sorted(self.classes.items(), key=lambda item: (-item[1][1] / item[1][0], -item[1][0]))
-        pairs = sorted(self.pairs.items(), key=lambda item: -item[1])[:20]
-        return {
-            "rows": self.rows,
-            "disagreements": self.differ,
-            "disagreement_rate": self.differ / self.rows if self.rows else None,
-            "against": {
-                version: {"rows": rows, "disagreements": differ} for version, (rows, differ) in self.against.items()
-            },
-            "classes": [
-                {"class": name(number), "rows": rows, "disagreements": differ, "disagreement_rate": differ / rows}
-                for number, (rows, differ) in worst
-            ],
-            "pairs": [
-                {"answered": name(int(mine)), "shadow": name(int(other)), "rows": rows}
-                for (mine, other), rows in ((pair.split(">"), rows) for pair, rows in pairs)
-            ],
-            "confidence_difference": {
-                "largest": self.gap_most if self.gap_rows else None,
-                "mean": self.gap / self.gap_rows if self.gap_rows else None,
-            },
-        }
 
 
 class Picker:

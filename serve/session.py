@@ -1,7 +1,7 @@
 """One ONNX file as a callable, on ONNX Runtime or, where it is installed, on OpenVINO.
 
-Both read the same file. OpenVINO is often faster on processors of Intel and AMD, but is never required. Either is imported
-when the first file is opened, so that a process which only looks at a store stays small.
+Both read the same file. OpenVINO is often faster on processors of Intel and AMD, but is never required. Either is
+imported when the first file is opened, so that a process which only looks at a store stays small.
 """
 
 import json
@@ -56,6 +56,17 @@ _OPENVINO_TYPES = {
 }
 
 
+def check_engine(engine: str) -> str:
+    """The name of an engine, if there is such a one.
+
+    Raises:
+        ValueError: there is none.
+    """
+    if engine not in ENGINES:
+        raise ValueError(f"engine must be one of {', '.join(ENGINES)}, got {engine!r}")
+    return engine
+
+
 class Session(Protocol):
     """A loaded ONNX file.
 
@@ -89,7 +100,7 @@ def open_session(path: Path, engine: str, threads: int) -> Session:
         return _OnnxRuntime(path, threads)
     if engine == "openvino":
         return _OpenVino(path, threads)
-    raise ValueError(f"engine must be {' or '.join(map(repr, ENGINES))}, got {engine!r}")
+    raise ValueError(f"a session is of 'onnxruntime' or 'openvino', got engine {engine!r}")
 
 
 class _OnnxRuntime:
@@ -101,10 +112,10 @@ class _OnnxRuntime:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
-        # At 100 requests a second to a small model, spinning kept 0.4 to 0.7 cores busy against 0.01 to 0.03 without, for
-        # at most 0.1 ms less per request (benchmarks/results/serve_start.csv).
+        # At 100 requests a second to a small model, spinning kept 0.4 to 0.7 cores busy against 0.01 to 0.03 without,
+        # for at most 0.1 ms less per request (benchmarks/results/serve_start.csv).
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        options.log_severity_level = 3
+        options.log_severity_level = 4  # its messages may quote what a client sent
         try:
             self._live = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         except Exception as error:  # ONNX Runtime raises its own types, which share no public base
@@ -202,8 +213,8 @@ def milliseconds(
 ) -> list[float]:
     """Median time of one answer from each session, taken in turns.
 
-    Before each answer that is timed comes one that is not: the processor's caches then hold what a server of that session
-    alone would find there, whichever session ran before.
+    Before each answer that is timed comes one that is not: the processor's caches then hold what a server of that
+    session alone would find there, whichever session ran before.
 
     Args:
         sessions: what to compare.

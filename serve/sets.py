@@ -1,7 +1,7 @@
 """Conformal sets and intervals, by the thresholds that a bundle's manifest holds.
 
-The rule is that of `zoo.evaluate.conformal`, which set and measured them: the most probable classes up to a total of the
-threshold, the last one counted half (Romano, Sesia & Candès 2020; Angelopoulos & Bates 2021).
+The rule is that of `zoo.evaluate.conformal`, which set and measured them: the most probable classes up to a total of
+the threshold, the last one counted half (Romano, Sesia & Candès 2020; Angelopoulos & Bates 2021).
 """
 
 import numpy as np

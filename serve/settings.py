@@ -1,4 +1,7 @@
-"""What a server can be told. Each option is declared once: both command lines, `run`, the cluster and the docs read it here."""
+"""What a server can be told.
+
+Each option is declared once: both command lines, `run`, the cluster and the docs read it here.
+"""
 
 import argparse
 import math
@@ -27,7 +30,8 @@ def _option(default: Any, help: str, group: str = "", **more: Any) -> Any:
 class Settings:
     """Every option of the server, converted and checked.
 
-    Paths may be given as text and sizes in words, such as "16MB". `python -m serve --help` and docs/serving.md list them all.
+    Paths may be given as text and sizes in words, such as "16MB". `python -m serve --help` and docs/serving.md list
+    them all.
 
     Raises:
         ValueError: a value cannot be used, or an option does not apply to what is asked for.

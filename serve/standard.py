@@ -13,7 +13,8 @@ from flask import Flask, Response, g, request
 from serve import protocol
 from serve.errors import RequestError
 from serve.monitor import Monitor
-from serve.runtime import ModelLike, Shelf
+from serve.runtime import ModelLike
+from serve.store import Shelf
 from serve.tensors import decode_json
 
 HEADER_LENGTH = "Inference-Header-Content-Length"

@@ -1,7 +1,7 @@
 """What must outlive the server: traffic rules, counts and history in one SQLite file. Never in the way of an answer.
 
-A folder that cannot be written, a full disk or another server on the same file make `State.problem` say so, and the server
-goes on with what it has in memory; what was not written is offered again at the next save.
+A folder that cannot be written, a full disk or another server on the same file make `State.problem` say so, and the
+server goes on with what it has in memory; what was not written is offered again at the next save.
 """
 
 import logging
@@ -87,7 +87,7 @@ class State:
         self._next_try = 0.0
 
     def load(self, events: int = 1000, reported: int = 100_000) -> Saved:
-        """Read what an earlier server left; nothing if there is nothing or it cannot be read, which `problem` then tells.
+        """Read what an earlier server left; nothing if it left nothing, or if `problem` then tells why not.
 
         Args:
             events: most lines of history, the newest.

@@ -44,8 +44,8 @@ def decode_json(body: bytes | memoryview | msgspec.Raw, decoder: Any = None) -> 
         decoder: an `msgspec.json.Decoder`; any JSON value if None.
 
     Raises:
-        RequestError: 400, not JSON, nested too deeply, or not of the decoder's type; 413, so many lists and objects that
-            they would take a hundred times the body's memory.
+        RequestError: 400, not JSON, nested too deeply, or not of the decoder's type; 413, so many lists and objects
+            that they would take a hundred times the body's memory.
     """
     if not body:
         raise RequestError("bad_json", "the body is empty; send JSON", 400)

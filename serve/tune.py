@@ -1,7 +1,7 @@
-"""Settings from measurements: which workers, threads, engine and depth of queue answer one model fastest on this machine.
+"""Settings from measurements: which workers, threads, engine and depth of queue answer one model fastest here.
 
-Each setting is served by a fleet of its own, and asked by loops that each wait for their answer before they ask again: few
-of them show the time of one answer, many of them the most that can be answered.
+Each setting is served by a fleet of its own, and asked by loops that each wait for their answer before they ask again:
+few of them show the time of one answer, many of them the most that can be answered.
 """
 
 import asyncio
@@ -180,7 +180,7 @@ def remembered(store: str | Path) -> dict[str, Any]:
 
 
 def chosen(store: str | Path, workers: int | None, threads: int | None, engine: str | None) -> dict[str, Any]:
-    """Settings for a `Fleet`: what was asked for; if nothing was, what `tune` wrote for this machine; else the defaults.
+    """Settings for a `Fleet`: what was asked for; if nothing was, what `tune` wrote for this machine; or defaults.
 
     Raises:
         ValueError: nothing was asked for, and the file of the store cannot be read.

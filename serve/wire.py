@@ -1,8 +1,8 @@
 """What the server's front and its workers say to each other over a socket pair: frames of a header and raw bodies.
 
-A frame is two lengths (8 bytes each, little endian), a MessagePack header, and from the next multiple of 64 bytes the bodies
-of a batch one after another. A body that holds binary tensors is placed so that they begin at such a multiple too, as
-engines like to read them.
+A frame is two lengths (8 bytes each, little endian), a MessagePack header, and from the next multiple of 64 bytes the
+bodies of a batch one after another. A body that holds binary tensors is placed so that they begin at such a multiple
+too, as engines like to read them.
 """
 
 import os
@@ -22,15 +22,20 @@ BUFFER = 2**20  # bytes that are received at a time
 
 # Of one request: size in bytes, size of the JSON before its binary tensors (None without), "v2" or "v1".
 Item = tuple[int, int | None, str]
-# Of one answer: HTTP status, size in bytes, size of the JSON before binary tensors, rows, classes, confidences, headers.
+# Of one answer: HTTP status, size in bytes, size of the JSON before binary tensors, rows, classes, values, headers.
 Result = tuple[int, int, int | None, int, list[int] | None, list[float] | None, dict[str, str] | None]
 
 
 class Run(msgspec.Struct, array_like=True, tag="run", gc=False):
-    """Answer a batch; its bodies follow."""
+    """Answer a batch; its bodies follow.
+
+    Attributes:
+        alone: nothing else is asked at the time, so the next frame is worth looking for.
+    """
 
     batch: int
     slot: int
+    alone: bool
     items: list[Item]
 
 
@@ -98,7 +103,7 @@ def frame(message: msgspec.Struct, bodies: list[bytes] | None = None) -> list[by
     return _frame(message, bodies or [], sum(map(len, bodies or ())))
 
 
-def run_frame(batch: int, slot: int, requests: list[tuple[bytes, int | None, str]]) -> list[bytes]:
+def run_frame(batch: int, slot: int, alone: bool, requests: list[tuple[bytes, int | None, str]]) -> list[bytes]:
     """A batch of (body, header length, protocol), in pieces to be sent one after another."""
     items: list[Item] = []
     pieces: list[bytes] = []
@@ -111,7 +116,7 @@ def run_frame(batch: int, slot: int, requests: list[tuple[bytes, int | None, str
             end += gap
         pieces.append(body)
         end += size
-    return _frame(Run(batch, slot, items), pieces, end)
+    return _frame(Run(batch, slot, alone, items), pieces, end)
 
 
 def _frame(message: msgspec.Struct, pieces: list[bytes], size: int) -> list[bytes]:

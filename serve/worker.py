@@ -1,12 +1,10 @@
 """A worker process: owns the sessions, answers batches of raw requests, knows no HTTP and no client.
 
-`python -m serve.worker FD` reads frames (see `serve.wire`) from a socket it inherits and writes the answers to it. It ends
-when the other end is closed, however that came about.
+`python -m serve.worker FD` reads frames (see `serve.wire`) from a socket it inherits and writes the answers to it. It
+ends when the other end is closed, however that came about.
 """
 
 import contextlib
-import ctypes
-import gc
 import logging
 import os
 import queue
@@ -24,9 +22,11 @@ import numpy as np
 
 from serve import drift, protocol, wire
 from serve.errors import RequestError
+from serve.lines import Lines, LinesHandler
 from serve.manifest import BundleError
-from serve.monitor import Lines, LinesHandler
-from serve.runtime import Model, golden_rows, read
+from serve.memory import give_back, resident
+from serve.runtime import Model, golden_rows
+from serve.store import read
 
 log = logging.getLogger("serve")
 
@@ -125,13 +125,13 @@ def _run(model: Model, parts: list[_Part], answers: list[Answered | None]) -> No
         wanted = [name for name in model.wanted(None) if name in asked]
     try:
         outputs = model.run(wanted, feed)
-        classes, confidences = _classes(model, outputs)
+        classes, values = _compared(model, outputs)
         start = 0
         for part in parts:
             end = start + part.rows
             own = outputs if len(parts) == 1 else {name: outputs[name][start:end] for name in part.wanted}
             answers[part.index] = _encoded(
-                model, part, own, classes and classes[start:end], confidences and confidences[start:end]
+                model, part, own, classes and classes[start:end], values and values[start:end]
             )
             start = end
     except Exception as error:
@@ -148,12 +148,14 @@ def _joined(parts: list[_Part]) -> dict[str, np.ndarray]:
     return {name: np.concatenate([part.feed[name] for part in parts]) for name in parts[0].feed}
 
 
-def _classes(model: Model, outputs: dict[str, np.ndarray]) -> tuple[list[int] | None, list[float] | None]:
-    """Predicted class and its probability for each row, of models that tell classes apart."""
+def _compared(model: Model, outputs: dict[str, np.ndarray]) -> tuple[list[int] | None, list[float] | None]:
+    """What a shadow is compared by, for each row: the class and its probability, or None and the value."""
     manifest = model.manifest
     found = outputs.get(manifest.outputs[0].name)
-    if manifest.task == "regression" or found is None or found.ndim != 2 or found.shape[1] != len(manifest.labels):
+    if found is None or found.ndim != 2 or found.shape[1] != len(manifest.labels):
         return None, None
+    if manifest.task == "regression":
+        return None, found[:, 0].tolist() if len(manifest.labels) == 1 else None
     classes = found.argmax(axis=1)
     return classes.tolist(), found[np.arange(len(found)), classes].tolist()
 
@@ -163,14 +165,14 @@ def _encoded(
     part: _Part,
     outputs: dict[str, np.ndarray],
     classes: list[int] | None,
-    confidences: list[float] | None,
+    values: list[float] | None,
 ) -> Answered:
     header_length = None
     if part.kind == "v1":
         body = protocol.encode_v1(model.manifest, outputs, part.request)
     else:
         body, header_length = protocol.encode(model.name, model.version, model.manifest, outputs, part.request)
-    return (200, len(body), header_length, part.rows, classes, confidences, None), body
+    return (200, len(body), header_length, part.rows, classes, values, None), body
 
 
 def _failed(error: Exception, model: Model) -> Answered:
@@ -212,7 +214,7 @@ class Worker:
                     self._loads.put(message)
                 else:
                     self._models.pop(message.slot, None)
-                    _give_back()
+                    give_back()
                 self._inbox.drop()
 
     def _receive(self) -> bool:
@@ -235,7 +237,7 @@ class Worker:
         seen, self._seen = self._seen, None
         done = wire.Ran(message.batch, time.perf_counter() - start, [result for result, _ in answers], seen)
         self._send(done, [body for _, body in answers])
-        if done.seconds < SHORT:
+        if message.alone and done.seconds < SHORT:
             wire.glance(self._poll)
 
     def _count(self, summary: dict[str, Any]) -> None:
@@ -250,7 +252,7 @@ class Worker:
         """Open bundles one after another, beside the batches."""
         while True:
             load = self._loads.get()
-            before = _resident()
+            before = resident(os.getpid())
             folder = Path(load.folder)
             try:
                 bundle = read(folder)
@@ -267,7 +269,7 @@ class Worker:
                 model.watcher = drift.Sampler(model.manifest, baseline, self._count)
             self._models[load.slot] = model
             stored = model.manifest.precisions[model.precision]
-            memory = max(_resident() - before, stored.bytes)
+            memory = max(resident(os.getpid()) - before, stored.bytes)
             self._send(wire.Loaded(load.slot, model.engine, memory, seconds))
             del bundle, model
 
@@ -288,21 +290,6 @@ def _row_seconds(model: Model) -> float:
     start = time.perf_counter()
     model.predict(row)
     return time.perf_counter() - start
-
-
-def _resident() -> int:
-    """Bytes of memory this process holds; 0 where the system does not tell."""
-    try:
-        return int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1]) * os.sysconf("SC_PAGE_SIZE")
-    except (OSError, ValueError, IndexError):
-        return 0
-
-
-def _give_back() -> None:
-    """Return freed memory to the system, where the C library can."""
-    gc.collect()
-    with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL(None).malloc_trim(0)
 
 
 def main() -> None:

@@ -14,7 +14,7 @@ import pytest
 from serve import create_app
 from serve.declared import load
 from serve.monitor import METRICS
-from serve.runtime import Store
+from serve.store import Store
 from tests.serve.small_bundles import write_image
 
 ROOT = Path(__file__).parents[1]

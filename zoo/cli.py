@@ -433,7 +433,8 @@ def export(
 ) -> None:
     """Write a bundle: ONNX in FP32 and INT8 with preprocessing inside, manifest, golden rows, hashes, model card.
 
-    Each smaller form is measured on real rows and kept only if it holds the score; what is refused is told, with figures.
+    Each smaller form is measured on real rows and kept only if it holds the score; what is refused is told, with
+    figures.
 
     Example: zoo export runs/resnet18-digits store/digits/1 --float16 --edge
     """

@@ -247,7 +247,7 @@ def entry(name: str) -> Entry:
 
 
 def tolerance(name: str) -> float:
-    """Largest difference from Keras that the ONNX file of an architecture may have; the usual one if it has no entry."""
+    """Largest difference from Keras that an architecture's ONNX file may have; the usual one if it has no entry."""
     try:
         return entry(name).tolerance[0]
     except UnknownModelError:

@@ -169,6 +169,14 @@ def _shadow_told(shadow: dict[str, Any]) -> list[str]:
         )
     if not compared["rows"]:
         return [*lines, f"  shadow {shadow['version']}: nothing compared yet"]
+    values = compared["value_difference"]
+    if values["mean"] is not None:
+        return [
+            *lines,
+            f"  shadow {shadow['version']}: another value for {compared['disagreement_rate']:.2%} of {compared['rows']:,} "
+            f"rows, by more than {values['tolerance']:.3g}, a tenth of the values' spread; {values['mean']:.3g} on "
+            f"average, at most {values['largest']:.3g}",
+        ]
     gap = compared["confidence_difference"]["largest"]
     lines += [
         f"  shadow {shadow['version']}: another class for {compared['disagreement_rate']:.2%} of {compared['rows']:,} rows"

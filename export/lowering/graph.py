@@ -295,7 +295,7 @@ class Graph:
         return self.add("Cast", name, to=onnx_type(dtype))
 
     def sizes(self, value: Value) -> list[int | str]:
-        """Each size in Keras order: a number, or the name of an int64 tensor (1,) where it is known only at run time."""
+        """Each size in Keras order: a number, or the name of an int64 tensor (1,) where only a run can tell."""
         return [size if size is not None else self.size(value.name, axis) for axis, size in enumerate(value.shape)]
 
     def size(self, name: Operand, axis: int) -> str:

@@ -72,7 +72,7 @@ def resized(
 
 
 def _nearest(graph: Graph, x: Value, axis: int, before: int | None, after: int | str | None) -> Value:
-    """The nearest of the lines along an axis: chosen by Keras, or by its rule where a size is known at run time only."""
+    """The nearest of the lines along an axis: chosen by Keras, or by its rule where only a run can tell a size."""
     shape = (*x.shape[:axis], after if isinstance(after, int) else None, *x.shape[axis + 1 :])
     if before is not None and isinstance(after, int):
         line = np.arange(before, dtype=np.float32).reshape(1, before, 1, 1)

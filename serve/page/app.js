@@ -40,12 +40,18 @@ async function predict(body, type, command) {
   }
 }
 
+// How the picture of an explanation can be read here: as wide as its place, letters as large as the page's.
+function seen() {
+  const inches = $("explanation").clientWidth / 96; // as CSS counts them
+  return { theme: matchMedia("(prefers-color-scheme: dark)").matches ? "dark" : "light", width: Math.min(20, Math.max(4, inches)).toFixed(1) };
+}
+
 async function explain(how = {}) {
   const mine = turn;
   $("explain").disabled = $("look").disabled = true;
   $("explanation").replaceChildren(make("p", { className: "quiet", textContent: "Explaining … the first time can take half a minute." }));
   try {
-    const why = await send(route("explain", { version: sent.version, ...how }), sent);
+    const why = await send(route("explain", { version: sent.version, ...seen(), ...how }), sent);
     if (mine === turn) showExplanation(why);
   } catch (error) {
     if (mine === turn) $("explanation").replaceChildren(make("p", { className: "problem", role: "alert", textContent: error.message }));
@@ -155,7 +161,15 @@ function show(answer, milliseconds) {
   $("command").textContent = sent.command;
   $("explain").disabled = $("look").disabled = $("explain").hidden = $("curl").hidden = false;
   $("look").hidden = !model.maps;
+  reveal();
   look();
+}
+
+// A long form may have moved the answer out of view; whoever draws is left alone.
+function reveal() {
+  const asker = document.activeElement;
+  if (!$("input").contains(asker) || asker.matches(".board")) return;
+  for (const part of ["timing", "verdict"]) $(part).scrollIntoView({ block: "nearest" });
 }
 
 function bar(label, share, said) {
@@ -170,9 +184,9 @@ function showExplanation(why) {
   const against = (what) => [what, `${figure(found[what])}, in random orders ${figure(found[`${what}_random`])}`];
   const facts = [
     ["method", why.method],
-    ["starts from", figure(alone(why.base))],
+    ...(why.base ? [["starts from", figure(alone(why.base))]] : []),
     ["arrives at", figure(alone(why.prediction))],
-    ["sum is off by", why.additivity_error === null ? "it need not add up" : figure(alone(why.additivity_error))],
+    ...(typeof why.additivity_error === "number" ? [["sum is off by", figure(why.additivity_error)]] : []),
     ...["deletion", "insertion"].filter((what) => typeof found[what] === "number").map(against),
     ...(typeof why.stability === "number" ? [["stability", figure(why.stability)]] : []),
     ["took", `${figure(why.seconds)} s`],

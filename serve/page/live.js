@@ -29,6 +29,8 @@ export async function look() {
 
 const HEADS = ["Version", "Share", "Requests/s", "Errors/s", "Median time", "99 % within", "Inputs"];
 
+const DRIFT = { stable: "as in training", waiting: "too few rows yet", unknown: "not known" };
+
 function show({ versions, history }) {
   const total = history.reduce((sum, count) => sum + count, 0);
   $("rate").textContent = `${total.toLocaleString("en")} request${total === 1 ? "" : "s"} in the last minute`;
@@ -39,12 +41,9 @@ function show({ versions, history }) {
   const rows = versions.map((version) => {
     const roles = version.roles.flatMap((role) => [" ", make("span", { className: "role", textContent: role })]);
     const drift = version.drift;
-    const inputs = make("td", { textContent: drift ? { stable: "as in training", waiting: "too few rows yet", unknown: "–" }[drift.state] ?? drift.state : "–" });
-    if (drift?.verdict) inputs.title = drift.verdict;
-    if (drift && ["shifted", "drifted"].includes(drift.state)) {
-      inputs.className = "moved";
-      inputs.append(make("small", { textContent: drift.verdict }));
-    }
+    const inputs = make("td", { textContent: drift ? DRIFT[drift.state] ?? drift.state : "–" });
+    if (drift && drift.state !== "stable") inputs.append(make("small", { textContent: drift.verdict }));
+    if (drift && ["shifted", "drifted"].includes(drift.state)) inputs.className = "moved";
     const cells = [version.share === null ? "–" : percent(version.share), figure(version.requests ?? 0), figure(version.errors ?? 0), spans(version.p50_ms), spans(version.p99_ms)];
     const head = make("th", { scope: "row" }, version.version, ...roles);
     const line = make("tr", {}, head, ...cells.map((textContent) => make("td", { textContent })), inputs);

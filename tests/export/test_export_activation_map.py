@@ -1,3 +1,4 @@
+import os
 import re
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import export
 from export import ExportError, maps, parity
 from serve.runtime import Model
 from zoo import registry
+from zoo.explain import Explanation, explain
 from zoo.explain.activations import cam
 from zoo.explain.clock import Clock
 from zoo.explain.sources import subject_of
@@ -165,13 +167,33 @@ def test_a_series_and_a_head_without_dense_layer_have_maps(tmp_path):
         np.testing.assert_allclose(answers(path, rows)["activation_map"], expected, atol=1e-5)
 
 
-def test_a_bundle_explains_itself_without_keras(bundle, pooling, digits):
-    rows = {name: values[:4] for name, values in digits.test.x.items()}
-    subject, theirs = subject_of(bundle, None, None, None), subject_of(pooling, digits.signature, None, None)
-    best = subject.predict(rows).argmax(axis=1)
-    found, expected = (cam(each, each.check(rows), best, clock=Clock()) for each in (subject, theirs))
-    np.testing.assert_allclose(found.values, expected.values, atol=1e-4)
+def test_a_bundle_explains_itself_without_keras(bundle, pooling, digits, tmp_path):
+    rows = digits.test.x["image"][:4]
+    expected = explain(pooling, rows, "cam", signature=digits.signature)
+    np.save(tmp_path / "rows.npy", rows)
+    code = (
+        "import sys, numpy as np; from zoo.explain import explain\n"
+        f"found = explain({str(bundle.folder)!r}, np.load('rows.npy'), 'cam', quality=False).save('found.json')\n"
+        "print(*{'keras', 'tensorflow', 'jax', 'torch'} & sys.modules.keys())"
+    )
+    places = os.pathsep.join([os.getcwd(), *filter(None, sys.path)])
+    run = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, env={**os.environ, "PYTHONPATH": places}, capture_output=True,
+        text=True, check=False,
+    )  # fmt: skip
+    assert (run.stdout.strip(), run.returncode) == ("", 0), run.stderr
+    found = Explanation.from_json((tmp_path / "found.json").read_text())
+    np.testing.assert_allclose(found.attributions, expected.attributions, atol=1e-4)
+    assert found.axes == expected.axes and found.base is None and found.unit == expected.unit == "model output"
+
+
+def test_maps_that_a_bundle_does_not_give_are_refused(bundle, pooling, digits, tmp_path):
+    row = digits.test.x["image"][:1]
+    other = (explain(bundle, row, quality=False).target[0] + 1) % 10
     with pytest.raises(
         ValueError, match="gives the map of the most probable class only, and row 0 is asked for another"
     ):
-        cam(subject, rows, (best + 1) % 10, clock=Clock())
+        explain(bundle, row, "cam", target=int(other))
+    plain = export.to_bundle(pooling, tmp_path / "store" / "plain" / "1", data=digits, int8=False)
+    with pytest.raises(ValueError, match="cam needs the Keras model, or a bundle exported with activation_map=True"):
+        explain(plain, row, "cam")

@@ -26,7 +26,15 @@ def echo(bundle, inputs, *, precision, method, target, quality, seconds):
         "faithfulness": {"deletion": 0.25, "deletion_random": 0.5},
         "process": os.getpid(),
     }
-    return SimpleNamespace(to_json=lambda inputs: json.dumps(told), plot=lambda file: file.write(b"\x89PNG picture"))
+    return _explanation(told)
+
+
+def _explanation(told):
+    """Its picture is no picture: it ends in how it was asked for."""
+    return SimpleNamespace(
+        to_json=lambda inputs: json.dumps(told),
+        plot=lambda file, **how: file.write(b"\x89PNG picture " + json.dumps(how).encode()),
+    )
 
 
 def hang_once(bundle, inputs, **options):
@@ -51,7 +59,7 @@ def patient(bundle, inputs, *, seconds, **options):
     """Works until its budget ends, as on a model that is too slow, and then gives the best so far."""
     time.sleep(seconds)
     told = {"complete": False, "method": "permutation", "faithfulness": {"deletion": 0.2, "deletion_random": 0.5}}
-    return SimpleNamespace(to_json=lambda inputs: json.dumps(told), plot=lambda file: file.write(b"\x89PNG picture"))
+    return _explanation(told)
 
 
 def without_shap(bundle, inputs, **options):

@@ -124,6 +124,41 @@ def write_image(store, version="1", name="sides"):
     )  # fmt: skip
 
 
+def write_map(store, name="seen", cells=4):
+    """`sides` with the brightness of each pixel, or of all as one cell, as its map, and a background to explain against."""
+
+    def graph(path):
+        image_graph(path)
+        model = onnx.load(path)
+        whole = helper.make_node("ReduceMean", ["pixels"], ["whole"], axes=[1, 2], keepdims=1)
+        squeeze = helper.make_node("Squeeze", ["pixels" if cells > 1 else "whole", "last"], ["activation_map"])
+        model.graph.node.extend([squeeze] if cells > 1 else [whole, squeeze])
+        model.graph.initializer.append(numpy_helper.from_array(np.array([3]), "last"))
+        model.graph.output.append(
+            helper.make_tensor_value_info("activation_map", TensorProto.FLOAT, ["batch", cells, cells])
+        )
+        onnx.save(model, path)
+
+    images = np.zeros((1, 4, 4, 1), np.uint8)
+    images[0, :, 2:] = 200
+    brightness = Port("activation_map", "FP32", (-1, cells, cells), ("batch", "height", "width"))
+    logits = [[0, 0, 4 * 200 / 255]]
+    bright = images[..., 0].astype(np.float32) if cells > 1 else np.full((1, 1, 1), 100, np.float32)
+    folder = write_bundle(
+        store, name, "1", graph,
+        ({"image": images}, {"probabilities": softmax(logits), "activation_map": bright}),
+        task="image-classification", kind="image", inputs=(IMAGE,), outputs=(PROBABILITIES, brightness), labels=LABELS,
+    )  # fmt: skip
+    return add_background(folder, image=np.zeros((1, 4, 4, 1), np.uint8))
+
+
+def add_background(folder, **inputs):
+    """Rows that explanations start from, by input name."""
+    np.savez(folder / "background.npz", **{f"input/{name}": rows for name, rows in inputs.items()})
+    seal(folder)
+    return folder
+
+
 def write_table(store):
     numbers = np.array([[30, 20], [np.nan, 80]], np.float32)
     return write_bundle(

@@ -1,3 +1,4 @@
+import base64
 import io
 import json
 import logging
@@ -6,16 +7,14 @@ import threading
 import time
 
 import numpy as np
-import onnx
 import pytest
 import small_bundles
-from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 from small_bundles import LABELS, softmax
 
 from serve.app import create_app
-from serve.manifest import Port, seal
-from serve.runtime import Store
+from serve.manifest import seal
+from serve.store import Store
 
 RIGHT = [[0, 0, 255, 255]] * 4  # pixels of the image model's label "right"
 
@@ -212,7 +211,7 @@ def test_rows_are_limited(store_folder):
 
 
 def test_an_unexpected_failure_is_told_without_its_details(app, client, monkeypatch, caplog):
-    def fail(inputs):
+    def fail(inputs, deadline):
         raise KeyError(str(inputs))
 
     monkeypatch.setattr(app.extensions["store"].get("dose"), "predict", fail)
@@ -235,6 +234,20 @@ def test_an_explanation_is_judged_unless_the_client_declines(client):
     assert client.post("/explain/paints?quality=false", json=asked).json["quality"] is False
     refused = client.post("/explain/paints?quality=maybe", json=asked)
     assert refused.status_code == 422 and "true or false, got 'maybe'" in refused.json["error"]["message"]
+
+
+def test_the_picture_is_made_for_the_page_that_asks(client):
+    def picture(query):
+        told = client.post(f"/explain/paints?{query}", json={"age": 30}).json["picture"]
+        return base64.b64decode(told.partition(",")[2])
+
+    assert picture("").endswith(b'{"dark": false, "width": 8.4}')
+    assert picture("theme=dark&width=4.5").endswith(b'{"dark": true, "width": 4.5}')
+    for query, message in {"theme=grey": "light or dark, got 'grey'", "width=3.9": "4 … 20 inches, got '3.9'"}.items():
+        refused = client.post(f"/explain/paints?{query}", json={"age": 30})
+        assert refused.status_code == 422 and message in refused.json["error"]["message"]
+    for width in ("nan", "wide", "", "21"):
+        assert client.post(f"/explain/paints?width={width}", json={"age": 30}).status_code == 422
 
 
 def test_a_hung_explainer_leaves_predictions_alone(store):
@@ -329,39 +342,20 @@ def test_the_page_and_its_files_load_nothing_from_elsewhere(client):
 
 
 def test_a_model_with_an_activation_map_shows_where_it_looked(tmp_path):
-    def graph(path):
-        """The probabilities of `sides`, and the brightness of each pixel as the map."""
-        small_bundles.image_graph(path)
-        model = onnx.load(path)
-        model.graph.node.append(helper.make_node("Squeeze", ["pixels", "last"], ["activation_map"]))
-        model.graph.initializer.append(numpy_helper.from_array(np.array([3]), "last"))
-        edge = helper.make_tensor_value_info("activation_map", TensorProto.FLOAT, ["batch", 4, 4])
-        model.graph.output.append(edge)
-        onnx.save(model, path)
-
-    images = np.zeros((1, 4, 4, 1), np.uint8)
-    images[0, :, 2:] = 200
-    ports = (small_bundles.PROBABILITIES, Port("activation_map", "FP32", (-1, 4, 4), ("batch", "height", "width")))
-    logits = [[0, 0, 4 * 200 / 255]]
-    outputs = {"probabilities": small_bundles.softmax(logits), "activation_map": images[..., 0].astype(np.float32)}
-    folder = small_bundles.write_bundle(
-        tmp_path, "seen", "1", graph, ({"image": images}, outputs), task="image-classification", kind="image",
-        inputs=(small_bundles.IMAGE,), outputs=ports, labels=small_bundles.LABELS,
-    )  # fmt: skip
-    np.savez(folder / "background.npz", **{"input/image": np.zeros((1, 4, 4, 1), np.uint8)})
-    seal(folder)
+    small_bundles.write_map(tmp_path)
+    small_bundles.write_map(tmp_path, "blurred", cells=1)
+    image = np.zeros((4, 4, 1), np.uint8)
+    image[:, 2:] = 200
     app = create_app(Store(tmp_path, threads=1), explain_timeout=60)
     client = app.test_client()
     try:
-        [told] = client.get("/models").json
-        assert told["maps"] is True
-        found = client.post("/explain/seen?method=cam&quality=false", json={"image": images[0].tolist()})
+        maps = {told["name"]: told["maps"] for told in client.get("/models").json}
+        assert maps == {"seen": True, "blurred": False}  # one place shows nothing
+        found = client.post("/explain/seen?method=cam&quality=false", json={"image": image.tolist()})
         assert found.status_code == 200, found.text
-        np.testing.assert_allclose(np.squeeze(found.json["attributions"]), images[0, ..., 0])
+        np.testing.assert_allclose(np.squeeze(found.json["attributions"]), image[..., 0])
         assert found.json["method"] == "cam" and found.json["faithfulness"] is None and found.json["base"] is None
         assert found.json["picture"].startswith("data:image/png")
-        assert (
-            client.post("/predict/seen", json={"image": images[0].tolist()}).json["predictions"][0]["label"] == "right"
-        )
+        assert client.post("/predict/seen", json={"image": image.tolist()}).json["predictions"][0]["label"] == "right"
     finally:
         app.extensions["explainer"].close()

@@ -9,7 +9,7 @@ from small_bundles import write_text
 
 from serve import codec
 from serve.errors import RequestError
-from serve.runtime import Store
+from serve.store import Store
 
 LIMIT = 10_000
 

@@ -15,9 +15,9 @@ from serve.declared import load
 from serve.errors import RequestError
 from serve.guard import Guard
 from serve.keys import KeyFile
-from serve.rules import Watch
-from serve.runtime import Store
+from serve.store import Store
 from serve.traffic import Traffic
+from serve.watch import Watch
 from zoo import remote
 
 CAREFUL = {"sides": {"pin": "1", "canary": {"version": "2", "weight": 0.5}, "shadow": {"version": "3"}}}

@@ -12,9 +12,9 @@ import pytest
 from scipy import stats
 from small_bundles import LABELS, write_image, write_table, write_value
 
-from serve import create_app, drift
+from serve import create_app, distributions, drift
 from serve.manifest import MANIFEST, Manifest, read, seal
-from serve.runtime import Store
+from serve.store import Store
 
 RNG = np.random.default_rng(7)
 
@@ -105,20 +105,22 @@ def json_manifest(folder):
 
 @pytest.mark.parametrize("x", [0.1, 0.3, 0.5, 0.8, 1.0, 1.4, 2.0, 3.0])
 def test_kolmogorovs_distribution_is_scipys(x):
-    assert drift.kolmogorov(x) == pytest.approx(stats.kstwobign.sf(x), rel=1e-9, abs=1e-15)
+    assert distributions.kolmogorov(x) == pytest.approx(stats.kstwobign.sf(x), rel=1e-9, abs=1e-15)
 
 
 @pytest.mark.parametrize("degrees", [1, 2, 7, 30, 400])
 def test_chi_squareds_distribution_is_scipys(degrees):
     for x in (0.01, 0.5, degrees * 0.7, degrees, degrees * 1.2, degrees * 2, degrees * 4):
-        assert drift.upper_gamma(degrees / 2, x / 2) == pytest.approx(stats.chi2.sf(x, degrees), rel=1e-8, abs=1e-300)
+        assert distributions.upper_gamma(degrees / 2, x / 2) == pytest.approx(
+            stats.chi2.sf(x, degrees), rel=1e-8, abs=1e-300
+        )
 
 
 def test_kolmogorov_smirnov_is_scipys_when_every_value_is_a_bin():
     first, second = RNG.integers(0, 400, 300), RNG.integers(30, 420, 450)
     expected = stats.ks_2samp(first, second, method="asymp")
     counts = [np.bincount(values, minlength=420) for values in (first, second)]
-    statistic, p = drift.kolmogorov_smirnov(*counts)
+    statistic, p = distributions.kolmogorov_smirnov(*counts)
     assert statistic == pytest.approx(expected.statistic)
     assert p == pytest.approx(expected.pvalue, rel=0.2)
 
@@ -126,20 +128,20 @@ def test_kolmogorov_smirnov_is_scipys_when_every_value_is_a_bin():
 def test_chi_squared_is_scipys():
     first, second = np.array([120.0, 60, 20]), np.array([30.0, 40, 20])
     expected = stats.chi2_contingency([first, second])
-    assert drift.chi_squared(first, second) == pytest.approx((expected.statistic, expected.pvalue))
+    assert distributions.chi_squared(first, second) == pytest.approx((expected.statistic, expected.pvalue))
 
 
 def test_holm_keeps_the_order_and_is_never_below_the_p_values():
-    assert drift.holm([0.01, 0.04, 0.03, 0.5]) == pytest.approx([0.04, 0.09, 0.09, 0.5])
-    assert drift.holm([]) == []
+    assert distributions.holm([0.01, 0.04, 0.03, 0.5]) == pytest.approx([0.04, 0.09, 0.09, 0.5])
+    assert distributions.holm([]) == []
 
 
 def test_false_alarms_are_as_rare_as_stated():
     expected, alarms, indices = np.full(10, 100.0), 0, []
     for _ in range(400):
         first, second = RNG.multinomial(1000, expected / 1000), RNG.multinomial(500, expected / 1000)
-        alarms += drift.kolmogorov_smirnov(first, second)[1] < 0.05
-        indices.append(drift.psi(first.astype(float), second.astype(float)))
+        alarms += distributions.kolmogorov_smirnov(first, second)[1] < 0.05
+        indices.append(distributions.psi(first.astype(float), second.astype(float)))
     assert alarms <= 0.05 * 400 + 13  # three standard deviations above 5 %
     assert max(indices) < drift.SHIFTED and np.mean(indices) < 0.01
 
@@ -147,9 +149,12 @@ def test_false_alarms_are_as_rare_as_stated():
 def test_psi_takes_off_what_chance_adds_even_for_a_thousand_classes():
     shares = np.full(1000, 1 / 1000)
     first, second = (RNG.multinomial(n, shares).astype(float) for n in (5000, 500))
-    assert drift.psi(first, second) < drift.SHIFTED
+    assert distributions.psi(first, second) < drift.SHIFTED
     halved = np.concatenate([np.full(500, 2 / 1000), np.zeros(500)])
-    assert drift.psi(RNG.multinomial(5000, shares).astype(float), RNG.multinomial(5000, halved).astype(float)) > 0.25
+    assert (
+        distributions.psi(RNG.multinomial(5000, shares).astype(float), RNG.multinomial(5000, halved).astype(float))
+        > 0.25
+    )
 
 
 def test_counts_are_those_of_numpy(table):

@@ -28,7 +28,7 @@ def test_a_worker_process_answers_and_is_kept(store, start):
     import os
 
     explainer, model = start("echo"), store.get("paints")
-    told = explainer.explain(model.bundle, ROW, precision="fp32", method="exact", label=2)
+    told = explainer.explain(model.bundle, ROW, precision="fp32", method="exact", label=2, picture={})
     assert told["process"] != os.getpid()
     told_again = explainer.explain(model.bundle, ROW, precision="fp32")
     assert told_again["process"] == told["process"]
@@ -42,13 +42,13 @@ def test_a_worker_process_answers_and_is_kept(store, start):
 def test_most_of_the_time_limit_is_the_budget(store, start):
     explainer, model = start("echo", timeout=20.0), store.get("paints")
     explainer.explain(model.bundle, ROW, precision="fp32")
-    told = explainer.explain(model.bundle, ROW, precision="fp32", picture=False)
+    told = explainer.explain(model.bundle, ROW, precision="fp32")
     assert 12 < told["budget"] <= 14 and "picture" not in told
 
 
 def test_a_slow_explanation_is_cut_and_says_so(store, start):
     explainer, model = start("patient", timeout=6.0), store.get("paints")
-    told = explainer.explain(model.bundle, ROW, precision="fp32")
+    told = explainer.explain(model.bundle, ROW, precision="fp32", picture={})
     assert told["complete"] is False and told["faithfulness"]["deletion_random"] == 0.5
     assert told["picture"].startswith("data:image/png")
 

@@ -1,5 +1,6 @@
+"""The front's half of inference: queues, batches, deadlines, workers that die or hang."""
+
 import asyncio
-import json
 import os
 import shutil
 import signal
@@ -12,161 +13,29 @@ import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper
-from small_bundles import IMAGE, PROBABILITIES, VALUE, Port, softmax, write_bundle, write_image, write_onnx, write_table
+from small_bundles import VALUE, Port, softmax, write_bundle, write_onnx, write_table
+from small_fleets import (
+    COUNT,
+    FOREVER,
+    Client,
+    alive,
+    change,
+    error,
+    expected,
+    images,
+    number,
+    pids,
+    probabilities,
+    run,
+    until,
+    write_sides,
+    write_slow,
+)
 
 from serve import protocol, wire
 from serve.errors import RequestError
 from serve.fleet import Call, Fleet
-from serve.manifest import MANIFEST, seal
-
-COUNT = Port("numbers", "FP32", (-1, 1), ("batch", "columns"), columns=("rounds",))
-
-
-def slow_graph(path):
-    """Twice the input, after as many rounds of a loop as the largest input says."""
-    body = helper.make_graph(
-        [helper.make_node("Identity", ["go"], ["on"]), helper.make_node("Identity", ["kept"], ["same"])],
-        "body",
-        [
-            helper.make_tensor_value_info("round", TensorProto.INT64, []),
-            helper.make_tensor_value_info("go", TensorProto.BOOL, []),
-            helper.make_tensor_value_info("kept", TensorProto.FLOAT, None),
-        ],
-        [
-            helper.make_tensor_value_info("on", TensorProto.BOOL, []),
-            helper.make_tensor_value_info("same", TensorProto.FLOAT, None),
-        ],
-    )
-    nodes = [
-        helper.make_node("ReduceMax", ["numbers"], ["most"], keepdims=0),
-        helper.make_node("Cast", ["most"], ["rounds"], to=TensorProto.INT64),
-        helper.make_node("Loop", ["rounds", "", "numbers"], ["looped"], body=body),
-        helper.make_node("Add", ["looped", "numbers"], ["value"]),
-    ]
-    write_onnx(path, nodes, {}, (COUNT,), (VALUE,))
-
-
-def write_slow(store, version="1"):
-    return write_bundle(
-        store, "slow", version, slow_graph,
-        ({"numbers": np.array([[3]], np.float32)}, {"value": np.array([[6]], np.float32)}),
-        task="regression", kind="table", inputs=(COUNT,), outputs=(VALUE,), labels=("nothing",),
-    )  # fmt: skip
-
-
-FOREVER = 1e12  # rounds of the slow model
-
-
-def write_sides(store, version="1", name="sides", gain=4.0):
-    """Softmax of gain x (0, brightness of the left half, of the right half)."""
-    folder = write_image(store, version, name)
-    weight = np.zeros((4, 4, 3), np.float32)
-    weight[:, :2, 1] = weight[:, 2:, 2] = gain / 8 / 255
-    nodes = [
-        helper.make_node("Cast", ["image"], ["pixels"], to=TensorProto.FLOAT),
-        helper.make_node("Flatten", ["pixels"], ["flat"]),
-        helper.make_node("MatMul", ["flat", "weight"], ["logits"]),
-        helper.make_node("Softmax", ["logits"], ["probabilities"]),
-    ]
-    write_onnx(folder / "model.onnx", nodes, {"weight": weight.reshape(16, 3)}, (IMAGE,), (PROBABILITIES,))
-    with np.load(folder / "golden.npz") as stored:
-        arrays = dict(stored)
-    arrays["output/probabilities"] = expected(arrays["input/image"], gain)
-    np.savez(folder / "golden.npz", **arrays)
-    seal(folder)
-    return folder
-
-
-def change(folder, **facts):
-    """Other facts of the stored form in a bundle's manifest."""
-    raw = json.loads((folder / MANIFEST).read_text())
-    raw["precisions"]["fp32"].update(facts)
-    (folder / MANIFEST).write_text(json.dumps(raw))
-    seal(folder)
-
-
-def expected(images, gain=4.0):
-    left = images[:, :, :2].mean(axis=(1, 2, 3)) / 255
-    right = images[:, :, 2:].mean(axis=(1, 2, 3)) / 255
-    return softmax(np.stack([0 * left, gain * left, gain * right], axis=1).astype(np.float32))
-
-
-def images(seed, rows=1):
-    return np.random.default_rng(seed).integers(0, 256, (rows, 4, 4, 1), np.uint8)
-
-
-def number(value):
-    return {"numbers": np.array([[value]], np.float32)}
-
-
-class Client:
-    """Calls of a fleet from its own loop."""
-
-    def __init__(self, fleet):
-        self.fleet = fleet
-
-    def send(self, model, inputs, version=None, *, seconds=20.0, shadow=None, json_body=False):
-        """Submit a call; gives it and a future of the answer."""
-        version = version or self.fleet.resolve(model)[0]
-        body, length = as_json(inputs) if json_body else protocol.pack(inputs)
-        future = asyncio.get_running_loop().create_future()
-        call = Call(model, version, body, length, "v2", time.monotonic() + seconds, future.set_result)
-        self.fleet.submit(call, shadow)
-        return call, future
-
-    async def ask(self, *given, **more):
-        return await asyncio.wait_for(self.send(*given, **more)[1], 30)
-
-
-def as_json(inputs):
-    types = {np.dtype(np.uint8): "UINT8", np.dtype(np.float32): "FP32"}
-    described = [
-        {"name": k, "datatype": types[v.dtype], "shape": v.shape, "data": v.ravel().tolist()} for k, v in inputs.items()
-    ]
-    return json.dumps({"inputs": described}).encode(), None
-
-
-def run(store, work, **options):
-    """Run `work(fleet, client)` in a loop of its own, with a fleet that is stopped afterwards."""
-
-    async def main():
-        fleet = Fleet(store, **{"workers": 1, "threads": 1, "watch": 0, **options})
-        await fleet.start()
-        try:
-            await asyncio.wait_for(work(fleet, Client(fleet)), 60)
-        finally:
-            await fleet.stop()
-        for worker in fleet.state()["workers"]:
-            assert not alive(worker["pid"])
-
-    asyncio.run(main())
-
-
-def alive(pid):
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        return False
-
-
-async def until(condition, seconds=25.0):
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "it did not come about"
-        await asyncio.sleep(0.005)
-
-
-def pids(fleet):
-    return [worker["pid"] for worker in fleet.state()["workers"]]
-
-
-def error(answer):
-    return answer.status, json.loads(answer.body)["code"]
-
-
-def probabilities(answer):
-    assert answer.status == 200, bytes(answer.body)
-    return protocol.unpack(answer.body, answer.header_length)["probabilities"]
+from serve.traffic import Traffic
 
 
 @pytest.fixture
@@ -188,7 +57,7 @@ def test_answers_are_the_models(folder):
             np.testing.assert_allclose(probabilities(answer), expected(each), atol=1e-6)
             assert answer.version == "1" and answer.rows == len(each)
             assert answer.classes == expected(each).argmax(axis=1).tolist()
-            np.testing.assert_allclose(answer.confidences, expected(each).max(axis=1), atol=1e-6)
+            np.testing.assert_allclose(answer.values, expected(each).max(axis=1), atol=1e-6)
         assert sorted(seen) == sorted(("sides", len(each)) for each in rows)
 
     run(folder, work, workers=2)
@@ -446,138 +315,6 @@ def test_a_model_that_fits_nowhere_at_the_start_is_opened_by_its_first_call(fold
     run(folder, work, memory=50 * 2**20)
 
 
-def test_a_new_version_takes_over_under_load(folder):
-    write_sides(folder)
-
-    async def work(fleet, client):
-        versions, stop = [], False
-
-        async def one(seed):
-            while not stop:
-                answer = await client.ask("sides", {"image": images(seed)})
-                gain = {"1": 4.0, "2": 2.0}[answer.version]
-                np.testing.assert_allclose(probabilities(answer), expected(images(seed), gain), atol=1e-6)
-                versions.append(answer.version)
-                seed += 1
-
-        clients = [asyncio.create_task(one(1000 * number)) for number in range(8)]
-        await until(lambda: len(versions) > 50)
-        draft = write_sides(folder.parent / "elsewhere", "2", gain=2.0)
-        shutil.copytree(draft, folder / "sides" / "2")
-        await until(lambda: versions.count("2") > 50)
-        assert set(versions[versions.index("2") + len(clients) :]) == {"2"}  # but for those under way, all go to it
-        shutil.rmtree(folder / "sides" / "1")
-        await until(lambda: list(fleet.models["sides"]) == ["2"])
-        await until(lambda: all(worker["models"] == ["sides/2"] for worker in fleet.state()["workers"]))
-        stop = True
-        await asyncio.gather(*clients)
-        with pytest.raises(RequestError, match="has no version '1'; it has 2"):
-            client.send("sides", {"image": images(0)}, "1")
-
-    run(folder, work, workers=2, watch=0.05)
-
-
-def test_a_bad_new_version_is_refused_and_the_old_one_stays(folder):
-    write_sides(folder)
-
-    async def work(fleet, client):
-        bad = write_sides(folder, "2")
-        with np.load(bad / "golden.npz") as stored:
-            arrays = dict(stored)
-        arrays["output/probabilities"] = arrays["output/probabilities"][:, ::-1]
-        np.savez(bad / "golden.npz", **arrays)
-        seal(bad)
-        damaged = write_sides(folder, "3")
-        (damaged / "model.onnx").write_bytes(b"changed")
-        await asyncio.to_thread(fleet.rescan)
-        assert "differ from golden.npz" in fleet.refused["sides", "2"]
-        assert fleet.refused["sides", "3"].startswith("sides/3: 'model.onnx' does not match its hash")
-        assert (await client.ask("sides", {"image": images(0)})).version == "1"
-        states = {entry["version"]: entry["state"] for entry in fleet.index()}
-        assert states == {"1": "READY", "2": "UNAVAILABLE", "3": "UNAVAILABLE"}
-        shutil.rmtree(damaged)
-        write_sides(folder, "3")
-        await asyncio.to_thread(fleet.rescan)
-        assert (await client.ask("sides", {"image": images(0)})).version == "3"
-        assert ("sides", "3") not in fleet.refused
-        shutil.rmtree(bad)
-        await asyncio.to_thread(fleet.rescan)
-        assert fleet.refused == {}
-
-    run(folder, work)
-
-
-def test_files_that_change_in_place_are_loaded_again_or_refused(folder):
-    place = write_sides(folder)
-
-    async def work(fleet, client):
-        old = fleet.models["sides"]["1"]
-        shutil.rmtree(place)
-        write_sides(folder, gain=1.0)
-        await asyncio.to_thread(fleet.rescan)
-        assert fleet.models["sides"]["1"] is not old
-        answer = await client.ask("sides", {"image": images(0)})
-        np.testing.assert_allclose(probabilities(answer), expected(images(0), 1.0), atol=1e-6)
-        assert [worker["models"] for worker in fleet.state()["workers"]] == [["sides/1"]]
-        (place / "model.onnx").write_bytes(b"changed")
-        await asyncio.to_thread(fleet.rescan)
-        (entry,) = fleet.index()
-        assert entry["state"] == "READY" and "does not match its hash" in entry["reason"]
-        answer = await client.ask("sides", {"image": images(0)})
-        np.testing.assert_allclose(probabilities(answer), expected(images(0), 1.0), atol=1e-6)
-        os.kill(pids(fleet)[0], signal.SIGKILL)  # the next worker finds the damaged files only
-        answer = await client.ask("sides", {"image": images(0)})
-        assert error(answer) == (503, "refused")
-        assert fleet.models == {}
-
-    run(folder, work)
-
-
-def test_a_folder_that_is_being_copied_is_left_alone(folder):
-    write_sides(folder)
-
-    async def work(fleet, client):
-        draft = write_sides(folder.parent / "elsewhere", "2")
-        place = folder / "sides" / "2"
-        place.mkdir()
-        for path in sorted(draft.iterdir()):
-            await fleet._scan(settled=False)
-            assert ("sides", "2") not in fleet.refused and "2" not in fleet.models["sides"]
-            shutil.copy(path, place / path.name)
-        await fleet._scan(settled=False)
-        await fleet._scan(settled=False)
-        assert list(fleet.models["sides"]) == ["1", "2"]
-
-    run(folder, work)
-
-
-def test_versions_are_unloaded_and_loaded_on_request(folder):
-    write_sides(folder)
-    write_sides(folder, "2")
-
-    async def work(fleet, client):
-        await asyncio.to_thread(fleet.unload, "sides", "2")
-        await asyncio.to_thread(fleet.rescan)  # does not bring it back
-        assert (await client.ask("sides", {"image": images(0)})).version == "1"
-        assert fleet.state()["workers"][0]["models"] == ["sides/1"]
-        with pytest.raises(RequestError, match="was unloaded; load it with POST /v2/repository/models/sides/load"):
-            fleet.get("sides", "2")
-        await asyncio.to_thread(fleet.load, "sides", "2")
-        assert (await client.ask("sides", {"image": images(0)})).version == "2"
-        with pytest.raises(RequestError, match="no folder 'sides/9'") as caught:
-            await asyncio.to_thread(fleet.load, "sides", "9")
-        assert caught.value.status == 404
-        (folder / "sides" / "2" / "model.onnx").write_bytes(b"changed")
-        with pytest.raises(RequestError, match="does not match its hash") as caught:
-            await asyncio.to_thread(fleet.load, "sides", "2")
-        assert caught.value.status == 422
-        assert (await client.ask("sides", {"image": images(0)})).version == "2"
-        with pytest.raises(TypeError, match="from another thread"):
-            fleet.rescan()
-
-    run(folder, work)
-
-
 def test_models_can_be_called_from_any_thread(folder):
     write_sides(folder)
     write_table(folder)
@@ -641,9 +378,8 @@ class Rules:
     def choose(self, name, versions, key=None):
         return "1", "2"
 
-    def disagreed(self, name, version, shadow, classes, shadow_classes, labels, confidences, shadow_confidences):
-        self.told.append((name, version, shadow, classes, shadow_classes, labels))
-        assert confidences[0] > 0.4 and shadow_confidences[0] > 0.9
+    def disagreed(self, name, version, shadow, classes, shadow_classes, labels, values, shadow_values):
+        self.told.append((name, version, shadow, classes, shadow_classes, labels, values, shadow_values))
 
 
 def test_a_shadow_computes_beside_and_its_classes_are_compared(folder):
@@ -659,10 +395,78 @@ def test_a_shadow_computes_beside_and_its_classes_are_compared(folder):
         answer = await client.ask("sides", white, version, shadow=shadow)
         np.testing.assert_allclose(probabilities(answer), expected(white["image"]), atol=1e-6)
         await until(lambda: rules.told)
-        assert rules.told == [("sides", "1", "2", [1], [0], ("dark", "left", "right"))]
+        (told,) = rules.told
+        assert told[:6] == ("sides", "1", "2", [1], [0], ("dark", "left", "right"))
+        white_is_left, white_is_dark = told[6:]
+        assert 0.4 < white_is_left[0] < 0.5 and white_is_dark[0] > 0.9
         assert seen == [(False, "1"), (True, "2")]
 
     run(folder, work, traffic=rules)
+
+
+def test_a_shadow_of_a_regression_is_compared_by_its_values(folder):
+    for version, bias in (("1", 0), ("2", 6)):
+        write_bundle(
+            folder, "dose", version,
+            lambda path, bias=bias: write_onnx(
+                path,
+                [helper.make_node("Add", ["numbers", "bias"], ["value"])],
+                {"bias": np.array([bias], np.float32)},
+                (COUNT,),
+                (VALUE,),
+            ),
+            (number(1), {"value": np.array([[1 + bias]], np.float32)}),
+            task="regression", kind="table", inputs=(COUNT,), outputs=(VALUE,), labels=("milligram",),
+        )  # fmt: skip
+    traffic = Traffic(seed=0, every=0)
+
+    async def work(fleet, client):
+        rows = np.array([[80], [90], [40]], np.float32)
+        await client.ask("dose", {"numbers": rows}, "1", shadow="2")
+        await until(traffic.samples)
+        figures = {name: value for name, _, labels, value in traffic.samples() if labels["version"] == "2"}
+        assert figures["zoo_shadow_rows"] == 3 and figures["zoo_shadow_disagreements"] == 2  # one row has no spread yet
+        assert figures["zoo_shadow_value_difference"] == pytest.approx(6 / np.std([80, 90, 40]))
+
+    run(folder, work, traffic=traffic)
+
+
+def test_a_canary_that_fails_in_its_workers_is_taken_back(folder):
+    write_bundle(
+        folder, "dose", "1",
+        lambda path: write_onnx(path, [helper.make_node("Identity", ["numbers"], ["value"])], {}, (COUNT,), (VALUE,)),
+        (number(1), {"value": np.array([[1]], np.float32)}),
+        task="regression", kind="table", inputs=(COUNT,), outputs=(VALUE,), labels=("milligram",),
+    )  # fmt: skip
+    nodes = [
+        helper.make_node("Cast", ["numbers"], ["place"], to=TensorProto.INT64),
+        helper.make_node("Gather", ["table", "place"], ["value"]),  # fails on any number above 1
+    ]
+    write_bundle(
+        folder, "dose", "2",
+        lambda path: write_onnx(path, nodes, {"table": np.array([0, 1], np.float32)}, (COUNT,), (VALUE,)),
+        (number(1), {"value": np.array([[1]], np.float32)}),
+        task="regression", kind="table", inputs=(COUNT,), outputs=(VALUE,), labels=("milligram",),
+    )  # fmt: skip
+    traffic = Traffic(seed=0, every=0)
+
+    async def work(fleet, client):
+        fleet.observers.append(traffic.observe)
+        traffic.see("dose", ["1", "2"])
+        traffic.canary("dose", "2", 0.5)
+        statuses = [(await client.ask("dose", number(5))).status for _ in range(100)]
+        assert statuses.count(500) == 20 and statuses[-50:] == [200] * 50
+        assert "20 of 20 requests failed" in traffic.describe("dose")["held"]["2"]
+        assert traffic.rollbacks["dose", "2", "failures"] == 1
+
+    run(folder, work, traffic=traffic)
+
+
+@pytest.mark.parametrize(("available", "workers"), [(1, None), (2, None), (16, None), (2, 1), (16, 3)])
+def test_workers_have_no_more_threads_than_there_are_cores(tmp_path, monkeypatch, available, workers):
+    monkeypatch.setattr("serve.fleet.cores", lambda: available)
+    fleet = Fleet(tmp_path, workers=workers)
+    assert 1 <= fleet.count * fleet.threads <= available
 
 
 def test_stopping_answers_what_is_under_way(folder):
@@ -703,7 +507,7 @@ def test_a_worker_ends_with_its_parent_even_while_it_hangs(folder):
 import asyncio, sys, time
 sys.path.insert(0, {str(Path(__file__).parent)!r})
 from serve.fleet import Fleet
-from test_serve_fleet import Client, FOREVER, number, pids, until
+from small_fleets import Client, FOREVER, number, pids, until
 
 async def main():
     fleet = Fleet({str(folder)!r}, workers=2, threads=1)
@@ -751,65 +555,6 @@ def test_calls_may_be_submitted_while_late_ones_are_told(folder):
         await busy
         await until(lambda: len(again) == 29)
         assert again.count(504) == 19 and again.count(200) == 10
-
-    run(folder, work)
-
-
-def test_a_version_whose_files_are_gone_bad_stays_with_the_workers_that_have_it(folder):
-    place = write_slow(folder)
-
-    async def work(fleet, client):
-        (place / "model.onnx").write_bytes(b"changed")
-        await asyncio.to_thread(fleet.rescan)
-        os.kill(pids(fleet)[0], signal.SIGKILL)
-        await until(
-            lambda: [(w["restarts"], w["state"]) for w in fleet.state()["workers"]] == [(1, "ready"), (0, "ready")]
-        )
-        loads = []
-        load = fleet._load
-        fleet._load = lambda worker, served: (loads.append(served), load(worker, served))[1]
-        answers = await asyncio.gather(*(client.ask("slow", number(1e4)) for _ in range(20)))
-        assert {answer.status for answer in answers} == {200}
-        assert loads == []  # what cannot be opened is not tried with every call
-
-    run(folder, work, workers=2, batch_seconds=0)
-
-
-def test_what_waits_for_a_version_is_answered_before_it_is_unloaded(folder):
-    write_slow(folder)
-    write_sides(folder)
-
-    async def work(fleet, client):
-        busy = client.send("slow", number(2e5))[1]
-        await until(lambda: fleet.state()["workers"][0]["outstanding"])
-        waiting = [client.send("sides", {"image": images(seed)})[1] for seed in range(3)]
-        await asyncio.to_thread(fleet.unload, "sides")
-        for seed, future in enumerate(waiting):
-            np.testing.assert_allclose(probabilities(await future), expected(images(seed)), atol=1e-6)
-        assert (await busy).status == 200
-        (worker,) = fleet.state()["workers"]
-        assert worker["models"] == ["slow/1"] and worker["restarts"] == 0
-
-    run(folder, work)
-
-
-def test_calls_that_named_no_version_go_to_another_one_when_theirs_is_lost(folder):
-    write_sides(folder)
-    place = write_sides(folder, "2", gain=2.0)
-
-    async def work(fleet, client):
-        os.kill(pids(fleet)[0], signal.SIGSTOP)
-        (chosen, answered), (named, refused) = (client.send("sides", {"image": images(0)}) for _ in range(2))
-        assert chosen.version == named.version == "2"
-        chosen.chosen = True
-        await until(lambda: fleet.state()["workers"][0]["outstanding"] == 2)
-        shutil.rmtree(place)
-        await asyncio.to_thread(fleet.rescan)
-        os.kill(pids(fleet)[0], signal.SIGKILL)
-        answer = await answered
-        assert answer.version == "1"
-        np.testing.assert_allclose(probabilities(answer), expected(images(0)), atol=1e-6)
-        assert error(await refused) == (503, "refused")
 
     run(folder, work)
 

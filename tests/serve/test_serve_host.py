@@ -1,5 +1,6 @@
 """The real process: `python -m serve`, over sockets, stopped by signals."""
 
+import http.client
 import json
 import os
 import re
@@ -187,6 +188,19 @@ def test_inferences_in_json_and_binary_are_answered_by_the_fleet(store_folder):
             metrics = answer.read().decode()
     counted = 'zoo_requests_total{model="dose",route="/v2/models/<model>/infer",status="200",version="1"} 3.0'
     assert counted in metrics
+
+
+def test_a_deadline_holds_for_simple_predictions_too(store_folder):
+    with serving(store_folder, "--workers", "1") as (_, port):
+        for seconds, expected in (("10", 200), ("1e-9", 504), ("soon", 400)):
+            connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
+            headers = {"Content-Type": "application/json", "X-Request-Timeout": seconds}
+            connection.request("POST", "/predict/dose", b'{"age": 30, "weight": 20}', headers)
+            answer = connection.getresponse()
+            told = json.loads(answer.read())
+            connection.close()
+            assert answer.status == expected, told
+            assert told.get("error", {}).get("code") == {504: "deadline_exceeded", 400: "bad_header"}.get(expected)
 
 
 @needs_proc

@@ -26,7 +26,8 @@ from serve.errors import RequestError
 from serve.manifest import MANIFEST, SUMS, BundleError, load_trust, read, seal
 from serve.packing import unpack
 from serve.references import referenced
-from serve.runtime import Model, Store
+from serve.runtime import Model
+from serve.store import Store
 
 ROOT = Path(__file__).parents[2]
 

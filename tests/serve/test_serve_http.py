@@ -13,9 +13,11 @@ import threading
 import time
 import zlib
 from contextlib import contextmanager, suppress
+from functools import partial
 
 import pytest
 
+from serve.connections import Connection
 from serve.errors import RequestError
 from serve.fleet import Answer
 from serve.host import event_loop
@@ -143,7 +145,7 @@ def serving(limits=None, make_loop=event_loop, **options):
     ready, stop = threading.Event(), asyncio.Event()
 
     async def main():
-        server = await loop.create_server(front.connection, "127.0.0.1", 0, backlog=4096)
+        server = await loop.create_server(partial(Connection, front), "127.0.0.1", 0, backlog=4096)
         front.start()
         started.append(server.sockets[0].getsockname()[1])
         ready.set()

@@ -19,7 +19,7 @@ from serve.errors import RequestError
 from serve.guard import Guard
 from serve.jobs import Jobs
 from serve.keys import KeyFile
-from serve.runtime import Store
+from serve.store import Store
 
 ROWS = [{"age": number, "weight": 20} for number in range(100)]
 

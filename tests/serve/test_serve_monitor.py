@@ -21,8 +21,9 @@ from prometheus_client.parser import text_string_to_metric_families
 from small_bundles import write_image
 
 from serve import create_app
-from serve.monitor import METRICS, ROWS, SECONDS, Lines, LinesHandler, Monitor, code_of
-from serve.runtime import Store
+from serve.lines import Lines, LinesHandler
+from serve.monitor import METRICS, ROWS, SECONDS, Monitor, code_of
+from serve.store import Store
 
 
 def samples(monitor):

@@ -9,7 +9,7 @@ from werkzeug.serving import make_server
 
 from serve.app import create_app
 from serve.openapi import document
-from serve.runtime import Store
+from serve.store import Store
 
 openapi_spec_validator = pytest.importorskip("openapi_spec_validator", reason="pip install openapi-spec-validator")
 jsonschema = pytest.importorskip("jsonschema", reason="it comes with openapi-spec-validator")

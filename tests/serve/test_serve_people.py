@@ -8,7 +8,7 @@ from small_bundles import write_text
 from serve.app import create_app
 from serve.guard import Guard
 from serve.keys import KeyFile
-from serve.runtime import Store
+from serve.store import Store
 
 TABLE = "age,weight,colour\n30,20,blue\n30,,mauve\n"
 

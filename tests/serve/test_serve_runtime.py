@@ -10,7 +10,9 @@ import pytest
 from onnx import helper, numpy_helper
 from small_bundles import (
     IMAGE,
+    NUMBERS,
     PROBABILITIES,
+    VALUE,
     softmax,
     value_graph,
     write_bundle,
@@ -20,10 +22,11 @@ from small_bundles import (
     write_value,
 )
 
-from serve import runtime
+from serve import store as stores
 from serve.errors import RequestError
 from serve.manifest import MANIFEST, BundleError, read, seal
-from serve.runtime import Model, Store
+from serve.runtime import Model
+from serve.store import Store
 
 
 def image(batch=1, value=0):
@@ -155,14 +158,14 @@ def test_a_bundle_being_written_is_left_alone(store_folder):
 def test_what_is_no_bundles_folder_does_not_stop_the_others(store_folder, monkeypatch, caplog):
     (store_folder / "sides" / "²").mkdir()  # a digit, but no number
     (store_folder / "lost+found").mkdir()
-    folders = runtime._folders
+    folders = stores._folders
 
     def forbidden(parent):
         if parent.name == "lost+found":
             raise PermissionError(13, "Permission denied", str(parent))
         return folders(parent)
 
-    monkeypatch.setattr(runtime, "_folders", forbidden)  # root may read everything
+    monkeypatch.setattr(stores, "_folders", forbidden)  # root may read everything
     store = Store(store_folder, threads=1)
     assert sorted(store.models) == ["dose", "paints", "sides"] and ("sides", "²") in store.refused
     assert "lost+found cannot be read and is left out" in caplog.text
@@ -221,6 +224,23 @@ def test_a_failure_inside_onnx_runtime_is_an_answer(tmp_path, caplog):
     with pytest.raises(RequestError, match="failed on inputs that passed its checks") as caught:
         Model(read(folder), threads=1).predict({"image": image()})
     assert caught.value.status == 500
+
+
+def test_an_engine_that_fails_writes_nothing_of_the_inputs(tmp_path, capfd):
+    folder = write_value(tmp_path)
+    (folder / "golden.npz").unlink()
+    nodes = [
+        helper.make_node("Cast", ["numbers"], ["places"], to=7),
+        helper.make_node("Gather", ["table", "places"], ["found"]),  # which tells the place that is not there
+        helper.make_node("ReduceSum", ["found", "axis"], ["value"], keepdims=1),
+    ]
+    constants = {"table": np.zeros(3, np.float32), "axis": np.array([1])}
+    write_onnx(folder / "model.onnx", nodes, constants, (NUMBERS,), (VALUE,))
+    seal(folder)
+    with pytest.raises(RequestError, match="failed on inputs that passed its checks"):
+        Model(read(folder), threads=1).predict({"numbers": np.array([[1, 4711]], np.float32)})
+    told = "".join(capfd.readouterr())
+    assert "4711" not in told and "Gather" not in told
 
 
 def test_a_store_must_be_a_folder_of_bundles(tmp_path, store_folder):

@@ -15,7 +15,8 @@ from small_bundles import image_graph, softmax, write_image, write_value
 from serve import session
 from serve.__main__ import main
 from serve.manifest import BundleError, read
-from serve.runtime import Model, Store
+from serve.runtime import Model
+from serve.store import Store
 
 needs_openvino = pytest.mark.skipif(find_spec("openvino") is None, reason="openvino is not installed")
 

@@ -63,12 +63,12 @@ def test_requests_of_a_batch_are_one_run_and_get_their_own_rows(counted):
     answers = asked(model, *bodies)
     assert runs == [4]
     for age, (result, body) in zip((10, 20, 30, 40), answers, strict=True):
-        status, size, header_length, rows, classes, confidences, headers = result
+        status, size, header_length, rows, classes, values, headers = result
         truth = softmax([[age / 10, 2, 5]])
         np.testing.assert_allclose(protocol.unpack(body, header_length)["probabilities"], truth, atol=1e-6)
         assert (status, size, rows, headers) == (200, len(body), 1, None)
         assert classes == [int(truth.argmax())]
-        assert confidences == pytest.approx([truth.max()])
+        assert values == pytest.approx([truth.max()])
         assert (header_length is None) == (age % 20 == 0)
     assert json.loads(answers[1][1])["id"] == "number 20"
 
@@ -128,7 +128,7 @@ def test_a_request_that_fails_in_the_engine_fails_alone(tmp_path):
     for position, value in ((0, 1), (1, 2), (3, 4)):
         result, body = answers[position]
         assert protocol.unpack(body, result[2])["value"] == value
-        assert result[4] is None and result[5] is None  # no classes in a regression
+        assert result[4] is None and result[5] == [value]  # no classes in a regression
 
 
 def test_both_protocols_share_a_run(tmp_path, monkeypatch):
@@ -146,7 +146,7 @@ def test_both_protocols_share_a_run(tmp_path, monkeypatch):
 def test_binary_tensors_reach_the_model_without_a_copy(tmp_path, monkeypatch):
     model = Model(read(write_image(tmp_path)), threads=1)
     bodies = [protocol.pack({"image": np.full((1, 4, 4, 1), value, np.uint8)}) for value in (1, 2, 3)]
-    sent = b"".join(wire.run_frame(1, 1, [(body, length, "v2") for body, length in bodies]))
+    sent = b"".join(wire.run_frame(1, 1, False, [(body, length, "v2") for body, length in bodies]))
     inbox = wire.Inbox(wire.to_worker)
     inbox.room()[: len(sent)] = sent
     inbox.add(len(sent))

@@ -1,4 +1,4 @@
-"""Models and explanations that test_explain_gradients.py compares between backends, and with shap in its own process."""
+"""What test_explain_gradients.py compares between backends and with shap; as a script it writes one function's arrays."""
 
 import sys
 
@@ -56,12 +56,15 @@ def rows(count=3):
     return images, tokens
 
 
+def references():
+    return np.random.default_rng(3).normal(size=(4, 8, 8, 2)).astype("float32")
+
+
 def explained():
     """Name of model and method -> attributions."""
     images, tokens = rows()
-    background = np.random.default_rng(3).normal(size=(4, 8, 8, 2)).astype("float32")
     subjects = [
-        (subject_of(image_model(), None, background, None, kind="image"), images, list(METHODS)[:-1]),
+        (subject_of(image_model(), None, references(), None, kind="image"), images, list(METHODS)[:-1]),
         (subject_of(token_model(), None, None, None, kind="text"), tokens, [*list(METHODS)[:4], "attention_rollout"]),
     ]
     found = {}
@@ -72,16 +75,20 @@ def explained():
     return found
 
 
-def shap_deep(images, background):
-    """Contributions to the three logits, (batch, height, width, channels, 3), by shap's DeepExplainer."""
-    import shap
-
+def relu_model():
     image = keras.Input((8, 8, 2))
     x = layers.Conv2D(4, 3, padding="same", activation="relu")(image)
     x = layers.Flatten()(layers.Conv2D(3, 3, strides=2, activation="relu")(x))
-    model = weighted(keras.Model(image, layers.Dense(3)(layers.Dense(5, activation="relu")(x))))
-    return np.asarray(shap.DeepExplainer(model, background).shap_values(images)), model.to_json()
+    return weighted(keras.Model(image, layers.Dense(3)(layers.Dense(5, activation="relu")(x))))
+
+
+def shap_deep():
+    """Contributions to the three logits, (batch, height, width, channels, 3), by shap's DeepExplainer."""
+    import shap
+
+    return {"values": np.asarray(shap.DeepExplainer(relu_model(), references()).shap_values(rows()[0]))}
 
 
 if __name__ == "__main__":
-    np.savez(sys.argv[1], backend=keras.backend.backend(), **explained())
+    name, path = sys.argv[1:]
+    np.savez(path, backend=keras.backend.backend(), **globals()[name]())

@@ -55,7 +55,7 @@ def test_every_line_has_the_same_test_rows(table):
     for name, dropout in (("base", 0.1), ("no_dropout", 0.0), ("slow", 0.1)):
         for seed in (0, 1, 2):
             recipe = Recipe.load(out / "runs" / name / f"seed{seed}" / "recipe.json")
-            assert recipe.seed == seed and recipe.arguments["dropout"] == dropout
+            assert recipe.seed == seed and recipe.split_seed == 0 and recipe.arguments["dropout"] == dropout
 
 
 def test_the_table_is_written(table):

@@ -1,13 +1,11 @@
 """Both backends train every model, and a killed run goes on exactly; one process per backend."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+from processes import python
 
 BACKENDS = ("tensorflow", "jax")
 
@@ -15,12 +13,7 @@ BACKENDS = ("tensorflow", "jax")
 @pytest.fixture(scope="module", params=BACKENDS)
 def report(request, tmp_path_factory):
     folder = tmp_path_factory.mktemp(request.param)
-    script = Path(__file__).with_name("backend_check.py")
-    environment = {**os.environ, "KERAS_BACKEND": request.param, "JAX_PLATFORMS": "cpu"}
-    run = subprocess.run(
-        [sys.executable, script, folder], env=environment, capture_output=True, text=True, timeout=600, check=False
-    )
-    assert run.returncode == 0, run.stderr[-3000:]
+    python(Path(__file__).with_name("backend_check.py"), folder, backend=request.param, timeout=600)
     found = json.loads((folder / "report.json").read_text())
     assert found["backend"] == request.param
     return found

@@ -1,14 +1,12 @@
 """Magnitude pruning: zeros as many as scheduled, held through training on both backends."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import keras
 import numpy as np
 import pytest
 from keras import layers
+from processes import python
 
 import zoo
 from zoo.compress import MagnitudePruning, compressed_bytes, sparsity
@@ -77,17 +75,9 @@ def test_zeros_hold_on_tensorflow():
 
 def test_zeros_hold_on_jax():
     pytest.importorskip("jax")
-    here = Path(__file__)
-    code = (
-        f"import sys; sys.path.insert(0, {str(here.parent)!r}); import {here.stem} as test; "
-        "test.check_that_zeros_hold(); print(test.keras.backend.backend())"
-    )
-    environment = {**os.environ, "KERAS_BACKEND": "jax", "JAX_PLATFORMS": "cpu"}
-    root = str(Path(zoo.__file__).parents[1])
-    done = subprocess.run(
-        [sys.executable, "-c", code], env=environment, cwd=root, capture_output=True, text=True, check=False
-    )
-    assert done.stdout.strip() == "jax", done.stderr
+    name = Path(__file__).stem
+    code = f"import {name} as test; test.check_that_zeros_hold(); print(test.keras.backend.backend())"
+    assert python("-c", code, backend="jax") == "jax"
 
 
 def test_schedules():

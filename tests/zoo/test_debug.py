@@ -126,7 +126,9 @@ def test_overfit_refuses_what_is_no_test(iris):
         overfit("mlp", iris, steps=3)
     with pytest.raises(ValueError, match="'lenet' is for image-classification, data 'iris' is classification"):
         overfit("lenet", iris)
-    with pytest.raises(TypeError, match="no training setting 'widht'"):
+    with pytest.raises(
+        TypeError, match=r"'widht' is neither a training setting nor an argument of 'mlp'\. Did you mean 'width'"
+    ):
         overfit("mlp", iris, widht=3)
 
 

@@ -1,11 +1,9 @@
 """The tools that take gradients work on JAX as on TensorFlow; in a process of its own."""
 
 import json
-import os
-import subprocess
-import sys
 
 import pytest
+from processes import python
 
 CODE = """
 import json, sys
@@ -55,11 +53,7 @@ json.dump({
 @pytest.fixture(scope="module", params=["tensorflow", "jax"])
 def found(request, tmp_path_factory):
     path = tmp_path_factory.mktemp("debug") / "found.json"
-    environment = {**os.environ, "KERAS_BACKEND": request.param, "JAX_PLATFORMS": "cpu"}
-    done = subprocess.run(
-        [sys.executable, "-c", CODE, path], env=environment, capture_output=True, text=True, timeout=300, check=False
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    python("-c", CODE, path, backend=request.param)
     result = json.loads(path.read_text())
     assert result["backend"] == request.param
     return result

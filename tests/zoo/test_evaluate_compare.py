@@ -2,6 +2,7 @@
 
 import itertools
 import json
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -13,6 +14,7 @@ from zoo.data.signature import Signature, TablePreprocess
 from zoo.evaluate import against_baseline, compare
 from zoo.evaluate.compare import mcnemar
 from zoo.evaluate.report import judge
+from zoo.recipes import Recipe
 
 STEP = TablePreprocess(("a",), (0.0,), (1.0,))
 CLASSES = Signature("classification", ("no", "yes"), STEP)
@@ -125,13 +127,27 @@ def test_no_verdict_about_a_metric_without_direction():
             compare(one, one, metric=metric)
 
 
-def test_models_trained_with_other_seeds_are_refused():
-    def run(seed):
-        recipe = SimpleNamespace(seed=seed, target="")
-        return SimpleNamespace(model=None, signature=CLASSES, recipe=recipe, data=None)
+def test_pictures_may_be_of_another_size():
+    right = np.arange(60) % 3 > 0
+    small, large = ({"image": np.full((60, side, side, 1), 7, np.uint8)} for side in (8, 32))
+    found = compare(classified(right, "small", x=small), classified(right, "large", x=large), resamples=100)
+    assert found.difference.score == 0 and found.rows == 60
+    other = classified(right, "other", x=large)
+    for wrong in (replace(other, y=1 - other.y), classified(right, "other", x={"image": small["image"] + 1})):
+        with pytest.raises(ValueError, match="judged on different test rows, as models of other splits are"):
+            compare(classified(right, "small", x=small), wrong)
 
-    with pytest.raises(ValueError, match="with the seeds 0 and 3, so test rows of the one were training rows"):
-        compare(run(0), run(3))
+
+def test_models_of_other_splits_are_refused():
+    def run(**seeds):
+        return SimpleNamespace(model=None, signature=CLASSES, recipe=Recipe("mlp", "wine", **seeds), data=None)
+
+    message = "was split by the seeds 0 and 3, so test rows of the one were training rows"
+    for other in (run(seed=3), run(split_seed=3)):
+        with pytest.raises(ValueError, match=message):
+            compare(run(), other)
+    with pytest.raises(ValueError, match="needs data"):
+        compare(run(), run(seed=3, split_seed=0))
 
 
 @pytest.fixture(scope="module")

@@ -10,8 +10,9 @@ from typer.testing import CliRunner
 import export
 import zoo
 from zoo.cli import app
-from zoo.evaluate import conformal
+from zoo.evaluate import compare, conformal
 from zoo.evaluate.report import answers, judge
+from zoo.training import tune
 
 
 @pytest.fixture(scope="module")
@@ -51,6 +52,37 @@ def test_a_bundle_is_judged_on_the_rows_its_run_was(table):
         assert found.metrics[name].score == pytest.approx(interval.score, abs=1e-5)
     small = zoo.evaluate(bundle, "wine", precision="int8")
     assert (small.answers != found.answers).any() and small.fingerprint == known.fingerprint
+
+
+def test_other_seeds_leave_the_split_as_it_was(table, tmp_path):
+    run, _ = table
+    tuned = tune(run, out=tmp_path / "tuned", epochs=1, seed=8, quiet=True)
+    again = zoo.train(
+        "mlp", zoo.data.load("wine", seed=3), out=tmp_path / "run", epochs=10, width=(16,), seed=8, quiet=True
+    )
+    known = zoo.evaluate(run).fingerprint
+    for place, other in enumerate((tuned, again)):
+        bundle = export.to_bundle(other, tmp_path / "store" / f"wine{place}" / "1", max_drop=1.0)
+        assert other.recipe.seed == 8 and zoo.evaluate(other.folder).fingerprint == known
+        assert zoo.evaluate(bundle, "wine").fingerprint == known
+    assert compare(run, again.folder).rows == len(run.data.test)
+
+
+def test_a_bundle_of_other_shares_is_not_judged_on_rows_it_was_trained_on(tmp_path):
+    most = zoo.data.load("wine", test=0.05)
+    run = zoo.train("logistic_regression", most, out=tmp_path / "run", epochs=1, quiet=True)
+    bundle = export.to_bundle(run, tmp_path / "store" / "wine" / "1", max_drop=1.0)
+    with pytest.raises(ValueError, match=r"trained on splits of .wine. with other shares, .*.train.: 1"):
+        zoo.evaluate(bundle, "wine")
+    assert zoo.evaluate(bundle, most).fingerprint == zoo.evaluate(run).fingerprint
+
+
+def test_a_model_that_answers_nan_is_not_judged():
+    wine = zoo.data.load("wine")
+    model = zoo.get("logistic_regression", input_shape=(13,), classes=3)
+    model.set_weights([np.full(weight.shape, np.nan) for weight in model.get_weights()])
+    with pytest.raises(ValueError, match="answers NaN or infinity to 36 of 36 test rows, row 0 the first"):
+        zoo.evaluate(model, wine)
 
 
 def test_the_score_is_one_of_the_metrics(images):

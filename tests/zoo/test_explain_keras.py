@@ -145,6 +145,18 @@ def test_methods_that_need_other_layers(method, message):
         explain(model, np.zeros((1, 4, 4, 1), np.uint8), method, signature=signature)
 
 
+@pytest.mark.parametrize(
+    "method", ["integrated_gradients", "expected_gradients", "gradient_times_input", "deep", "exact"]
+)
+def test_a_background_that_the_model_cannot_judge_is_refused(method):
+    from keras import layers
+
+    model = small(layers.Dense(3), shape=(2,))
+    unknown = np.full((4, 2), np.nan, np.float32)
+    with pytest.raises(ValueError, match=r"NaN or infinity .*; give a background that (it|the model) can judge"):
+        explain(model, np.ones((1, 2)), method, kind="table", background=unknown)
+
+
 def test_a_fixed_number_of_evaluations_is_not_set():
     signature = Signature("regression", ("y",), TablePreprocess(("a", "b"), (0.0, 0.0), (1.0, 1.0)))
     model = registry.get("logistic_regression", input_shape=(2,), classes=1)

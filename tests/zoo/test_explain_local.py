@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from zoo.explain import local
+from zoo.explain import explain, local, methods
 from zoo.explain.clock import Clock
 from zoo.explain.players import Game
 
@@ -137,6 +137,18 @@ def test_players_that_equal_the_background_get_nothing_and_are_never_left_out(me
     assert found.values[0] > 0 > found.values[6]
     still = game_of(line, 8, (2, 4), np.zeros(8, bool))
     assert (solve(method, still, 500).values == 0).all() and still.calls == 2
+
+
+@pytest.mark.parametrize("players", [0, 1])
+@pytest.mark.parametrize("method", [name for name, each in methods.METHODS.items() if each.needs == "predict"])
+def test_a_lone_player_gets_the_whole_difference_and_none_get_nothing(method, players):
+    game = game_of(lambda z: 3 + 2 * z.sum(axis=1), players)
+    found = methods.METHODS[method].function(game, max_evals=None, seed=0, clock=Clock())
+    assert found.values.tolist() == [2.0] * players and (found.base, found.complete, game.calls) == (3, True, 2)
+    x, background = np.ones((2, 2)), np.array([[1.0, 1 - players]])  # the first column never varies
+    if method != "partition":  # columns have no order
+        told = explain(lambda x: 3 + 2 * x.sum(axis=1), x, method, kind="table", background=background)
+        assert told.attributions.tolist() == [[0.0, 2.0 * players]] * 2 and told.complete
 
 
 @pytest.mark.parametrize("method", METHODS)

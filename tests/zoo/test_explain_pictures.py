@@ -12,9 +12,10 @@ from matplotlib.collections import LineCollection, PathCollection, QuadMesh
 from matplotlib.colors import to_rgb
 from matplotlib.patches import Rectangle
 from matplotlib.text import Text
+from PIL import Image
 
 from zoo.explain.explanation import Explanation
-from zoo.explain.pictures import draw, of
+from zoo.explain.pictures import of
 from zoo.explain.pictures.graphs import layout
 from zoo.explain.pictures.theme import DARK, LIGHT
 
@@ -175,10 +176,47 @@ def test_both_sides_of_a_pair_share_one_scale():
     assert image.side(1).attributions.shape == (1, 12, 16, 3)
 
 
+def test_errors_that_are_not_known_are_not_shown():
+    known = small.table()
+    unknown = replace(known, standard_error=np.full(known.attributions.shape, np.nan))
+    axes = [found.plot().subfigs[0].axes[0] for found in (replace(known, standard_error=None), unknown)]
+    assert axes[0].get_xlim() == axes[1].get_xlim() and len(axes[0].texts) == len(axes[1].texts) == 4
+    told = re.sub('base64,[^"]*', "", unknown.to_html()) + str(unknown)
+    assert "± nan" not in told and "unknown, too little was evaluated" in told and "±" in known.to_html()
+
+
 def test_dark_pictures_are_dark():
     for dark, theme in ((False, LIGHT), (True, DARK)):
-        figure = draw(small.table(), dark=dark)
+        figure = small.table().plot(dark=dark)
         assert to_rgb(figure.get_facecolor()) == to_rgb(theme.ground)
+
+
+@pytest.mark.parametrize("width", [4.0, 8.4])
+@pytest.mark.parametrize(("name", "style"), STYLES)
+def test_no_text_is_cut_however_narrow_the_picture(name, style, width):
+    figure = small.ALL[name]().plot(style=style, width=width)
+    figure.draw_without_rendering()
+    assert figure.bbox.x1 == pytest.approx(100 * width)
+    for text in figure.findobj(Text):
+        if re.search("[a-zA-Z]", text.get_text()):  # ticks beyond an axis are there and not drawn
+            box = text.get_window_extent()
+            assert box.x0 >= -1 and box.x1 <= figure.bbox.x1 + 1, text
+            assert box.y0 >= -1 and box.y1 <= figure.bbox.y1 + 1, text
+
+
+def test_a_narrow_picture_breaks_long_names_and_has_as_many_pixels():
+    columns = ("od280/od315_of_diluted_wines", "worst_concave_points", "age")
+    inputs = {"numbers": np.array([[1.33, 0.01111, 30]], np.float32)}
+    found = small.make("table", inputs, [[0.2, -0.1, 0.05]], ("batch", "columns"), columns=columns)
+    wide, narrow = texts(found.plot()), texts(found.plot(width=4.5))
+    assert "worst_concave_points = 0.01111" in wide and "od280/od315_of_diluted_wines = 1.33" in wide
+    assert {"worst_concave_points\n= 0.01111", "od280/od315_of_diluted…\n= 1.33", "age = 30"} <= set(narrow)
+    sizes = []
+    for width in (4.5, 8.4):
+        file = io.BytesIO()
+        found.plot(file, width=width)
+        sizes.append(Image.open(file).size[0])
+    assert sizes == [1008, 1008]
 
 
 @pytest.mark.parametrize(
@@ -187,6 +225,7 @@ def test_dark_pictures_are_dark():
         ({"style": "pie"}, "no style 'pie' for table inputs; styles are bar, waterfall"),
         ({"rows": 0}, r"rows must be 1 … 64, got rows=0"),
         ({"rows": 65}, r"rows must be 1 … 64"),
+        ({"width": 3.9}, r"width must be 4 … 20 inches, got width=3.9"),
     ],
 )
 def test_wrong_options_of_a_picture(options, message):

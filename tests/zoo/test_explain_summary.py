@@ -8,7 +8,7 @@ from matplotlib.collections import PathCollection
 from matplotlib.text import Text
 
 from zoo.explain.pictures.summaries import _swarm
-from zoo.explain.summary import summarise
+from zoo.explain.summary import Summary, summarise
 
 
 def table(rows, seed=0):
@@ -136,12 +136,29 @@ def test_a_summary_is_written_by_suffix(name, tmp_path):
     told = json.loads(found.save(tmp_path / "a.json").read_text())
     assert told["rows"] == found.rows and np.shape(told["importance"]) == found.importance.shape
     assert "NaN" not in found.to_json()
+    again = Summary.from_json(found.to_json())
+    assert again.to_dict() == found.to_dict() and again.order().tolist() == found.order().tolist()
+    assert again.importance.dtype == float and str(again) == str(found)
+    assert again.save(tmp_path / "again.html").read_text() == found.save(tmp_path / "a.html").read_text()
     page = found.save(tmp_path / "a.html").read_text()
     assert page.count("data:image/png") == 2 and "http" not in page.replace("http-equiv", "")
     for part in found.names[:1]:
         assert part.replace("<", "&lt;").replace(">", "&gt;") in page
     with pytest.raises(ValueError, match=r"cannot tell from 'a\.gif' what to write"):
         found.save(tmp_path / "a.gif")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("no", "no JSON: .*; give what Summary.to_json wrote"),
+        ("[1]", "no summary of format 1, got 'list'"),
+        (small.table().to_json(), "no summary: KeyError"),
+    ],
+)
+def test_what_is_no_summary_is_not_read(text, message):
+    with pytest.raises(ValueError, match=message):
+        Summary.from_json(text)
 
 
 @pytest.mark.parametrize(

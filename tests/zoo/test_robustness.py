@@ -2,12 +2,11 @@
 
 import dataclasses
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+from processes import python
 from scipy import stats
 from typer.testing import CliRunner
 
@@ -257,11 +256,7 @@ def test_a_bundle_needs_no_keras(bundle):
         "r.corrupted(sys.argv[1], 'digits', kinds=('noise',), rows=20)\n"
         "print(*[m for m in ('keras', 'tensorflow', 'jax', 'torch') if m in sys.modules])"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code, str(bundle.folder)], capture_output=True, text=True, timeout=120, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.strip() == ""
+    assert python("-c", code, bundle.folder) == ""
 
 
 def test_the_command_measures_and_draws(run, bundle, tmp_path, monkeypatch):

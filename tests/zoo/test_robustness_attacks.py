@@ -1,15 +1,12 @@
 """Attacks against truths that can be computed by hand: linear models, whose worst case is known exactly."""
 
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import keras
 import numpy as np
 import pytest
 import robustness_check
+from processes import python
 
 import zoo
 from zoo.data.signature import ImagePreprocess, Signature, TablePreprocess
@@ -236,13 +233,7 @@ def test_what_is_no_attack_is_refused(settings, message):
 
 def test_both_backends_find_the_same(tmp_path):
     here = robustness_check.found()
-    environment = {**os.environ, "KERAS_BACKEND": "jax", "JAX_PLATFORMS": "cpu"}
-    script = Path(__file__).with_name("robustness_check.py")
-    done = subprocess.run(
-        [sys.executable, script, tmp_path / "found.json"],
-        env=environment, capture_output=True, text=True, timeout=300, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-3000:]
+    python(robustness_check.__file__, tmp_path / "found.json", backend="jax")
     there = json.loads((tmp_path / "found.json").read_text())
     assert there.pop("backend") == "jax" and here.pop("backend") == "tensorflow"
     trained = [found.pop("trained") for found in (here, there)]

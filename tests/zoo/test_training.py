@@ -287,6 +287,15 @@ def test_state_of_another_model_is_refused(tmp_path):
         compiled(5).resume()
 
 
+def test_a_killed_run_keeps_its_split(tmp_path):
+    recipe = recipes.find("mlp", "digits").override(seed=2)
+    assert recipe.data_options == {"target": None, "seed": 2}
+    recipe.override(split_seed=1).save(tmp_path / "recipe.json")
+    (tmp_path / "state.npz").touch()
+    with pytest.raises(ValueError, match="holds a run on the split of seed=1, got 4; resume it without that"):
+        zoo.train("mlp", data="digits", out=tmp_path, resume=True, quiet=True, split_seed=4)
+
+
 def test_resume_without_a_killed_run_says_so(run, tmp_path):
     with pytest.raises(ValueError, match=r"no run to resume in .*no state\.npz"):
         zoo.train("mlp", data="digits", out=tmp_path, resume=True, quiet=True)

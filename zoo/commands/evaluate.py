@@ -1,4 +1,4 @@
-"""`zoo evaluate`, `zoo compare`, `zoo calibrate` and `zoo validate`: how good, which is better, how sure, how stable."""
+"""`zoo evaluate`, `zoo compare`, `zoo calibrate` and `zoo validate`: how good, which is best, how sure, how stable."""
 
 from pathlib import Path
 from typing import Annotated, Any

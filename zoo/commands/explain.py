@@ -267,7 +267,7 @@ def _target(text: str | None, subject: Any) -> Any:
 def _summary(
     subject: Any, raw: dict[str, Any], options: dict[str, Any], seconds: float | None, progress: Callable | None
 ) -> Any:
-    """The summary of all rows, or of as many as the time allows; a batch that the clock cut is left out if it can be."""
+    """The summary of all rows, or of as many as time allows; a batch that the clock cut is left out if it can be."""
     from zoo.explain import explain as why
     from zoo.explain.clock import Clock
     from zoo.explain.summary import summarise

@@ -67,9 +67,9 @@ def robustness(
 ) -> None:
     """Measure how a score falls when inputs go bad: a table of score against strength, with a picture.
 
-    corruptions: noise, blur, brightness, rotation …; missing cells and columns of a table. attacks: changes made against
-    the model through its gradients, which needs a run; a bundle only gets random ones. transformations: what coarser
-    images save. certificates: randomized smoothing, a radius within which an answer is certain not to change.
+    corruptions: noise, blur, brightness, rotation …; missing cells and columns of a table. attacks: changes made
+    against the model through its gradients, which needs a run; a bundle only gets random ones. transformations: what
+    coarser images save. certificates: randomized smoothing, a radius within which an answer is certain not to change.
 
     Examples: zoo robustness store/digits/1 --data digits --picture corruptions.png;
     zoo robustness runs/lenet-digits attacks --kind fgsm --kind pgd --epsilon 8 --epsilon 16;

@@ -38,7 +38,9 @@ def _sentence(option: Option) -> str:
 
 def _parameter(option: Option) -> Parameter:
     """An option of `serve` in typer's form."""
-    kind: Any = str if option.size else list[option.kind] if option.repeated else option.kind  # type: ignore[name-defined]
+    kind: Any = str if option.size else option.kind
+    if option.repeated:
+        kind = list[kind]
     default = in_words(option.default) if option.size and option.default is not None else option.default
     on = option.kind is bool and option.default
     declared = typer.Option(

@@ -1,4 +1,4 @@
-"""Quantization-aware training: a model learns while its weights and activations are rounded as an INT8 file rounds them.
+"""Quantization-aware training: a model learns while weights and activations are rounded as an INT8 file rounds them.
 
 Jacob et al., "Quantization and Training of Neural Networks for Efficient Integer-Arithmetic-Only Inference"
 (arXiv:1712.05877): weights symmetric with one scale per output channel, activations unsigned with one scale per tensor

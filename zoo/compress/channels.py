@@ -66,14 +66,14 @@ def prune_channels(
     convolution loses inputs and outputs. Accuracy drops, often to chance, until the result has been trained for some
     epochs. The given model is left as it is.
 
-    Followed are convolutions of all kinds, dense, recurrent and embedding layers, attention (whole heads), normalisation,
-    merging, reshaping, wrappers, nested functional models and the common `keras.ops`. Around any other layer channels
-    are kept. Layer normalisation then takes mean and variance of the channels that are left.
+    Followed are convolutions of all kinds, dense, recurrent and embedding layers, attention (whole heads),
+    normalisation, merging, reshaping, wrappers, nested functional models and the common `keras.ops`. Around any other
+    layer channels are kept. Layer normalisation then takes mean and variance of the channels that are left.
 
     Args:
         model: functional or built sequential model, channels last.
-        ratio: share of the removable channels to remove, in [0, 1); 0.5 if no target is given. Inputs and outputs of the
-            model always stay.
+        ratio: share of the removable channels to remove, in [0, 1); 0.5 if no target is given. Inputs and outputs of
+            the model always stay.
         macs: target in place of `ratio`: multiply-accumulates to keep, as a share in (0, 1] or as a number above 1.
         milliseconds: target in place of `ratio`: what `measure` may give at most.
         measure: model -> milliseconds, such as the latency of the exported file.
@@ -97,8 +97,8 @@ def prune_channels(
 
     Raises:
         TypeError: the model is not functional, or not channels last.
-        ValueError: an argument is out of range, a weight is not finite, a pattern in `keep` matches no layer, nothing can
-            be removed, or the target cannot be reached, in which case the message says what came closest.
+        ValueError: an argument is out of range, a weight is not finite, a pattern in `keep` matches no layer, nothing
+            can be removed, or the target cannot be reached, in which case the message says what came closest.
     """
     ratio = _check(ratio, macs, milliseconds, measure, importance, scope, round_to)
     identities = Identities(model, keep)

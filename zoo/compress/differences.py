@@ -283,7 +283,7 @@ class Changes:
         return json.dumps(self.to_dict(), indent=2, ensure_ascii=False) + "\n"
 
     def plot(self, path: str | Path) -> Path:
-        """Picture of the change by class, of each row's probability before and after, and of the rows that were lost."""
+        """Picture of the change by class, of each row's probability before and after, and of the rows lost."""
         return picture(self, path)
 
 
@@ -422,7 +422,9 @@ def _side(model: Any, precision: str | None) -> _Side:
 def _load(source: Any, recipe: dict[str, Any], shape: tuple[int, ...] | None) -> Data:
     """Data as the models were trained on it: the same target and the same splits."""
     shape = shape if shape and len(shape) == 3 else None
-    return datasets.load(source, input_shape=shape, target=recipe.get("target") or None, seed=recipe.get("seed", 0))
+    seeds = recipe.get("split_seed"), recipe.get("seed")
+    seed = next((seed for seed in seeds if seed is not None), 0)
+    return datasets.load(source, input_shape=shape, target=recipe.get("target") or None, seed=seed)
 
 
 def _splits(side: _Side, sides: list[_Side], data: Any) -> Data:

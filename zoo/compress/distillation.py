@@ -383,7 +383,7 @@ class Distillation(Method):
             return own
         if recipe.data in datasets.names() or Path(recipe.data).expanduser().exists():
             with contextlib.suppress(ValueError, OSError):
-                larger = datasets.load(recipe.data, input_shape=shape, target=recipe.target or None, seed=recipe.seed)
+                larger = datasets.load(recipe.data, input_shape=shape, **recipe.data_options)
                 if all(np.array_equal(getattr(larger, part).y, getattr(data, part).y) for part in own):
                     return {part: getattr(larger, part).x for part in own}
         return own

@@ -1,9 +1,9 @@
 """Which channels of a graph are one: every axis of every tensor is followed from where it is made to where it is read.
 
-Every place along an axis has an identity. A rule per layer kind (`layer_rules`, `operation_rules`) says which identities
-a call passes on, which it makes, and along which axes of its weights they lie; what must have the same length, such as
-two tensors that are added, becomes one identity. What ends as one is removed together or not at all, which is the
-dependency grouping of Fang, Ma, Song, Mi & Wang, "DepGraph: Towards Any Structural Pruning" (CVPR 2023,
+Every place along an axis has an identity. A rule per layer kind (`layer_rules`, `operation_rules`) says which
+identities a call passes on, which it makes, and along which axes of its weights they lie; what must have the same
+length, such as two tensors that are added, becomes one identity. What ends as one is removed together or not at all,
+which is the dependency grouping of Fang, Ma, Song, Mi & Wang, "DepGraph: Towards Any Structural Pruning" (CVPR 2023,
 arXiv:2301.12900). An axis of which nothing is known, or that must stay as it is, has None in place of identities.
 """
 
@@ -65,9 +65,9 @@ class Weight:
 def follows(*kinds):
     """Mark the function that follows calls of some layer or operation classes.
 
-    It is called as `rule(walk, layer, *args, **kwargs)` with the arguments of the Keras call, tensors being `Flow`s, and
-    returns the axes of the output, or a list of these for several outputs. `walk` is the `Identities` to tell what it
-    finds; `NotFollowedError` may be raised before anything was told. Subclasses of a kind may compute something else
+    It is called as `rule(walk, layer, *args, **kwargs)` with the arguments of the Keras call, tensors being `Flow`s,
+    and returns the axes of the output, or a list of these for several outputs. `walk` is the `Identities` to tell what
+    it finds; `NotFollowedError` may be raised before anything was told. Subclasses of a kind may compute something else
     and are not meant.
     """
 
@@ -140,7 +140,7 @@ class Identities:
         return self.makers[key][0]
 
     def weigh(self, variable, *axes, makes=(), reads=(), scale=False):
-        """Tell which identities lie along the axes of a weight, see `Weight`; a shared one unites those of its calls."""
+        """Tell which identities lie along a weight's axes, see `Weight`; a shared one unites those of its calls."""
         if variable is None:
             return
         before = self.weights.get(id(variable))

@@ -1,8 +1,8 @@
 """Which channels matter least, and how many of them reach a target.
 
 Filters are ranked by their norm, as Li, Kadav, Durdanovic, Samet & Graf, "Pruning Filters for Efficient ConvNets"
-(ICLR 2017, arXiv:1608.08710), departing in the L2 norm in place of L1; by the scale of their batch normalisation, as Liu,
-Li, Shen, Huang, Yan & Zhang, "Learning Efficient Convolutional Networks through Network Slimming" (ICCV 2017,
+(ICLR 2017, arXiv:1608.08710), departing in the L2 norm in place of L1; by the scale of their batch normalisation, as
+Liu, Li, Shen, Huang, Yan & Zhang, "Learning Efficient Convolutional Networks through Network Slimming" (ICCV 2017,
 arXiv:1708.06519); or by what the loss would change without them, to first order, as Molchanov, Mallya, Tyree, Frosio &
 Kautz, "Importance Estimation for Neural Network Pruning" (CVPR 2019, arXiv:1906.10771).
 """

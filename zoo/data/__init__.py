@@ -45,6 +45,7 @@ class Data:
         source, licence: where the rows come from and their terms.
         sha256: hash of all rows, whatever their split.
         generated: the rows were computed, not observed.
+        seed: that `load` split them with; None where it did not.
     """
 
     name: str
@@ -56,6 +57,7 @@ class Data:
     licence: str
     sha256: str
     generated: bool = False
+    seed: int | None = None
 
     @property
     def splits(self) -> dict[str, Split]:
@@ -248,6 +250,7 @@ def from_rows(
         licence=rows.licence,
         sha256=fingerprint(rows),
         generated=rows.generated,
+        seed=seed,
     )
 
 

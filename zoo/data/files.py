@@ -36,8 +36,8 @@ def read(path: Path, input_shape: tuple[int, ...] | None, target: str | None, ta
 def read_npz(path: Path, task: str | None = None) -> Rows:
     """Rows of arrays `x, y`, or `x_train, y_train` and any of `x_validation, y_validation, x_test, y_test`.
 
-    Inputs are uint8 `(rows, height, width[, channels])` for images, or numbers `(rows, columns)` with NaN where missing.
-    Targets are class indices or names, or floats to regress. `labels` and `columns` may hold names.
+    Inputs are uint8 `(rows, height, width[, channels])` for images, or numbers `(rows, columns)` with NaN where
+    missing. Targets are class indices or names, or floats to regress. `labels` and `columns` may hold names.
 
     Raises:
         ValueError: the file is damaged, or an array is missing or of another shape or type.

@@ -24,7 +24,7 @@ def check_shape(input_shape: tuple[int, ...]) -> tuple[int, int, int]:
 
 
 def fit(image, shape: tuple[int, int, int]) -> np.ndarray:
-    """A Pillow image as uint8 `(height, width, channels)`, resized bilinearly and converted; transparency is dropped."""
+    """A Pillow image as uint8 `(height, width, channels)`, resized bilinearly, converted, without transparency."""
     from PIL import Image
 
     height, width, channels = shape
@@ -37,7 +37,7 @@ def fit(image, shape: tuple[int, int, int]) -> np.ndarray:
 
 
 def resize(images: np.ndarray, input_shape: tuple[int, ...] | None) -> np.ndarray:
-    """uint8 `(rows, height, width, channels)` fitted to `input_shape`; unchanged when it has that shape or None is given."""
+    """uint8 `(rows, height, width, channels)` fitted to `input_shape`; unchanged if that is None or its own shape."""
     if input_shape is None or images.shape[1:] == tuple(input_shape):
         return images
     from PIL import Image
@@ -86,7 +86,7 @@ def read_folder(path: Path, input_shape: tuple[int, ...] | None) -> Rows:
 
 
 def open_image(file: Path, shape: tuple[int, int, int] | None):
-    """One image as uint8 `(height, width, channels)`, upright as its camera says; with `shape` None only `(height, width, channels)` of it.
+    """One image as uint8 `(height, width, channels)`, upright as its camera says; its size alone if `shape` is None.
 
     Raises:
         ValueError: the file is no readable 8-bit image.

@@ -85,7 +85,7 @@ class TablePreprocess:
     def fit(
         cls, raw: dict[str, np.ndarray], numbers: tuple[str, ...], categories: tuple[str, ...]
     ) -> "TablePreprocess":
-        """Mean and standard deviation of each number column, and the values of each category column, of the training rows."""
+        """Mean and standard deviation of each number column, and values of each category column, of training rows."""
         mean, std = np.zeros(0), np.zeros(0)
         if numbers:
             values = np.ma.masked_invalid(raw["numbers"].astype(np.float64))
@@ -123,7 +123,8 @@ class Calibration:
 
     Attributes:
         method: "temperature": softmax of `logits * scale` (Guo et al. 2017, section 4.2); "platt": of each class
-            `sigmoid(scale * log odds + bias)`, then divided by their sum (Platt 1999; Zadrozny & Elkan 2002, section 3).
+            `sigmoid(scale * log odds + bias)`, then divided by their sum (Platt 1999; Zadrozny & Elkan 2002, section
+            3).
         scale: one number, 1 / temperature; or one per class.
         bias: one per class for "platt"; else empty.
     """

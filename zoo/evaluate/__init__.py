@@ -1,7 +1,8 @@
 """Evaluation: how good a model or a bundle is on rows it never saw. The package itself is the verb.
 
 `zoo.evaluate(model)` judges one model; `gap`, `cross_validate` and `learning_curve` tell how much the figure depends on
-the rows; `compare` and `against_baseline` say which of two is better; `calibrate` whether probabilities can be believed.
+the rows; `compare` and `against_baseline` say which of two is better; `calibrate` whether probabilities can be
+believed.
 """
 
 import sys

@@ -1,10 +1,11 @@
-"""Ablation: the base and each variant of a recipe trained with the same seeds on the same splits, and what each part is worth.
+"""Ablation: the base and each variant of a recipe trained with the same seeds on the same splits; what a part is worth.
 
-A difference is judged with both sources of chance in it: other seeds (weights, order, augmentation) and other test rows, as
-Bouthillier et al., "Accounting for Variance in Machine Learning Benchmarks" (MLSys 2021), ask for. Its standard error is
-sqrt(s^2 / n + v) with s the spread of the n differences seed by seed and v the bootstrap variance over rows, both paired;
-Student's t with the degrees of freedom of Satterthwaite (Biometrics Bulletin 2 (1946) 110-114) gives interval and p, and Holm
-(Scandinavian Journal of Statistics 6 (1979) 65-70) corrects p for the number of variants.
+A difference is judged with both sources of chance in it: other seeds (weights, order, augmentation) and other test
+rows, as Bouthillier et al., "Accounting for Variance in Machine Learning Benchmarks" (MLSys 2021), ask for. Its
+standard error is sqrt(s^2 / n + v) with s the spread of the n differences seed by seed and v the bootstrap variance
+over rows, both paired; Student's t with the degrees of freedom of Satterthwaite (Biometrics Bulletin 2 (1946) 110-114)
+gives interval and p, and Holm (Scandinavian Journal of Statistics 6 (1979) 65-70) corrects p for the number of
+variants.
 """
 
 import csv
@@ -176,18 +177,18 @@ def ablate(
 ) -> Ablation:
     """Train a recipe and its variants with several seeds on the same splits, and compare.
 
-    What is finished in `out` is not trained again, and a killed training goes on where it was, so that the same call can be
-    repeated, and variants and seeds can be added. The runs themselves cannot be loaded with their splits by `zoo.training`,
-    which takes these from a run's own seed; `answers.npz` in each holds what it answered to validation and test rows.
+    What is finished in `out` is not trained again, and a killed training goes on where it was, so that the same call
+    can be repeated, and variants and seeds can be added. `answers.npz` in each run holds what it answered to validation
+    and test rows.
 
     Args:
         model: public name, run, run folder, or the path of a `recipe.json`.
         data: name, path or `zoo.data.Data`; what the model knows if None.
         out: folder of the table and of all runs.
-        drop: settings to turn off, each a variant of its own: a key of `OFF`, an argument that is a bool or a share, or one
-            of the base's augmentations by name.
+        drop: settings to turn off, each a variant of its own: a key of `OFF`, an argument that is a bool or a share, or
+            one of the base's augmentations by name.
         variants: name -> settings and arguments that differ.
-        seeds: how many, or which; of weights, order and augmentation. The splits keep the recipe's seed.
+        seeds: how many, or which; of weights, order and augmentation. The splits keep the recipe's.
         split: rows to judge on: "test"; "validation" where the result decides what is tried next.
         quiet: print nothing.
         overrides: settings and arguments of the base and all variants.
@@ -269,7 +270,7 @@ def _base(model: Any, data: Any, overrides: dict[str, Any]) -> tuple[Recipe, Dat
     merged = {**recipe.arguments, **arguments}
     if not isinstance(source, Data):
         shape = merged.get("input_shape")
-        splits = datasets.load(source, input_shape=shape, target=recipe.target or None, seed=recipe.seed)
+        splits = datasets.load(source, input_shape=shape, **recipe.data_options)
     else:
         splits = source
     kept = {key: value for key, value in merged.items() if key not in ("input_shape", "classes")}
@@ -278,7 +279,7 @@ def _base(model: Any, data: Any, overrides: dict[str, Any]) -> tuple[Recipe, Dat
 
 def _given(recipe: Recipe) -> dict[str, Any]:
     """All settings and arguments of the base, as `zoo.train` takes them."""
-    left_out = ("target", "expected", "seed")
+    left_out = ("target", "expected", "seed", "split_seed")
     return recipe.arguments | {key: getattr(recipe, key) for key in recipes.SETTINGS if key not in left_out}
 
 
@@ -319,7 +320,7 @@ def _checked(name: str, changes: dict[str, Any], given: dict[str, Any], entry: A
         raise ValueError(f"variant {name!r} needs a name other than {BASE!r} and at least one change, got {changes!r}")
     known = {**_defaults(entry), **given}
     for key, value in changes.items():
-        if key in ("classes", "seed", "target", "model", "data"):
+        if key in ("classes", "seed", "split_seed", "target", "model", "data"):
             raise TypeError(f"a variant cannot change {key}, which is the same for all; start another ablation")
         if key not in entry.signature:
             changes[key] = recipes.parse(key, value)
@@ -335,7 +336,7 @@ def _agree(out: Path, recipe: Recipe, given: dict[str, Any], splits: Data, wante
         "model": recipe.model,
         "data": splits.name,
         "sha256": splits.sha256,
-        "split_seed": recipe.seed,
+        "split_seed": recipe.data_options["seed"],
         "base": given,
         "variants": wanted,
     }
@@ -375,7 +376,7 @@ def _splits(changes: dict[str, Any], splits: Data, source: Any, recipe: Recipe) 
         return splits
     if isinstance(source, Data):
         raise ValueError("a variant of another input_shape needs data that can be read again: give its name or path")
-    again = datasets.load(source, input_shape=tuple(shape), target=recipe.target or None, seed=recipe.seed)
+    again = datasets.load(source, input_shape=tuple(shape), **recipe.data_options)
     for name, part in splits.splits.items():
         if not np.array_equal(part.y, again.splits[name].y):
             raise ValueError(f"input_shape={tuple(shape)} makes rows equal that were not, which changes the splits")
@@ -441,9 +442,11 @@ def _judge(
         name: _interval(scores[name] - scores[BASE], drawn[name] - drawn[BASE]) for name in wanted if name != BASE
     }
     corrected = _holm({name: p for name, (_, _, p) in tested.items()})
+    least = -np.inf if splits.signature.task == "regression" else 0.0  # R2 and accuracy are at most 1
     lines = []
     for name, changes in wanted.items():
         low, high, _ = _interval(scores[name], drawn[name])
+        low, high = max(low, least), min(high, 1.0)
         ends = tested.get(name, (0.0, 0.0, 1.0))
         lines.append(
             Variant(

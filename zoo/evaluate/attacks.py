@@ -1,10 +1,10 @@
 """Attacks on inputs: what a model answers to rows that were changed against it, within a stated limit.
 
 White box, through the gradients of a Keras model: FGSM (Goodfellow, Shlens & Szegedy, "Explaining and Harnessing
-Adversarial Examples", ICLR 2015, arXiv:1412.6572) and PGD (Madry et al., ICLR 2018, arXiv:1706.06083) on the loss, and PGD
-on the margin between the best wrong and the true logit, which has a gradient where the loss has none left (Carlini &
-Wagner, "Towards Evaluating the Robustness of Neural Networks", 2017, arXiv:1608.04644, section V-A). Black box, through
-answers alone: random changes of the same size.
+Adversarial Examples", ICLR 2015, arXiv:1412.6572) and PGD (Madry et al., ICLR 2018, arXiv:1706.06083) on the loss, and
+PGD on the margin between the best wrong and the true logit, which has a gradient where the loss has none left (Carlini
+& Wagner, "Towards Evaluating the Robustness of Neural Networks", 2017, arXiv:1608.04644, section V-A). Black box,
+through answers alone: random changes of the same size.
 
 The limit epsilon is in the raw input's own unit: pixel values of 0 … 255 for images, standard deviations of each column
 for the numbers of a table, whose categories and gaps stay. Attacked rows are raw rows such as a client could send:
@@ -218,7 +218,10 @@ class Attacker:
             objective = _squared if regression else _margin if method == "margin" else _cross_entropy
 
             def step(at, seen, targets, start, unit, size, epsilon):
-                values, slopes = input_gradients(self.model, objective, seen, targets)
+                def judged(x):
+                    return objective(targets, self.model(x, training=False)), None
+
+                values, slopes, _ = input_gradients(self.model, judged, seen)
                 return values, climb(at, slopes, start, self.region._replace(unit=unit), size, epsilon, self.norm)
 
             self._compiled[method] = compiled(step, self.model)
@@ -332,7 +335,8 @@ def deliver(inputs: np.ndarray, raw: Raw, signature: Any, epsilon: float, norm: 
 def _cross_entropy(targets, outputs):
     from keras import ops
 
-    # in this form the gradient of a sure answer is small; in that of log_softmax float32 rounds it to 0 from a lead of 17
+    # in this form the gradient of a sure answer is small; in that of log_softmax float32 rounds it to 0 from a lead of
+    # 17
     others = ops.logsumexp(outputs - 1e9 * targets, axis=-1)
     return ops.softplus(others - ops.sum(outputs * targets, axis=-1))
 

@@ -72,7 +72,7 @@ def ablation(found: Any, path: str | Path) -> Path:
             right.plot(own.difference, place, "o", color=colour, markersize=7)
             right.annotate(
                 f"p {own.p:.2g}", (own.difference, place), xytext=(0, 7), textcoords="offset points", ha="center",
-                fontsize=7, color=colour,
+                fontsize=7, color=colour, bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.6},
             )  # fmt: skip
     right.axvline(0, color="black", linewidth=1)
     left.set_yticks(range(len(lines)), [own.name for own in lines])

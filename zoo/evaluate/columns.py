@@ -31,7 +31,8 @@ class Column:
         alone: how well it predicts the target of rows that were not learnt from: 0 as well as an answer that never
             changes, 1 without a mistake.
         second: the best such figure among the other columns.
-        role: "counter" or "id" (hardly any value twice), "time", "group" (values that stand for a person, a place, …), or "".
+        role: "counter" or "id" (hardly any value twice), "time", "group" (values that stand for a person, a place, …),
+            or "".
         shared: of a group, share of the test rows whose value stands in training too; of a time, share of the test
             rows that are not later than the last training row.
     """
@@ -126,7 +127,8 @@ def _values(splits: Data, x: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
 def _alone(splits: Data, values: np.ndarray, y: np.ndarray, fold: np.ndarray) -> float:
     """How far small trees on one column come from guessing (0) to knowing (1), each on the fold it has not learnt from.
 
-    Classification counts the mean share that is right of each class, so that a rare class weighs as much as a common one.
+    Classification counts the mean share that is right of each class, so that a rare class weighs as much as a common
+    one.
     """
     from sklearn.tree import DecisionTreeClassifier, DecisionTreeRegressor
 

@@ -23,8 +23,8 @@ class Conformal:
 
     Attributes:
         method: "lac", classes of probability at least `1 - threshold` (Sadinle, Lei & Wasserman 2019); "aps", the most
-            probable classes up to a total of `threshold`, the last one counted half (Romano, Sesia & Candès 2020 count a
-            random part of it; any rule keeps the promise, and this one gives the same set every time); "raps", the
+            probable classes up to a total of `threshold`, the last one counted half (Romano, Sesia & Candès 2020 count
+            a random part of it; any rule keeps the promise, and this one gives the same set every time); "raps", the
             same with `penalty` added for each class beyond the first `free` (Angelopoulos et al. 2021); "residual",
             the value plus and minus `threshold`.
         level: share of rows whose set should hold the truth, in (0, 1).
@@ -141,7 +141,7 @@ def fit(
 
 
 def scores(probabilities: np.ndarray, method: str, penalty: float = 0.01, free: int = 1) -> np.ndarray:
-    """How badly each class would fit as the truth, `(rows, classes)`; of equal probabilities the first class is first."""
+    """How badly each class would fit as the truth, `(rows, classes)`; of equal ones the first class is first."""
     probabilities = np.asarray(probabilities, np.float64)
     if method == "lac":
         return 1 - probabilities

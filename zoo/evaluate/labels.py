@@ -1,9 +1,9 @@
 """Labels that look wrong, by confident learning on answers of models that have not learnt from the row.
 
-Northcutt, Jiang & Chuang, "Confident Learning: Estimating Uncertainty in Dataset Labels", Journal of Artificial Intelligence
-Research 70 (2021) 1373-1411: a row counts as confidently of a class when its probability is at least the mean probability of
-that class among the rows so labelled (section 3.1); the counts of these say how many labels are wrong, and the rows in which
-another class is furthest ahead of the label are listed.
+Northcutt, Jiang & Chuang, "Confident Learning: Estimating Uncertainty in Dataset Labels", Journal of Artificial
+Intelligence Research 70 (2021) 1373-1411: a row counts as confidently of a class when its probability is at least the
+mean probability of that class among the rows so labelled (section 3.1); the counts of these say how many labels are
+wrong, and the rows in which another class is furthest ahead of the label are listed.
 """
 
 import json
@@ -141,10 +141,11 @@ def doubtful_labels(
 
 
 def doubtful(answers: np.ndarray, y: np.ndarray) -> list[tuple[int, int, float]]:
-    """Rows that are likelier of another class than their label: `(row, likely class, margin)`, the largest margin first.
+    """Rows that are likelier of another class than their label: `(row, likely class, margin)`, largest margin first.
 
-    As many rows of each label are listed as confident learning estimates there are wrong (section 3.2 of the paper, "prune
-    by class"), those in which another class is furthest ahead; and all in which it is ahead by more than `CLEAR`.
+    As many rows of each label are listed as confident learning estimates there are wrong (section 3.2 of the paper,
+    "prune by class"), those in which another class is furthest ahead; and all in which it is ahead by more than
+    `CLEAR`.
 
     Args:
         answers: probabilities of models that have not learnt from the row, `(rows, classes)`.

@@ -1,14 +1,14 @@
-"""Whether a data set gives away in training what it asks for in the test: copies, near copies, telling columns, ids, times.
+"""Whether data give away in training what they ask for in the test: copies, near copies, telling columns, ids, times.
 
 Kaufman, Rosset, Perlich & Stitelman, "Leakage in Data Mining", ACM TKDD 6 (2012); Kapoor & Narayanan, "Leakage and the
 reproducibility crisis in machine-learning-based science", Patterns 4 (2023), whose kinds the checks below follow.
 
 Near copies: the distances from a row to its nearest and third nearest training row are compared. Where rows are spread
-evenly in d dimensions, (first / third) ** d is at most t by chance with probability 1 - (1 - t) ** 2 whatever the density, and d is
-read from the data (Facco, d'Errico, Rodriguez & Laio, "Estimating the intrinsic dimension of datasets by a minimal
-neighborhood information", Scientific Reports 7 (2017) 12140). Images are described by the low frequencies of their cosine
-transform, which are what a perceptual hash rounds to bits (Zauner, "Implementation and benchmarking of perceptual image
-hash functions", 2010, section 3.2.1); on small images bits are too coarse, so the numbers are kept.
+evenly in d dimensions, (first / third) ** d is at most t by chance with probability 1 - (1 - t) ** 2 whatever the
+density, and d is read from the data (Facco, d'Errico, Rodriguez & Laio, "Estimating the intrinsic dimension of datasets
+by a minimal neighborhood information", Scientific Reports 7 (2017) 12140). Images are described by the low frequencies
+of their cosine transform, which are what a perceptual hash rounds to bits (Zauner, "Implementation and benchmarking of
+perceptual image hash functions", 2010, section 3.2.1); on small images bits are too coarse, so the numbers are kept.
 """
 
 import json
@@ -150,8 +150,8 @@ def _differ(splits: Data, split: str, row: int, earlier: str, there: int) -> boo
 def described(splits: Data, x: dict[str, np.ndarray]) -> np.ndarray:
     """Rows as points whose distances say how like they are, float32 `(rows, numbers)`.
 
-    Images lose brightness and contrast; of tables the columns of many values are standardised. Columns of few values and
-    categories are left out, since rows that agree in them lie on sheets, between which distances say nothing.
+    Images lose brightness and contrast; of tables the columns of many values are standardised. Columns of few values
+    and categories are left out, since rows that agree in them lie on sheets, between which distances say nothing.
     """
     step = splits.signature.preprocess
     if step.kind != "image":

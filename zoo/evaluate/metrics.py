@@ -103,7 +103,7 @@ def percentiles(values: np.ndarray) -> tuple[float, float]:
 
 
 def losses(task: str, y: np.ndarray, answers: np.ndarray) -> np.ndarray:
-    """How wrong each answer is, `(rows,)`: minus the logarithm of the true class' probability, or the absolute error."""
+    """How wrong each answer is, `(rows,)`: minus the log of the true class' probability, or the absolute error."""
     if task == "regression":
         return np.abs(np.ravel(answers).astype(np.float64) - np.ravel(y))
     return -np.log(np.maximum(answers[np.arange(len(y)), y].astype(np.float64), _LEAST))

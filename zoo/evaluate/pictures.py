@@ -145,8 +145,11 @@ def differences(found: dict, names: tuple[str, str], path: str | Path) -> Path:
         clear = value.low > 0 or value.high < 0
         axes.plot([value.low / half, value.high / half], [place, place], color="tab:blue" if clear else "grey")
         axes.plot(value.score / half, place, "o", color="tab:blue" if clear else "grey")
-        told = f"{value.score:+.4g}"
-        axes.annotate(told, (value.score / half, place), (0, 5), textcoords="offset points", ha="center", fontsize=8)
+        told = f"{value.score:+.4g}".replace("-", "−")
+        axes.annotate(
+            told, (value.score / half, place), (0, 6), textcoords="offset points", ha="center", fontsize=8,
+            bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.6},
+        )  # fmt: skip
     axes.axvline(0, color="black", linewidth=1)
     axes.set_yticks(range(len(shown)), [f"{name}\n(smaller is better)" if name in LOWER else name for name in shown])
     axes.set_ylim(len(shown) - 0.4, -0.7)

@@ -186,8 +186,8 @@ def evaluate(
 
     Args:
         model: Keras model, `zoo.training.Run`, a bundle, or the path of a run folder or bundle.
-        data: data set, its name or a path; a run knows its own. A name or a path is split by the seed that the model
-            was trained with, so that rows of its training stay out of the test.
+        data: data set, its name or a path; a run knows its own. A name or a path is split by the seed that the model's
+            own data was, so that rows of its training stay out of the test.
         split: "test" (held out), "validation" or "train".
         precision: form of a bundle, such as "fp32" or "int8", its default if None.
         target: target column of a table; a run and a bundle know the one they were trained on.
@@ -266,15 +266,33 @@ class Candidate:
         if not isinstance(data, Data) and str(data) not in names():
             target = target or known.get("target") or None
         image = shape if shape and len(shape) == 3 else None
+        drawn = not isinstance(data, Data)
         data = load(data, input_shape=image, target=target, seed=known.get("seed") or 0)
         check_fit(data, known)
+        sizes = {split: len(part) for split, part in data.splits.items()}
+        if drawn and known.get("sha256") == data.sha256 and known["rows"] not in (None, sizes):
+            raise ValueError(
+                f"the model was trained on splits of {data.name!r} with other shares, {known['rows']} rows and not {sizes}, "
+                "so its training rows may be among the test rows; give its own splits as a zoo.data.Data"
+            )
         if not name:
             name = str(getattr(model, "folder", None) or getattr(model, "name", "") or type(model).__name__)
         return cls(predict, data, f"{name} ({precision})" if precision else name, getattr(model, "history", None) or [])
 
     def answers(self, split: str) -> np.ndarray:
-        """Probabilities `(rows, classes)` or values `(rows, 1)` on a split."""
-        return self.predict(getattr(self.data, split).x, self.data.signature)
+        """Probabilities `(rows, classes)` or values `(rows, 1)` on a split.
+
+        Raises:
+            ValueError: some are NaN or infinite.
+        """
+        found = self.predict(getattr(self.data, split).x, self.data.signature)
+        wrong = ~np.isfinite(found.reshape(len(found), -1)).all(axis=1)
+        if wrong.any():
+            raise ValueError(
+                f"{self.name} answers NaN or infinity to {wrong.sum():,} of {len(found):,} {split} rows, row "
+                f"{wrong.argmax()} the first; there is nothing to judge"
+            )
+        return found
 
 
 def opened(bundle):
@@ -285,25 +303,29 @@ def opened(bundle):
 
 
 def knowledge(model) -> dict:
-    """What a run or a bundle says of its data: `labels`, `columns`, `target` and the `seed` of its splits; nothing for
-    a Keras model.
+    """What a run or a bundle says of its data; nothing for a Keras model.
+
+    Returns:
+        `labels`, `columns`, `target`, the `seed` of its splits and, of a bundle, the hash of all rows and the size of
+        each split.
     """
     if hasattr(model, "model") and hasattr(model, "signature"):  # a run
         step = model.signature.preprocess
         columns = () if step.kind == "image" else (*step.numbers, *step.categories)
-        recipe = model.recipe
-        return {"labels": model.signature.labels, "columns": columns, "target": recipe.target, "seed": recipe.seed}
+        return {"labels": model.signature.labels, "columns": columns, **model.recipe.data_options}
     if hasattr(model, "predict_on_batch"):
         return {}
     manifest = opened(model).manifest
     columns = tuple(column for port in manifest.inputs for column in port.columns)
     recipe = manifest.training.get("recipe", {})
-    seed = recipe.get("seed")
+    seed = recipe.get("split_seed")
+    seed = recipe.get("seed") if seed is None else seed  # a bundle of before the two were told apart
     return {
         "labels": manifest.labels,
         "columns": columns,
         "target": recipe.get("target"),
         "seed": seed if isinstance(seed, int) else None,
+        **{key: manifest.training.get("data", {}).get(key) for key in ("sha256", "rows")},
     }
 
 

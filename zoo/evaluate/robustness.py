@@ -221,8 +221,8 @@ def attacked(
         model: Keras model, run or run folder; a bundle can only be attacked with random changes.
         data: data set, its name or a path; a run knows its own.
         methods: of "random", "fgsm", "pgd" and "margin", see `zoo.evaluate.attacks`; all that the model allows if None.
-        epsilons: limits of the change: pixel values of 0 … 255 for images, standard deviations of each column for tables.
-            If None those of `EPSILONS`, for "l2" times the root of the number of values that can be changed.
+        epsilons: limits of the change: pixel values of 0 … 255 for images, standard deviations of each column for
+            tables. If None those of `EPSILONS`, for "l2" times the root of the number of values that can be changed.
         norm: "linf" or "l2".
         steps, restarts: of PGD.
         split, rows, precision, target, seed, progress: as in `corrupted`.

@@ -112,8 +112,8 @@ class Smoothed:
 
         Args:
             x: raw rows.
-            draws: noisy copies of each that the bound is estimated from; the largest radius that can be shown grows with
-                them, see `largest_radius`.
+            draws: noisy copies of each that the bound is estimated from; the largest radius that can be shown grows
+                with them, see `largest_radius`.
             first: further copies that the class is chosen by.
             alpha: probability that a certificate is wrong, at most, for each row.
             seed: of the noise; a row's depends on its place too.

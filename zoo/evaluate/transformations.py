@@ -6,7 +6,8 @@ van der Maaten, "Countering Adversarial Images using Input Transformations" (ICL
 They do not withstand an attacker who knows of them: Athalye, Carlini & Wagner, "Obfuscated Gradients Give a False
 Sense of Security" (ICML 2018, arXiv:1802.00420, section 5.2) take the transformation's gradient for one and break
 those of Guo et al.; He, Wei, Chen, Carlini & Song, "Adversarial Example Defenses: Ensembles of Weak Defenses are not
-Strong" (WOOT 2017, arXiv:1706.04701) break feature squeezing. `zoo.evaluate.robustness.transformed` measures both attackers.
+Strong" (WOOT 2017, arXiv:1706.04701) break feature squeezing. `zoo.evaluate.robustness.transformed` measures both
+attackers.
 """
 
 import io

@@ -310,7 +310,8 @@ def learning_curve(
         shares: of the training rows, growing, in (0, 1]; at least two.
         seed: of the choice of rows.
         quiet: no progress.
-        overrides: settings of the recipe or arguments of the model. Epochs are passes, so that fewer rows mean fewer steps.
+        overrides: settings of the recipe or arguments of the model. Epochs are passes, so that fewer rows mean fewer
+            steps.
 
     Raises:
         ValueError: shares out of order or range, or so small that a class has no row.
@@ -396,10 +397,11 @@ def _source(model, data, overrides: dict[str, Any]) -> tuple[str, Data, dict[str
     entry = registry.entry(model)
     source = data if data is not None else entry.data
     given = source.name if isinstance(source, Data) else str(source)
-    recipe = recipes.find(entry.name, given, entry.recipe)
+    asked = {key: overrides[key] for key in ("seed", "split_seed", "target") if overrides.get(key) is not None}
+    recipe = recipes.find(entry.name, given, entry.recipe).override(**asked)
     shape = overrides.pop("input_shape", recipe.arguments.get("input_shape"))
-    seed = int(overrides.get("seed", recipe.seed))
-    splits = datasets.load(source, input_shape=shape, target=overrides.pop("target", None), seed=seed)
+    splits = datasets.load(source, input_shape=shape, **recipe.data_options)
+    overrides.pop("target", None)
     return entry.name, splits, overrides
 
 

@@ -55,8 +55,8 @@ def explain(
             (batch, columns), "categories": str (batch, columns)}` …; a bare array stands for the only input.
             Missing numbers are NaN.
         method: "auto", or one of `zoo.explain.methods.METHODS`: "exact" (all coalitions, up to 15 players),
-            "permutation", "kernel", "partition" (Shapley and Owen values), "lime", "occlusion", "rise", and for Keras models
-            "integrated_gradients", "expected_gradients", "gradient_times_input", "deep", "grad_cam", "cam",
+            "permutation", "kernel", "partition" (Shapley and Owen values), "lime", "occlusion", "rise", and for Keras
+            models "integrated_gradients", "expected_gradients", "gradient_times_input", "deep", "grad_cam", "cam",
             "attention_rollout".
         target: class to explain, as an index or a label; None takes each row's own most probable class. A detector's
             box, a segmentation's region, a graph's node: a dictionary, see `zoo.explain.targets.resolve`. A list gives
@@ -76,7 +76,8 @@ def explain(
         Contributions with the base they start from, the error by which they miss the answer, and how far to trust them.
 
     Raises:
-        ValueError: inputs, method, target, background, `seconds` or `max_evals` do not fit the model, or it answers NaN.
+        ValueError: inputs, method, target, background, `seconds` or `max_evals` do not fit the model, or it answers
+            NaN.
         TypeError: the model is nothing that could be explained.
         ImportError: the method needs a package that is not installed.
     """

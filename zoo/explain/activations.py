@@ -24,7 +24,7 @@ _PASSING = re.compile(r"(Average|Max)Pooling\dD|(Alpha|Gaussian|Spatial)?Dropout
 def grad_cam(
     subject: Subject, raw: Raw, targets: np.ndarray, *, seed: int = 0, clock: Any, layer: str = ""
 ) -> Attributed:
-    """Where a convolutional network found what speaks for a class: (batch, height, width), or (batch, time) of a series.
+    """Where a convolutional network found what speaks for a class: (batch, height, width), or (batch, time).
 
     The maps of one layer, each weighted by the mean gradient of the class score for it, are added up; what speaks
     against the class is cut off, and the sum is enlarged to the input's size, linearly between the cells.
@@ -129,8 +129,8 @@ class Head:
         if self.dense is None:
             channels = self.maps.shape[-1]
             return np.eye(channels, dtype=np.float32), np.zeros(channels, np.float32)
-        kernel = ops.convert_to_numpy(self.dense.kernel).astype(np.float32)
-        bias = ops.convert_to_numpy(self.dense.bias) if self.dense.use_bias else np.zeros(kernel.shape[1])
+        kernel = ops.convert_to_numpy(self.dense.kernel.value).astype(np.float32)
+        bias = ops.convert_to_numpy(self.dense.bias.value) if self.dense.use_bias else np.zeros(kernel.shape[1])
         return kernel, bias.astype(np.float32)
 
 
@@ -190,7 +190,8 @@ def cam(subject: Subject, raw: Raw, targets: np.ndarray, *, seed: int = 0, clock
         clock: not asked, it is one pass forwards.
 
     Raises:
-        ValueError: the model ends otherwise, the message says how; or a bundle has maps of the most probable class only.
+        ValueError: the model ends otherwise, the message says how; or a bundle has maps of the most probable class
+            only.
 
     Source: Zhou et al. 2016 (arXiv:1512.04150), section 2, equation 2; as there, without the bias.
     """

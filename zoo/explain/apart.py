@@ -1,7 +1,7 @@
 """Explanations in a process of their own: one that crashes, hangs or breaks its process leaves this one as it was.
 
-The server does the same for its clients with `serve.explainer`, which keeps its process; here each call has a fresh one.
-The two processes exchange JSON, .npz and .keras files.
+The server does the same for its clients with `serve.explainer`, which keeps its process; here each call has a fresh
+one. The two processes exchange JSON, .npz and .keras files.
 """
 
 import contextlib

@@ -9,7 +9,6 @@ import numpy as np
 from zoo.explain import methods, quality
 from zoo.explain.clock import Clock
 from zoo.explain.players import Game, game
-from zoo.explain.solving import Asked
 from zoo.explain.subject import Raw, Subject
 from zoo.explain.targets import Target
 
@@ -90,10 +89,7 @@ def _by_games(
         asked = methods.evaluations(method, len(subject.columns), max_evals)
         made = game(subject, one, target, asked)
         own = _share(clock, row, len(targets), told)
-        if np.count_nonzero(made.varying) <= 1:  # nothing to share out, whatever the method
-            solved.append(Asked(made, max_evals, own).trivial())
-        else:
-            solved.append(solve(made, max_evals=max_evals, seed=seed, clock=own))
+        solved.append(solve(made, max_evals=max_evals, seed=seed, clock=own))
         played.append(made)
     values, sides = stacked([each.spread(s.values) for each, s in zip(played, solved, strict=True)], played)
     error = None
@@ -103,7 +99,7 @@ def _by_games(
     named = subject.kind in ("text", "graph") and all(each.names or not each.players for each in played)
     return Found(
         attributions=values,
-        base=np.array([s.base for s in solved]),
+        base=np.array([s.base for s in solved]) if methods.METHODS[method].additive else None,
         settings={**played[-1].settings, **solved[-1].settings},
         standard_error=error,
         complete=all(s.complete for s in solved),
@@ -163,6 +159,11 @@ def _by_model(
         subject, raw, np.array([target.index for target in targets]), seed=seed, clock=clock, **settings
     )
     values, sides = np.asarray(found.values, np.float64), ()
+    if not (np.isfinite(values).all() and (found.base is None or np.isfinite(found.base).all())):
+        raise ValueError(
+            f"{method} meets NaN or infinity between the rows and the background; give a background that the model can judge, "
+            "or take a method that needs predictions only"
+        )
     if subject.of is not None:
         shape = values.shape[2:]
         sides = ((shape, ()), (shape, ()))

@@ -12,7 +12,8 @@ LONGEST = 1.0  # seconds of one call where somebody waits for progress
 class Clock:
     """A time budget that every solver asks between two calls of the model.
 
-    A budget does not interrupt a call: it is overrun by one call at most, and calls are sized to a tenth of what is left.
+    A budget does not interrupt a call: it is overrun by one call at most, and calls are sized to a tenth of what is
+    left.
     """
 
     def __init__(
@@ -57,7 +58,7 @@ class Clock:
         return self.left <= 0
 
     def portion(self, wanted: int) -> int:
-        """Coalitions to ask for in the next call: all that are wanted, unless time or somebody's patience is limited."""
+        """Coalitions to ask for in the next call: all that are wanted, unless time or patience is limited."""
         if self.seconds is None and not self._progress:
             return wanted
         longest = min(LONGEST, SHARE * self.left) if self._progress else SHARE * self.left

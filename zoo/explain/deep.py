@@ -109,7 +109,7 @@ def deep(
 
 
 def rules_of(model: Any) -> dict[Any, str]:
-    """Rule of each layer or operation of a model: "activation", "alone", "average" or "average finely"; linear ones have none."""
+    """Rule of each layer or operation: "activation", "alone", "average" or "average finely"; linear ones have none."""
     found: dict[Any, str] = {}
 
     def visit(layer: Any) -> None:

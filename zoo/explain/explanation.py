@@ -1,7 +1,8 @@
-"""The one result of every explanation: numbers with named axes, what they can be trusted for, JSON, HTML and pictures."""
+"""The one result of every explanation: numbers with named axes, how far to trust them, JSON, HTML and pictures."""
 
 import base64
 import json
+from collections.abc import Callable
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import IO, Any
@@ -10,6 +11,7 @@ import numpy as np
 
 FORMAT = 1  # of the JSON
 PICTURES = (".png", ".svg", ".pdf")
+WIDTH = 8.4  # inches of a picture
 _ROUNDING = 1e-9  # of an answer
 _UNITS = {"pair": "similarity", "detection": "score of the box"}
 
@@ -43,11 +45,12 @@ class Explanation:
         kind: "image", "detection", "segmentation", "table", "text", "series", "graph" or "pair".
         task: of the model.
         inputs: raw inputs, one row of the batch each: `image`; `numbers` and `categories`; `text` (batch,) or `tokens`
-            (batch, length); `series` (batch, time, channels); `nodes` (batch, nodes, features); either side's for a pair.
+            (batch, length); `series` (batch, time, channels); `nodes` (batch, nodes, features); either side's for a
+            pair.
         attributions: (batch, ...) in `unit`, laid out as `axes` says: ("batch", "height", "width"[, "channels"]),
-            ("batch", "columns"), ("batch", "tokens"), ("batch", "time"[, "channels"]), ("batch", "nodes"), ("batch", "edges"),
-            and for a pair ("batch", "features"), one side's after the other's, each flat. A pixel's contribution is shared
-            evenly by its channels, and a tile's by its pixels. What a shorter row lacks is zero.
+            ("batch", "columns"), ("batch", "tokens"), ("batch", "time"[, "channels"]), ("batch", "nodes"), ("batch",
+            "edges"), and for a pair ("batch", "features"), one side's after the other's, each flat. A pixel's
+            contribution is shared evenly by its channels, and a tile's by its pixels. What a shorter row lacks is zero.
         axes: name of each axis of `attributions`.
         columns: names that all rows share: a table's columns, the channels of a series; else empty.
         labels: class names, or the target's name.
@@ -162,7 +165,7 @@ class Explanation:
         return f"{self.unit} {end}, from {start} for the background"
 
     def parts(self, row: int) -> np.ndarray:
-        """Attributions of a row without what it lacks: `(names,)` where the parts have names, else as in `attributions`."""
+        """Attributions of a row without what it lacks: `(names,)` if parts have names, else as in `attributions`."""
         values = self.attributions[row]
         return values[: len(self.names[row])] if self.names else values
 
@@ -206,7 +209,7 @@ class Explanation:
         if self.additivity_error is not None:
             told.append(f"additivity error {self.additivity_error:.1e}")
         if self.standard_error is not None:
-            told.append(f"standard error {np.abs(self.standard_error).max(initial=0):.1e} at most")
+            told.append(f"standard error {self.sampling()}")
         for what in ("deletion", "insertion"):
             if self.faithfulness and what in self.faithfulness:
                 random = self.faithfulness.get(f"{what}_random")
@@ -215,6 +218,13 @@ class Explanation:
         if self.stability is not None:
             told.append(f"stability {self.stability:.2f}")
         return [*told, f"{self.calls:,} model rows", f"{self.seconds:.2f} s"]
+
+    def sampling(self) -> str:
+        """The largest standard error in words; empty where nothing was sampled."""
+        if self.standard_error is None:
+            return ""
+        most = float(np.abs(self.standard_error).max(initial=0))
+        return f"{most:.1e} at most" if np.isfinite(most) else "unknown, too little was evaluated"
 
     def _leading(self, row: int) -> str:
         """The three parts that count most, where parts have names."""
@@ -274,15 +284,7 @@ class Explanation:
         Raises:
             ValueError: not an explanation, or one of another format.
         """
-        try:
-            raw = json.loads(text)
-        except ValueError as error:
-            raise ValueError(f"this is no JSON: {error}; give what Explanation.to_json wrote") from None
-        if not isinstance(raw, dict) or raw.get("format") != FORMAT:
-            got = raw.get("format") if isinstance(raw, dict) else type(raw).__name__
-            raise ValueError(
-                f"this is no explanation of format {FORMAT}, got {got!r}; give what Explanation.to_json wrote"
-            )
+        raw = _parsed(text, "Explanation")
         same = ("kind", "task", "method", "why", "settings", "background_sha256", "seconds", "complete", "unit")
         same = (*same, "additivity_error", "faithfulness", "stability")
         try:
@@ -323,43 +325,71 @@ class Explanation:
         Raises:
             ValueError: another suffix.
         """
-        path = Path(path)
-        suffix = path.suffix.lower()
-        if suffix == ".json":
-            path.write_text(self.to_json() + "\n", encoding="utf-8")
-        elif suffix in (".html", ".htm"):
-            path.write_text(self.to_html(rows), encoding="utf-8")
-        elif suffix in PICTURES:
-            self.plot(path, rows, style)
-        else:
-            raise ValueError(
-                f"cannot tell from {path.name!r} what to write; end it in .json, .html, .png, .svg or .pdf"
-            )
-        return path
+        return _written(Path(path), self.to_json, lambda: self.to_html(rows), lambda path: self.plot(path, rows, style))
 
-    def plot(self, path: str | Path | IO[bytes] | None = None, rows: int = 4, style: str | None = None) -> Any:
+    def plot(
+        self,
+        path: str | Path | IO[bytes] | None = None,
+        rows: int = 4,
+        style: str | None = None,
+        dark: bool = False,
+        width: float = WIDTH,
+    ) -> Any:
         """Draw the input with its attributions.
 
         Args:
             path: picture file (PNG, or by its suffix .svg or .pdf) or open binary file to write; None writes nothing.
             rows: rows of the batch to draw, from the first.
-            style: "overlay" or "map" for images; "bar" or "waterfall" for tables; "colour" or "bar" for texts; the first
-                if None.
+            style: "overlay" or "map" for images; "bar" or "waterfall" for tables; "colour" or "bar" for texts; the
+                first if None.
+            dark: colours for a dark page.
+            width: inches, 4 … 20; letters keep their size, so a narrow picture can be read where there is little room.
 
         Returns:
             The matplotlib figure.
 
         Raises:
-            ValueError: `rows` is below 1, no such style, or the explanation was read without its inputs.
+            ValueError: `rows` is not 1 … 64, `width` not 4 … 20, no such style, or the explanation was read without its
+                inputs.
         """
         from zoo.explain.pictures import draw
 
-        figure = draw(self, rows, style)
-        if path is not None:
-            suffix = Path(path).suffix.lower() if isinstance(path, str | Path) else ""
-            form = suffix[1:] if suffix in PICTURES else "png"
-            figure.savefig(path, format=form, dpi=120, facecolor=figure.get_facecolor())
-        return figure
+        return _pictured(draw(self, rows, style, dark, width), path, max(1.0, WIDTH / width))
+
+
+def _written(path: Path, text: Callable[[], str], page: Callable[[], str], picture: Callable[[Path], Any]) -> Path:
+    """Write what the suffix of a path says, by one of three functions."""
+    suffix = path.suffix.lower()
+    if suffix == ".json":
+        path.write_text(text() + "\n", encoding="utf-8")
+    elif suffix in (".html", ".htm"):
+        path.write_text(page(), encoding="utf-8")
+    elif suffix in PICTURES:
+        picture(path)
+    else:
+        raise ValueError(f"cannot tell from {path.name!r} what to write; end it in .json, .html, .png, .svg or .pdf")
+    return path
+
+
+def _pictured(figure: Any, path: str | Path | IO[bytes] | None, scale: float = 1.0) -> Any:
+    """A figure, which is also written to a path or open file if there is one."""
+    if path is not None:
+        suffix = Path(path).suffix.lower() if isinstance(path, str | Path) else ""
+        form = suffix[1:] if suffix in PICTURES else "png"
+        figure.savefig(path, format=form, dpi=120 * scale, facecolor=figure.get_facecolor())
+    return figure
+
+
+def _parsed(text: str, kind: str) -> dict[str, Any]:
+    """The fields of an Explanation or a Summary in JSON."""
+    try:
+        raw = json.loads(text)
+    except ValueError as error:
+        raise ValueError(f"this is no JSON: {error}; give what {kind}.to_json wrote") from None
+    if not isinstance(raw, dict) or raw.get("format") != FORMAT:
+        got = raw.get("format") if isinstance(raw, dict) else type(raw).__name__
+        raise ValueError(f"this is no {kind.lower()} of format {FORMAT}, got {got!r}; give what {kind}.to_json wrote")
+    return raw
 
 
 def _side(raw: dict[str, Any]) -> Side:

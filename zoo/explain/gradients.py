@@ -161,9 +161,9 @@ def expected_gradients(
 ) -> Attributed:
     """Integrated gradients averaged over background rows, each seen from a few points of its line, (batch, ...).
 
-    The points are spread evenly over the way (one in each of `samples` equal parts), evenly over the background rows, and
-    come in pairs that mirror each other. What a sample of contributions sums to is known on average, as the change of
-    the answer: each contribution is corrected by how it moves with that sum (a control variate), which makes it less
+    The points are spread evenly over the way (one in each of `samples` equal parts), evenly over the background rows,
+    and come in pairs that mirror each other. What a sample of contributions sums to is known on average, as the change
+    of the answer: each contribution is corrected by how it moves with that sum (a control variate), which makes it less
     noisy and the sum right. `sampling_error` in the settings is what was missed before.
 
     Args:
@@ -278,7 +278,7 @@ class _Sums:
         return self.mean + self.slope() * missed.reshape(-1, *[1] * (self.first.ndim - 1))
 
     def error(self, adjust: bool) -> np.ndarray:
-        """Standard error of each contribution as if the samples were drawn independently, which is no less than it is."""
+        """Standard error of each contribution as if samples were drawn independently, which is no less than it is."""
         variance = self.second / self.count - self.mean**2
         if adjust:
             shape = (-1, *[1] * (self.first.ndim - 1))

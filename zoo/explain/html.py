@@ -43,7 +43,7 @@ thead th { color: var(--quiet); font-size: .88rem; } .n { text-align: right; whi
 .track b { position: absolute; top: -.25rem; bottom: -.25rem; width: 1px; background: var(--quiet); }
 dl { display: grid; grid-template-columns: max-content 1fr; gap: .35rem 1.2rem; margin: .5rem 0; } dt { color: var(--quiet); } dd { margin: 0; overflow-wrap: anywhere; }
 .scroll { overflow-x: auto; } pre { white-space: pre-wrap; margin: 0; } summary { cursor: pointer; margin-top: .5rem; } details[open] summary { margin-bottom: .4rem; }
-@media (max-width: 34rem) { dl { grid-template-columns: 1fr; gap: 0; } dd { margin-bottom: .5rem; } .bars td.track { width: 26%; padding: 0 0 0 .4rem; } .n { white-space: normal; } }
+@media (max-width: 34rem) { dl { grid-template-columns: 1fr; gap: 0; } dd { margin-bottom: .5rem; } .bars th { overflow-wrap: anywhere; } .bars td.track { width: 26%; padding: 0 0 0 .4rem; } .n { white-space: normal; } }
 """
 
 
@@ -131,7 +131,7 @@ def _bars(named: list[tuple[str, str, float]], errors: np.ndarray | None, heads:
         name, value, share = named[at]
         left, wide = (zero, share / span) if share >= 0 else (zero + share / span, -share / span)
         side = "for" if share >= 0 else "against"
-        spread = "" if errors is None else f" ± {1.96 * errors[at]:.2g}"
+        spread = "" if errors is None or np.isnan(errors[at]) else f" ± {1.96 * errors[at]:.2g}"
         bar = f'<i class="{side}" style="left:{100 * left:.1f}%;width:{100 * wide:.1f}%"></i><b style="left:{100 * zero:.1f}%"></b>'
         middle = f"<td>{escape(value)}</td>" if heads[1] else ""
         lines.append(
@@ -140,7 +140,7 @@ def _bars(named: list[tuple[str, str, float]], errors: np.ndarray | None, heads:
         )
     rest = len(named) - len(order)
     note = f" The {rest} smallest are left out." if rest else ""
-    interval = "" if errors is None else "; ± is a 95 % interval of the sampling"
+    interval = "" if errors is None or np.isnan(errors).all() else "; ± is a 95 % interval of the sampling"
     middle = f'<th scope="col">{heads[1]}</th>' if heads[1] else ""
     return (
         f'<table class="bars"><caption>Contribution to the {escape(unit)}, largest first; plus speaks for the answer, '
@@ -339,8 +339,7 @@ def _figures_of_trust(explanation: Any) -> Iterator[tuple[str, str]]:
             f"{explanation.additivity_error:.1e}: base and contributions miss the answer by this at most",
         )
     if explanation.standard_error is not None:
-        most = float(np.abs(explanation.standard_error).max(initial=0))
-        yield "standard error", f"{most:.1e} at most, since the contributions were sampled"
+        yield "standard error", f"{explanation.sampling()}; the contributions were sampled"
     found = explanation.faithfulness or {}
     for what, doing in (("deletion", "taken out"), ("insertion", "put in")):
         if what in found:

@@ -1,6 +1,7 @@
 """What a model does around one input: a local linear fit (LIME), a sliding gap (occlusion), random masks (RISE).
 
-None of them adds up to the answer. All see the answer as a game (`players.Game`) and stop at the clock.
+None of them adds up to the answer, unless at most one player varies, whose the whole difference is. All see the answer
+as a game (`players.Game`) and stop at the clock.
 """
 
 import math
@@ -23,8 +24,8 @@ OCCLUDED = 0.125  # side of the sliding gap as a share of the grid's, where that
 def lime(game: Game, *, max_evals: int | None, seed: int, clock: Clock) -> Solved:
     """Weights of a linear model that fits the answers near the input.
 
-    Each sample keeps a random number of players, chosen at random, and counts by exp(-distance² / width²) with the cosine
-    distance to the whole input. The linear model is found by ridge regression with a free intercept.
+    Each sample keeps a random number of players, chosen at random, and counts by exp(-distance² / width²) with the
+    cosine distance to the whole input. The linear model is found by ridge regression with a free intercept.
 
     Args:
         game: of any number of players.
@@ -33,8 +34,8 @@ def lime(game: Game, *, max_evals: int | None, seed: int, clock: Clock) -> Solve
         clock: stops between two calls of the model.
 
     Returns:
-        The weights, with standard errors that allow for a bad fit (sandwich form); NaN where there are fewer samples than
-        players. `settings["r2"]` is the share of the answers' variance that the fit explains, in (-inf, 1].
+        The weights, with standard errors that allow for a bad fit (sandwich form); NaN where there are fewer samples
+        than players. `settings["r2"]` is the share of the answers' variance that the fit explains, in (-inf, 1].
 
     Raises:
         ValueError: `max_evals` is below 2.
@@ -42,17 +43,20 @@ def lime(game: Game, *, max_evals: int | None, seed: int, clock: Clock) -> Solve
     Source: Ribeiro, Singh & Guestrin 2016 (arXiv:1602.04938), Sections 3.3 and 3.4, without the selection of features.
     """
     asked = Asked(game, max_evals, clock)
+    trivial = asked.trivial()
+    if trivial is not None:
+        return trivial
     count = asked.players
     limit = max_evals or LIME_EVALS
     random = np.random.default_rng(seed)
     masks, answers = [np.ones((1, count), bool)], [np.array([asked.full])]
-    while count and asked.evaluations < limit and not clock.over:
+    while asked.evaluations < limit and not clock.over:
         few = clock.portion(limit - asked.evaluations)
         ranks = random.permuted(np.tile(np.arange(count), (few, 1)), axis=1)
         masks.append(ranks < random.integers(0, count + 1, (few, 1)))
         answers.append(asked.ask(masks[-1], limit))
     shown, answer = np.concatenate(masks).astype(np.float64), np.concatenate(answers)
-    distance = 1 - np.sqrt(shown.sum(axis=1) / max(count, 1))
+    distance = 1 - np.sqrt(shown.sum(axis=1) / count)
     weight = np.exp(-((distance / LIME_WIDTH) ** 2))
     x = shown - np.average(shown, axis=0, weights=weight)
     y = answer - np.average(answer, weights=weight)
@@ -65,11 +69,11 @@ def lime(game: Game, *, max_evals: int | None, seed: int, clock: Clock) -> Solve
         error = np.sqrt((scores**2).sum(axis=1) * len(answer) / (len(answer) - count - 1))
     total = (weight * y**2).sum()
     r2 = float(1 - (weight * left**2).sum() / total) if total > 0 else 1.0
-    return asked.solved(values, error, asked.evaluations >= limit or not count, samples=len(answer), r2=r2)
+    return asked.solved(values, error, asked.evaluations >= limit, samples=len(answer), r2=r2)
 
 
 def occlusion(game: Game, *, max_evals: int | None, seed: int, clock: Clock, window: int | None = None) -> Solved:
-    """How much the answer drops when a stretch of the input is left out, averaged over the stretches that cover a player.
+    """How much the answer drops when a stretch of the input is left out, averaged over those that cover a player.
 
     On a grid a square slides over it, else players are left out one by one. Squares side by side are evaluated first,
     those between them later.
@@ -79,8 +83,8 @@ def occlusion(game: Game, *, max_evals: int | None, seed: int, clock: Clock, win
         max_evals: evaluations at most; too few for all squares make them larger and fewer.
         seed: of the order between squares side by side and the others.
         clock: stops between two calls of the model. A player that no square has covered yet gets 0.
-        window: side of the square in tiles; one tile on grids of up to 100, else an eighth of the shorter side. A gap much
-            smaller than what the model looks for changes nothing.
+        window: side of the square in tiles; one tile on grids of up to 100, else an eighth of the shorter side. A gap
+            much smaller than what the model looks for changes nothing.
 
     Returns:
         Drops per player. They have no standard error.
@@ -99,6 +103,9 @@ def occlusion(game: Game, *, max_evals: int | None, seed: int, clock: Clock, win
     if not 1 <= window <= max(rows, columns):
         raise ValueError(f"window must be 1 to {max(rows, columns)} tiles, got {window!r}")
     asked = Asked(game, max_evals, clock)
+    trivial = asked.trivial()
+    if trivial is not None:
+        return trivial
     most = math.inf if max_evals is None else max_evals - 2
     random = np.random.default_rng(seed)
     step = 1
@@ -139,8 +146,8 @@ def rise(game: Game, *, max_evals: int | None, seed: int, clock: Clock) -> Solve
     """How much higher the answer is, on average over random masks, where a player is shown.
 
     On a grid the masks are small random grids, enlarged smoothly and shifted at random; else each player is shown at
-    random. Departures: players are shown or not, so enlarged masks are cut at their middle instead of dimming pixels; and
-    the mean of all answers is taken off, so that a player without influence gets 0.
+    random. Departures: players are shown or not, so enlarged masks are cut at their middle instead of dimming pixels;
+    and the mean of all answers is taken off, so that a player without influence gets 0.
 
     Args:
         game: of any number of players.
@@ -157,11 +164,14 @@ def rise(game: Game, *, max_evals: int | None, seed: int, clock: Clock) -> Solve
     Source: Petsiuk, Das & Saenko 2018 (arXiv:1806.07421), Section 3.
     """
     asked = Asked(game, max_evals, clock)
+    trivial = asked.trivial()
+    if trivial is not None:
+        return trivial
     limit = max_evals or RISE_EVALS
     random = np.random.default_rng(seed)
     grid = game.tree if isinstance(game.tree, tuple) and min(game.tree) > RISE_CELLS else None
     shown, answers = [np.empty((0, asked.players), bool)], [np.empty(0)]
-    while asked.players and asked.evaluations < limit and not clock.over:
+    while asked.evaluations < limit and not clock.over:
         few = clock.portion(limit - asked.evaluations)
         drawn = _blobs(few, grid, random) if grid else random.random((few, game.players)) < RISE_SHOWN
         shown.append(drawn[:, asked.varying])
@@ -174,7 +184,7 @@ def rise(game: Game, *, max_evals: int | None, seed: int, clock: Clock) -> Solve
         values = (left @ masks) / np.maximum(count, 1)
         scores = masks * (left[:, None] - values) / np.maximum(count, 1) - left[:, None] / len(answer)
         error = np.where(count > 1, np.sqrt((scores**2).sum(axis=0)), np.nan)
-    return asked.solved(values, error, asked.evaluations >= limit or not asked.players, masks=len(answer))
+    return asked.solved(values, error, asked.evaluations >= limit, masks=len(answer))
 
 
 def _blobs(number: int, grid: tuple[int, int], random: np.random.Generator) -> np.ndarray:

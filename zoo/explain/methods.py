@@ -1,7 +1,7 @@
 """The methods that explain, what each needs, and which one suits a model.
 
-None of them is shap's DeepExplainer or GradientExplainer, which fail on many layers, on JAX and on tokens, and may break
-the process they run in: "deep" and "expected_gradients" are this package's own, on every layer and backend.
+None of them is shap's DeepExplainer or GradientExplainer, which fail on many layers, on JAX and on tokens, and may
+break the process they run in: "deep" and "expected_gradients" are this package's own, on every layer and backend.
 """
 
 import math
@@ -112,6 +112,8 @@ def _lacks(method: Method, subject: Subject) -> str:
     """What a method needs and the subject does not have, empty if nothing."""
     if method.needs == "predict" or (method is METHODS["cam"] and subject.maps is not None):
         return ""
+    if subject.model is None and method is METHODS["cam"]:
+        return f"needs the Keras model, or a bundle exported with activation_map=True, and {subject.name!r} is neither"
     if subject.model is None:
         return f"looks into a Keras model, and {subject.name!r} has only its answers"
     kinds = _layers(subject.model)

@@ -46,8 +46,8 @@ class Network:
         model: Keras model.
         points: for each thing that is differentiated, the place of its model input, and the embedding layer whose
             result stands for it where the input is integers.
-        unit: "answer" if values are those of `Subject.predict`, "model output" if no reading of the model's output gives
-            these.
+        unit: "answer" if values are those of `Subject.predict`, "model output" if no reading of the model's output
+            gives these.
         bounded: whether the answers are probabilities.
         chunk: rows that are run at once.
         calls: model rows evaluated so far.
@@ -139,7 +139,7 @@ class Network:
             return self.run(tensors)
 
     def gradients(self) -> Callable[[Arrays, Arrays, np.ndarray], tuple[np.ndarray, Arrays]]:
-        """The function (points, model inputs, targets) -> (answers (rows,), gradient for each point), for any number of rows."""
+        """The function (points, model inputs, targets) -> (answers (rows,), gradient for each point), for any rows."""
 
         def run(points: list[Any], fixed: list[Any]) -> tuple[Any, list[Any]]:
             *given, targets = fixed
@@ -168,8 +168,10 @@ class Network:
     def in_chunks(
         self, function: Callable[[Arrays, Arrays], tuple[np.ndarray, Arrays, Arrays]], points: Arrays, fixed: Arrays
     ) -> tuple[np.ndarray, Arrays, Arrays]:
-        """What `differentiable` gives, for any number of rows; each part but a lone one has the same size, so that it is
-        compiled once."""
+        """What `differentiable` gives, for any number of rows.
+
+        Each part but a lone one has the same size, so that it is compiled once.
+        """
         rows = len(points[0])
         parts = []
         for start in range(0, rows, self.chunk):

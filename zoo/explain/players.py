@@ -27,8 +27,9 @@ class Game:
 
     Attributes:
         players: their number.
-        tree: `(rows, columns)` of a grid that they lie on, player `row * columns + column`: tiles of an image, stretches
-            of time by channel, words in one row; a linkage matrix (players - 1, 4) as of scipy; None without order.
+        tree: `(rows, columns)` of a grid that they lie on, player `row * columns + column`: tiles of an image,
+            stretches of time by channel, words in one row; a linkage matrix (players - 1, 4) as of scipy; None without
+            order.
         play: masks bool (coalitions, players) -> answers (coalitions,), averaged over the background.
         spread: contributions per player (players,) -> contributions in the shape of the input row.
         varying: players whose value differs from the background (players,) bool; the others contribute nothing.
@@ -38,8 +39,8 @@ class Game:
         names: of the players, empty for tiles and stretches of time.
         sides: of a pair, the shape of either side's contributions and the names of its players.
         rows: background rows that each coalition is answered with, and averaged over.
-        play_rows: masks and the number of one background row for each (coalitions,) -> answers with that row alone; None
-            where there is but one.
+        play_rows: masks and the number of one background row for each (coalitions,) -> answers with that row alone;
+            None where there is but one.
     """
 
     players: int

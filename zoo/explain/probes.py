@@ -51,7 +51,7 @@ def changed(changes: Mapping[Any, Change], attribute: str = "") -> Iterator[None
 def differentiable(
     model: Any, run: Callable[[list[Any], list[Any]], tuple[Any, list[Any]]]
 ) -> Callable[[Arrays, Arrays], tuple[np.ndarray, Arrays, Arrays]]:
-    """A function together with its gradients; the one place here that knows which backend runs.
+    """A function of arrays together with its gradients.
 
     Args:
         model: Keras model that `run` calls.
@@ -63,51 +63,14 @@ def differentiable(
     """
     import keras
 
-    backend = keras.backend.backend()
+    from zoo.training.gradients import compiled, input_gradients
 
-    def arrays(tensors: Sequence[Any]) -> Arrays:
-        return [keras.ops.convert_to_numpy(tensor) for tensor in tensors]
-
-    if backend == "jax":
-        import jax
-
-        def pure(weights: list[Any], points: list[Any], fixed: list[Any]) -> Any:
-            with keras.StatelessScope(state_mapping=list(zip(model.variables, weights, strict=True))):
-                values, seen = run(points, fixed)
-            return values.sum(), (values, seen)
-
-        compiled = jax.jit(jax.value_and_grad(pure, argnums=1, has_aux=True))
-
-        def of_jax(points: Arrays, fixed: Arrays) -> tuple[np.ndarray, Arrays, Arrays]:
-            (_, (values, seen)), slopes = compiled([v.value for v in model.variables], points, fixed)
-            return np.asarray(values), arrays(slopes), arrays(seen)
-
-        return of_jax
-
-    def of_others(points: Arrays, fixed: Arrays) -> tuple[np.ndarray, Arrays, Arrays]:
-        tensors = [keras.ops.convert_to_tensor(values) for values in points]
+    def with_slopes(points: list[Any], fixed: list[Any]) -> tuple[Any, list[Any], list[Any]]:
         others = [keras.ops.convert_to_tensor(values) for values in fixed]
-        if backend == "tensorflow":
-            import tensorflow as tf
+        return input_gradients(model, lambda tensors: run(tensors, others), points)
 
-            with tf.GradientTape(watch_accessed_variables=False) as tape:
-                tape.watch(tensors)
-                values, seen = run(tensors, others)
-            slopes = tape.gradient(values, tensors, unconnected_gradients="zero")
-        else:
-            import torch
-
-            for tensor in tensors:
-                tensor.requires_grad_()
-            values, seen = run(tensors, others)
-            if values.requires_grad:
-                found = torch.autograd.grad(values.sum(), tensors, allow_unused=True)
-            else:
-                found = [None] * len(tensors)
-            slopes = [torch.zeros_like(t) if s is None else s for t, s in zip(tensors, found, strict=True)]
-        return keras.ops.convert_to_numpy(values), arrays(slopes), arrays(seen)
-
-    return of_others
+    function = compiled(with_slopes, model, reused=False)
+    return lambda points, fixed: keras.tree.map_structure(keras.ops.convert_to_numpy, function(points, fixed))
 
 
 def called(model: Any, tensors: Sequence[Any]) -> Any:

@@ -29,9 +29,10 @@ def faithfulness(game: Game, values: np.ndarray, *, seed: int, clock: Clock) -> 
         clock: ends the random orders early, two of them are the least.
 
     Returns:
-        `deletion` and `insertion`, area under the curve of answers over the share of players; the same for random orders
-        as mean `…_random` and standard deviation `…_random_spread`, and the number of `orders`. Only players that differ
-        from the background count. None if fewer than two do, or the time ended before there was anything to compare.
+        `deletion` and `insertion`, area under the curve of answers over the share of players; the same for random
+        orders as mean `…_random` and standard deviation `…_random_spread`, and the number of `orders`. Only players
+        that differ from the background count. None if fewer than two do, or the time ended before there was anything to
+        compare.
     """
     players = np.flatnonzero(game.varying)
     if len(players) < 2 or clock.over:
@@ -74,7 +75,8 @@ def stability(
     """How alike contributions stay when the input changes a little.
 
     Args:
-        again: explains other rows in the same way and gives their contributions (batch, ...); None if the time ended it.
+        again: explains other rows in the same way and gives their contributions (batch, ...); None if the time ended
+            it.
         subject: what is explained.
         raw: the explained rows.
         attributions: (batch, ...) of these.
@@ -146,7 +148,7 @@ def _reach(subject: Subject, name: str, values: np.ndarray) -> Any:
 
 
 def rank_correlation(one: np.ndarray, two: np.ndarray) -> float:
-    """Spearman's correlation of the places to which either gives a share (places,); NaN where one gives all the same."""
+    """Spearman's correlation of the places to which either gives a share (places,); NaN where one gives all alike."""
     matters = (one != 0) | (two != 0)
     one, two = one[matters], two[matters]
     if len(one) < 2 or not np.ptp(one) > 0 or not np.ptp(two) > 0:

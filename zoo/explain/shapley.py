@@ -103,10 +103,11 @@ def _pairs(asked: Asked, masks: np.ndarray, clock: Clock, planned: int) -> tuple
 def permutation(game: Game, *, max_evals: int | None, seed: int, clock: Clock) -> Solved:
     """Shapley values from random orders of the players, each walked forwards and backwards.
 
-    Players enter one by one; each gets what the answer changes by. Where the answer is a mean over background rows, each
-    order is walked with a row of its own, every row as often as the others, for as many model rows. Walking an order both ways removes the error of every
-    interaction of two players that is the same wherever they stand. The first order is halved again and again, so that it
-    shares out what it knows even when evaluations or time do not suffice for a whole walk.
+    Players enter one by one; each gets what the answer changes by. Where the answer is a mean over background rows,
+    each order is walked with a row of its own, every row as often as the others, for as many model rows. Walking an
+    order both ways removes the error of every interaction of two players that is the same wherever they stand. The
+    first order is halved again and again, so that it shares out what it knows even when evaluations or time do not
+    suffice for a whole walk.
 
     Args:
         game: of any number of players.
@@ -160,8 +161,8 @@ def permutation(game: Game, *, max_evals: int | None, seed: int, clock: Clock) -
 def _row_walks(asked: Asked, wanted: int, clock: Clock, random: np.random.Generator) -> Solved:
     """Contributions from orders that are each walked with one background row, each row as often as the others.
 
-    The mean over the background and the mean over orders are one: many orders that see a row each tell more than few that
-    see all rows, for as many model rows.
+    The mean over the background and the mean over orders are one: many orders that see a row each tell more than few
+    that see all rows, for as many model rows.
     """
     count, rows = asked.players, asked.rows
     walk = 2 * (count - 1)
@@ -233,13 +234,13 @@ def _first_walk(asked: Asked, rank: np.ndarray, planned: int, clock: Clock) -> n
 def kernel(game: Game, *, max_evals: int | None, seed: int, clock: Clock) -> Solved:
     """Shapley values as the additive function that fits the answers best, small and large coalitions counting most.
 
-    Coalitions are asked for in pairs with their complements. Sizes that the evaluations suffice for are enumerated, from
-    the outside in; the others are sampled. The fit is weighted least squares among functions that add up exactly.
+    Coalitions are asked for in pairs with their complements. Sizes that the evaluations suffice for are enumerated,
+    from the outside in; the others are sampled. The fit is weighted least squares among functions that add up exactly.
 
     Args:
         game: of any number of players; the fit takes time with the cube of those that vary.
-        max_evals: evaluations at most, 2 for each player and 2,048 more if None. From 2 ** players on, all coalitions are
-            enumerated.
+        max_evals: evaluations at most, 2 for each player and 2,048 more if None. From 2 ** players on, all coalitions
+            are enumerated.
         seed: of the sample.
         clock: stops between two calls of the model.
 

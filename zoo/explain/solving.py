@@ -1,4 +1,4 @@
-"""What all solvers of a game share: the result, and a game among the players that vary whose evaluations are counted."""
+"""What all solvers of a game share: the result, and a game among players that vary, with counted evaluations."""
 
 from dataclasses import dataclass
 from typing import Any

@@ -248,9 +248,9 @@ def of_function(
     """The subject behind any predict function.
 
     Args:
-        predict: takes one array of rows, or for several inputs the dictionary of them (see `Subject`), and gives answers
-            (batch, outputs) or (batch,). A detector gives boxes and scores, a segmentation (batch, height, width,
-            classes), a pair's function the embeddings (batch, length) of either side.
+        predict: takes one array of rows, or for several inputs the dictionary of them (see `Subject`), and gives
+            answers (batch, outputs) or (batch,). A detector gives boxes and scores, a segmentation (batch, height,
+            width, classes), a pair's function the embeddings (batch, length) of either side.
         kind: "image", "table", "text", "series", "graph", "pair", "detection" or "segmentation".
         background: raw rows that stand for "unknown". Tables need them. Without them, images and series take the row's
             own mean of each channel, texts their `gap`, and graphs zeros.
@@ -353,7 +353,7 @@ def _pair(side: Subject, labels: tuple[str, ...]) -> Subject:
 
 
 def similarity(left: np.ndarray, right: np.ndarray) -> np.ndarray:
-    """Cosine of the angle between embeddings, row by row: two (batch, length) -> (batch,), 0 for an embedding of zeros."""
+    """Cosine of the angle between embeddings, row by row: two (batch, length) -> (batch,), 0 for one of zeros."""
     left, right = np.asarray(left, np.float64), np.asarray(right, np.float64)
     lengths = np.linalg.norm(left, axis=-1) * np.linalg.norm(right, axis=-1)
     return (left * right).sum(axis=-1) / np.where(lengths > 0, lengths, 1)

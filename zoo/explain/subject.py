@@ -55,8 +55,8 @@ class Subject:
             empty where any size is taken.
         numbers, categories: columns of a table; channels of a series have their names in `numbers`.
         predict: raw inputs -> answers (batch, outputs), probabilities or a value. A detector answers boxes (batch,
-            count, 4) as left, top, right, bottom and scores (batch, count, classes), as dictionary or tuple; or those of
-            `zoo.layers.detection.NonMaxSuppression`. A segmentation answers probabilities (batch, height, width,
+            count, 4) as left, top, right, bottom and scores (batch, count, classes), as dictionary or tuple; or those
+            of `zoo.layers.detection.NonMaxSuppression`. A segmentation answers probabilities (batch, height, width,
             classes); a graph's nodes may answer each (batch, nodes, outputs).
         background: raw rows that replace what is left out; one mean image for images. Empty: see `players`.
         background_source: where they come from.

@@ -1,4 +1,4 @@
-"""What counts over a whole data set: mean absolute attributions with bootstrap intervals, and mean pictures by class."""
+"""What counts over a whole data set: mean absolute attributions with bootstrap intervals, mean pictures by class."""
 
 import base64
 import io
@@ -11,7 +11,7 @@ from typing import IO, Any
 
 import numpy as np
 
-from zoo.explain.explanation import PICTURES, Explanation, _listed, _plain
+from zoo.explain.explanation import FORMAT, Explanation, _array, _listed, _parsed, _pictured, _plain, _written
 
 DRAWS = 1000  # bootstrap samples
 BLOCK = 4096  # parts whose samples are in memory at once
@@ -40,8 +40,8 @@ class Summary:
     Attributes:
         name, kind, task, unit, method: as in `Explanation`.
         rows: explained rows.
-        axes: of `importance`: ("columns",), ("words",), ("tokens",), ("nodes",), ("edges",), ("height", "width") or ("time",
-            "channels").
+        axes: of `importance`: ("columns",), ("words",), ("tokens",), ("nodes",), ("edges",), ("height", "width") or
+            ("time", "channels").
         names: of the parts along the first axis; empty for pixels, positions and time.
         columns: names of a series' channels.
         importance: mean absolute attribution, in `unit`; of a word or a named node, over the rows that have it.
@@ -122,6 +122,7 @@ class Summary:
     def to_dict(self) -> dict[str, Any]:
         """Everything in JSON types."""
         return {
+            "format": FORMAT,
             "model": self.name,
             "kind": self.kind,
             "task": self.task,
@@ -153,8 +154,34 @@ class Summary:
         """`to_dict` as text; missing numbers are null."""
         return json.dumps(self.to_dict(), ensure_ascii=False, allow_nan=False)
 
+    @classmethod
+    def from_json(cls, text: str) -> "Summary":
+        """Read what `to_json` wrote.
+
+        Raises:
+            ValueError: not a summary, or one of another format.
+        """
+        raw = _parsed(text, "Summary")
+        same = ("kind", "task", "unit", "method", "rows", "faithfulness", "complete", "seconds")
+        try:
+            return cls(
+                name=raw["model"],
+                calls=raw["model_rows"],
+                counts=np.asarray(raw["counts"], np.int64),
+                classes={
+                    label: ClassMean(mean["rows"], *(np.asarray(mean[key], float) for key in ("attributions", "image")))
+                    for label, mean in raw["classes"].items()
+                },
+                **{key: tuple(raw[key]) for key in ("axes", "names", "columns")},
+                **{key: np.asarray(raw[key], np.float64) for key in ("importance", "low", "high", "direction")},
+                **{key: _array(raw[key]) for key in ("points", "cells", "times")},
+                **{key: raw[key] for key in same},
+            )
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"this is no summary: {error!r}; give what Summary.to_json wrote") from None
+
     def plot(self, path: str | Path | IO[bytes] | None = None, dark: bool = False) -> Any:
-        """Draw it: a beeswarm beside the importance of columns, mean pictures by class, words as bars, or lines over time.
+        """Draw it: a beeswarm beside the importance of columns, mean pictures by class, bars of words, lines over time.
 
         Args:
             path: picture file (PNG, or by its suffix .svg or .pdf) or open binary file to write; None writes nothing.
@@ -165,12 +192,7 @@ class Summary:
         """
         from zoo.explain.pictures.summaries import draw
 
-        figure = draw(self, dark)
-        if path is not None:
-            suffix = Path(path).suffix.lower() if isinstance(path, str | Path) else ""
-            form = suffix[1:] if suffix in PICTURES else "png"
-            figure.savefig(path, format=form, dpi=120, facecolor=figure.get_facecolor())
-        return figure
+        return _pictured(draw(self, dark), path)
 
     def to_html(self) -> str:
         """A page of its own, without anything from elsewhere."""
@@ -211,26 +233,14 @@ class Summary:
         Raises:
             ValueError: another suffix.
         """
-        path = Path(path)
-        suffix = path.suffix.lower()
-        if suffix == ".json":
-            path.write_text(self.to_json() + "\n", encoding="utf-8")
-        elif suffix in (".html", ".htm"):
-            path.write_text(self.to_html(), encoding="utf-8")
-        elif suffix in PICTURES:
-            self.plot(path)
-        else:
-            raise ValueError(
-                f"cannot tell from {path.name!r} what to write; end it in .json, .html, .png, .svg or .pdf"
-            )
-        return path
+        return _written(Path(path), self.to_json, self.to_html, self.plot)
 
 
 def summarise(explanations: Explanation | Iterable[Explanation], seed: int = 0) -> Summary:
     """What counts over all rows of one or many explanations of the same model.
 
-    Intervals are percentiles over resampled rows: they say how far the importance would differ on other rows of the same
-    kind, not how exactly each row was explained.
+    Intervals are percentiles over resampled rows: they say how far the importance would differ on other rows of the
+    same kind, not how exactly each row was explained.
 
     Args:
         explanations: one, or several such as one per batch of a data set.

@@ -132,8 +132,8 @@ def resolve(target: Any, answers: Any, subject: Subject, labels: tuple[str, ...]
 
     Args:
         target: class as index or label, None for each row's own; a dictionary with any of `label`, `box` (a detector's:
-            left, top, right, bottom in pixels), `region` (a segmentation's: bool (height, width)) and `node` (a graph's);
-            or a list of these, one per row.
+            left, top, right, bottom in pixels), `region` (a segmentation's: bool (height, width)) and `node` (a
+            graph's); or a list of these, one per row.
         answers: of the model, a row each.
         subject: that gave them.
         labels: names of its outputs.
@@ -206,7 +206,7 @@ def _box(box: Any, index: int | None, row: int, answers: Any, subject: Subject) 
 
 
 def _region(region: Any, index: int | None, answer: np.ndarray, subject: Subject, labels: tuple[str, ...]) -> Target:
-    """The region as given, or where the answer is of the class; the largest class that is no background if not given."""
+    """The region as given, or where the answer is of the class; the largest class but background if not given."""
     winners = answer.argmax(axis=-1)  # (height, width)
     if region is not None:
         region = np.asarray(region)

@@ -88,7 +88,8 @@ class Recipe:
         precision: one of `PRECISIONS`; mixed precision pays on GPUs only.
         averaging: decay of the running average of the weights that the run ends with, 0 for none.
         patience: epochs without a better validation score before the run stops, 0 to never stop.
-        seed: of the weights, the split, the order and the augmentation.
+        seed: of the weights, the order and the augmentation, and of the split where `split_seed` is None.
+        split_seed: of the split; the recipe of a run names the one its data was split with.
         expected: score on the held-out split that this run is known to reach, None if not known.
     """
 
@@ -115,6 +116,7 @@ class Recipe:
     averaging: float = 0.0
     patience: int = 0
     seed: int = 0
+    split_seed: int | None = None
     expected: float | None = None
 
     def __post_init__(self) -> None:
@@ -140,6 +142,11 @@ class Recipe:
                 raise ValueError(f"{name} must be {wanted}, got {getattr(self, name)!r}")
         if self.adversarial:
             Perturbation.parse(self.adversarial)
+
+    @property
+    def data_options(self) -> dict[str, Any]:
+        """Arguments of `zoo.data.load` that give the splits of this run."""
+        return {"target": self.target or None, "seed": self.seed if self.split_seed is None else self.split_seed}
 
     def override(self, **settings: Any) -> "Recipe":
         """A copy with other settings; text is read as the setting's type, as from a command line.

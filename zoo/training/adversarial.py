@@ -2,10 +2,10 @@
 
 Madry et al., "Towards Deep Learning Models Resistant to Adversarial Attacks" (ICLR 2018, arXiv:1706.06083) for PGD;
 Wong, Rice & Kolter, "Fast is better than free" (ICLR 2020, arXiv:2001.03994) for FGSM from a random start, without
-which one-step training learns to fool its own attack; Cohen et al. (ICML 2019, arXiv:1902.02918, section 3.3) for Gaussian
-noise, which a smoothed classifier should be trained with. The attack sees the model in inference mode (Pang et al.,
-"Bag of Tricks for Adversarial Training", ICLR 2021, arXiv:2010.00467). Validation rows are attacked too, so that the
-best epoch is the most robust one (Rice, Wong & Kolter, ICML 2020, arXiv:2002.11569).
+which one-step training learns to fool its own attack; Cohen et al. (ICML 2019, arXiv:1902.02918, section 3.3) for
+Gaussian noise, which a smoothed classifier should be trained with. The attack sees the model in inference mode (Pang et
+al., "Bag of Tricks for Adversarial Training", ICLR 2021, arXiv:2010.00467). Validation rows are attacked too, so that
+the best epoch is the most robust one (Rice, Wong & Kolter, ICML 2020, arXiv:2002.11569).
 """
 
 import math
@@ -107,11 +107,11 @@ class Hardened(keras.Model):
             return within(x + noise * self.region.unit, x, self.region)
         size = strength * (FAST_STEP if method == "fgsm" else STEP / steps)
 
-        def objective(y, outputs):
-            return self.loss.call(y, ops.cast(outputs, "float32"))
+        def losses(moved):
+            return self.loss.call(y, ops.cast(self(moved, training=False), "float32")), None
 
         def step(_, moved):
-            _, slopes = input_gradients(self, objective, moved, y)
+            _, slopes, _ = input_gradients(self, losses, moved)
             return climb(moved, slopes, x, self.region, size, strength, norm)
 
         uniform, normal = (partial(draw, seed=self.seeds) for draw in (keras.random.uniform, keras.random.normal))

@@ -1,4 +1,4 @@
-"""Gradients of a model's loss, the one file that knows which backend runs."""
+"""Gradients of a model for its weights and its inputs, the one file that knows which backend runs."""
 
 import keras
 
@@ -43,57 +43,66 @@ def gradients(model, loss, x, y, training=False):
     return float(keras.ops.convert_to_numpy(value)), [keras.ops.convert_to_numpy(s) for s in slopes]
 
 
-def input_gradients(model, objective, x, y):
-    """Each row's objective and its gradient for that row, in inference mode of dropout and batch statistics.
+def input_gradients(model, function, points):
+    """What a function of rows gives, and the gradient of each row's value for that row.
 
     Works on backend tensors as on numpy arrays, so that it can stand inside compiled code: in a training step, in a
-    `keras.StatelessScope`, or in a function given to `compiled`.
+    `keras.StatelessScope`, or in a function given to `compiled`. Variables that `function` changes keep their values
+    on JAX, so it should call the model in inference mode.
 
     Args:
-        model: built Keras model of one input.
-        objective: callable `(y, outputs) -> (batch,)`.
-        x: model input, `(batch, ...)` float32.
-        y: what the objective compares with.
+        model: Keras model that `function` calls.
+        function: points -> (values `(batch,)`, further tensors to look at or None); a value may depend on its own row
+            alone.
+        points: a tensor `(batch, ...)`, or a list of them.
 
     Returns:
-        Objectives `(batch,)` and gradients in the shape of `x`, both tensors of the backend.
+        The values, gradients in the shapes of the points, and the further tensors, all tensors of the backend.
     """
     backend = keras.backend.backend()
-    x = keras.ops.convert_to_tensor(x)
+    points = keras.tree.map_structure(keras.ops.convert_to_tensor, points)
     if backend == "tensorflow":
         import tensorflow as tf
 
         with tf.GradientTape(watch_accessed_variables=False) as tape:
-            tape.watch(x)
-            values = objective(y, model(x, training=False))
-        return values, tape.gradient(values, x, unconnected_gradients="zero")
+            tape.watch(points)
+            values, seen = function(points)
+        return values, tape.gradient(values, points, unconnected_gradients="zero"), seen
     if backend == "jax":
         import jax
 
-        weights = [v.value for v in model.trainable_variables], [v.value for v in model.non_trainable_variables]
+        held = [(variable, variable.value) for variable in model.variables]
 
-        def total(x):
-            outputs, _ = model.stateless_call(*weights, x, training=False)
-            values = objective(y, outputs)
-            return keras.ops.sum(values), values
+        def total(points):
+            with keras.StatelessScope(state_mapping=held):
+                values, seen = function(points)
+            return keras.ops.sum(values), (values, seen)
 
-        (_, values), slopes = jax.value_and_grad(total, has_aux=True)(x)
-        return values, slopes
+        (_, (values, seen)), slopes = jax.value_and_grad(total, has_aux=True)(points)
+        return values, slopes, seen
     import torch
 
-    x = x.detach().requires_grad_()
-    values = objective(y, model(x, training=False))
-    (slopes,) = torch.autograd.grad(values.sum(), [x])
-    return values.detach(), slopes
+    points = keras.tree.map_structure(lambda point: point.detach().requires_grad_(), points)
+    values, seen = function(points)
+    flat = keras.tree.flatten(points)
+    slopes = torch.autograd.grad(values.sum(), flat, allow_unused=True) if values.requires_grad else [None] * len(flat)
+    slopes = [torch.zeros_like(x) if slope is None else slope for x, slope in zip(flat, slopes, strict=True)]
+    return values.detach(), keras.tree.pack_sequence_as(points, slopes), seen
 
 
-def compiled(function, model):
-    """A function of arrays that reads the model's variables and changes none, compiled where the backend compiles.
+def compiled(function, model, reused=True):
+    """A function of arrays that reads the model's variables and changes none, compiled where that pays.
 
     The weights are read at each call, so it stays right when the model is trained further.
+
+    Args:
+        function: of arrays or lists of them; each new shape is compiled anew.
+        model: whose variables it reads.
+        reused: False for a function of few calls, which TensorFlow has run before it could have compiled it. JAX
+            compiles it anyway, since its single operations are compiled too.
     """
     backend = keras.backend.backend()
-    if backend == "tensorflow":
+    if backend == "tensorflow" and reused:
         import tensorflow as tf
 
         return tf.function(function, jit_compile=False)

@@ -97,25 +97,7 @@ def train(
     source = data if data is not None else entry.data
     folder = Path(out) if out else Path("runs") / f"{entry.name}-{Path(_name(source)).stem}"
     recipe = _recipe(entry, _name(source), folder if resume else None, overrides)
-    splits = datasets.load(
-        source, input_shape=recipe.arguments.get("input_shape"), target=recipe.target or None, seed=recipe.seed
-    )
-    signature = splits.signature
-    if signature.task not in entry.tasks:
-        fitting = ", ".join(registry.names(task=signature.task)[:8])
-        raise ValueError(
-            f"{entry.name!r} is for {', '.join(entry.tasks)}, data {splits.name!r} is {signature.task}; try {fitting}"
-        )
-    arguments = {**recipe.arguments, "input_shape": signature.preprocess.shape, "classes": signature.outputs}
-    recipe = dataclasses.replace(recipe, arguments=arguments)
-
-    keras.utils.set_random_seed(recipe.seed)
-    previous = keras.config.dtype_policy()
-    keras.config.set_dtype_policy(recipe.precision)
-    try:
-        network = registry.get(entry.name, weights=weights, **arguments)
-    finally:
-        keras.config.set_dtype_policy(previous)
+    network, splits, recipe = _built(entry, source, recipe, weights)
     return _carry_out(
         network,
         splits,
@@ -208,7 +190,7 @@ def load_data(run: Run, source: str | Path | None = None) -> Data:
             f"{run.folder} was trained on {source!r}, which is not in this folder; "
             f"go where it was trained, or say where the data is (--data on the command line)"
         )
-    splits = datasets.load(source, input_shape=shape, target=run.recipe.target or None, seed=run.recipe.seed)
+    splits = datasets.load(source, input_shape=shape, **run.recipe.data_options)
     if splits.signature != run.signature:
         raise ValueError(f"data {str(source)!r} differs from what {run.folder} was trained on; train again")
     return splits
@@ -245,6 +227,21 @@ def as_run(model: Any, data: Any = None) -> Run:
     known = model.name in registry.names()
     recipe = recipes.find(model.name, _name(data), registry.entry(model.name).recipe if known else {})
     return Run(model, splits.signature, recipe, None, [], {}, splits)
+
+
+def untrained(model: str, data: Any = None, **overrides: Any) -> Run:
+    """What `train` would begin with: a model by name with fresh weights, its splits and its recipe.
+
+    Args:
+        model, data, overrides: as of `train`.
+
+    Raises:
+        KeyError, TypeError, ValueError: as of `train`.
+    """
+    entry = registry.entry(model)
+    source = data if data is not None else entry.data
+    network, splits, recipe = _built(entry, source, _recipe(entry, _name(source), None, overrides))
+    return Run(network, splits.signature, recipe, None, [], {}, splits)
 
 
 def check_trained(run: Run) -> None:
@@ -288,7 +285,31 @@ def _recipe(entry: registry.Entry, data: str, resumed: Path | None, overrides: d
     recipe = _resumed(resumed)
     if recipe.model != entry.name or arguments:
         raise ValueError(f"{resumed} holds a run of {recipe.model!r}; resume it by that name and without arguments")
+    known, asked = recipe.data_options, recipe.override(**settings).data_options
+    if asked != known:  # test rows of another split have been learned from
+        told = ", ".join(f"{key}={known[key]!r}, got {asked[key]!r}" for key in known if asked[key] != known[key])
+        raise ValueError(f"{resumed} holds a run on the split of {told}; resume it without that")
     return recipe.override(**settings)
+
+
+def _built(entry: registry.Entry, source: Any, recipe: Recipe, weights: str | None = None) -> tuple[Any, Data, Recipe]:
+    """The network and the splits that a recipe asks for, and the recipe with arguments that follow from the splits."""
+    splits = datasets.load(source, input_shape=recipe.arguments.get("input_shape"), **recipe.data_options)
+    signature = splits.signature
+    if signature.task not in entry.tasks:
+        fitting = ", ".join(registry.names(task=signature.task)[:8])
+        raise ValueError(
+            f"{entry.name!r} is for {', '.join(entry.tasks)}, data {splits.name!r} is {signature.task}; try {fitting}"
+        )
+    arguments = {**recipe.arguments, "input_shape": signature.preprocess.shape, "classes": signature.outputs}
+    keras.utils.set_random_seed(recipe.seed)
+    previous = keras.config.dtype_policy()
+    keras.config.set_dtype_policy(recipe.precision)
+    try:
+        network = registry.get(entry.name, weights=weights, **arguments)
+    finally:
+        keras.config.set_dtype_policy(previous)
+    return network, splits, dataclasses.replace(recipe, arguments=arguments)
 
 
 def _resumed(folder: Path) -> Recipe:
@@ -319,6 +340,7 @@ def _carry_out(
     if method:
         method.check(network, splits, recipe)
     _prepare(folder, resume, overwrite)
+    recipe = dataclasses.replace(recipe, split_seed=splits.seed)
     recipe.save(folder / "recipe.json")
     splits.signature.save(folder / "signature.json")
     (folder / "environment.json").write_text(json.dumps(environment(splits), indent=2) + "\n", encoding="utf-8")

@@ -81,13 +81,13 @@ def _hdf5(stream: BinaryIO, path: Path) -> dict[str, np.ndarray]:
 
 
 def _old_name(file, name: str) -> str:
-    """`conv1_conv/conv1_conv/kernel:0` -> `conv1_conv/kernel`; a saved model keeps its weights under `model_weights`."""
+    """`conv1_conv/conv1_conv/kernel:0` -> `conv1_conv/kernel`; a saved model has its weights under `model_weights`."""
     parts = name.removeprefix("model_weights/").split("/")
     return "" if parts[0] == "optimizer_weights" or len(parts) < 2 else f"{parts[0]}/{parts[-1].partition(':')[0]}"
 
 
 def _new_name(file, name: str) -> str:
-    """`layers/conv2d_3/vars/0` -> `conv1_conv/kernel`; the group remembers the layer's name, the number its variable."""
+    """`layers/conv2d_3/vars/0` -> `conv1_conv/kernel`; the group knows the layer's name, the number its variable."""
     parts = name.split("/")
     if len(parts) != 4 or parts[0] != "layers" or parts[2] != "vars":
         return ""

@@ -1,9 +1,9 @@
-"""Numerical gradient check: what backpropagation says against finite differences, for each layer and for the whole loss.
+"""Numerical gradient check: backpropagation against finite differences, for each layer and for the whole loss.
 
-Central differences along directions, (f(w + hd) - f(w - hd)) / 2h, in float64 where the model can run in it; see Goodfellow,
-Bengio & Courville, "Deep Learning" (2016), section 11.5. Each layer is checked by itself, between its own input and a random
-weighing of its outputs, so that a mistake is found in the layer that makes it and not in all layers before it; then the loss
-is checked for the weights of each layer, which also sees what stands between the layers.
+Central differences along directions, (f(w + hd) - f(w - hd)) / 2h, in float64 where the model can run in it; see
+Goodfellow, Bengio & Courville, "Deep Learning" (2016), section 11.5. Each layer is checked by itself, between its own
+input and a random weighing of its outputs, so that a mistake is found in the layer that makes it and not in all layers
+before it; then the loss is checked for the weights of each layer, which also sees what stands between the layers.
 """
 
 import contextlib
@@ -23,9 +23,9 @@ from zoo.evaluate.findings import Finding, listed, over, table
 from zoo.evaluate.report import defined
 from zoo.training.gradients import gradients
 
-# type: steps along a direction of length one; largest relative error that is no mistake; how far the slopes to either side
-# may differ before a point counts as a kink. A mistake shows at every step; rounding, and functions that a backend only
-# approximates (XLA's tanh in float64 is good to 1e-7), show at short steps, and kinks and curves at long ones.
+# type: steps along a direction of length one; largest relative error that is no mistake; how far the slopes to either
+# side may differ before a point counts as a kink. A mistake shows at every step; rounding, and functions that a backend
+# only approximates (XLA's tanh in float64 is good to 1e-7), show at short steps, and kinks and curves at long ones.
 SETTINGS = {"float64": ((1e-5, 1e-3, 1e-2), 1e-4, 1e-2), "float32": ((3e-3, 3e-2), 0.1, 0.5)}
 
 

@@ -1,8 +1,8 @@
 """Whether a model can learn one batch by heart. One that cannot has a bug; more data or more epochs will not help it.
 
-The test is common practice; Goodfellow, Bengio & Courville, "Deep Learning" (2016), section 11.5, give it as "fit a tiny
-dataset". Everything that is meant to keep a model from learning by heart is left out: dropout, noise, augmentation, label
-smoothing, weight decay and penalties.
+The test is common practice; Goodfellow, Bengio & Courville, "Deep Learning" (2016), section 11.5, give it as "fit a
+tiny dataset". Everything that is meant to keep a model from learning by heart is left out: dropout, noise,
+augmentation, label smoothing, weight decay and penalties.
 """
 
 import json
@@ -103,7 +103,8 @@ def overfit(
     """Train a copy of a model on a single batch and see whether its loss comes near zero.
 
     Args:
-        model: public name, run folder, run or Keras model; it stays as it is, and its weights are where the test starts.
+        model: public name, run folder, run or Keras model; it stays as it is, and its weights are where the test
+            starts.
         data: name, path or `zoo.data.Data`, as in `zoo.train`.
         rows: rows of the batch, all different; 32 if None, fewer for a model too small to hold so many.
         steps: steps of Adam at each learning rate.

@@ -44,7 +44,7 @@ def differences(found: Any, path: str | Path) -> Path:
         axes.scatter(np.minimum(errors, 10), places, marker=marker, c=colours, label=label, alpha=0.8)
     axes.axvline(found.tolerance, color="black", linestyle="--", linewidth=1, label=f"tolerance {found.tolerance:g}")
     axes.set_yticks(range(len(rows)), [row.layer for row in rows], fontsize=8)
-    axes.invert_yaxis()
+    axes.set_ylim(len(rows) - 0.5, -0.5)
     axes.set(
         xscale="log", xlabel="largest relative error", title=f"{found.model}: gradients against finite differences"
     )
@@ -73,7 +73,7 @@ def flow(found: Any, path: str | Path) -> Path:
     right.axvspan(1e-4, 1e-2, color="#2e8b57", alpha=0.12, label="usual range")
     right.axvline(1e-3, color="#2e8b57", linewidth=1)
     left.set_yticks(range(len(rows)), [row.weight.removesuffix("/kernel") for row in rows], fontsize=8)
-    left.invert_yaxis()
+    left.set_ylim(len(rows) - 0.5, -0.5)
     left.set(xscale="log", xlabel="root mean square of the gradient", title=f"Gradients over {len(found.losses)} steps")
     right.set(xscale="log", xlabel="update / weight", title=f"Updates at learning rate {found.learning_rate:g}")
     right.legend(fontsize=8)

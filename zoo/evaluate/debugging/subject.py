@@ -7,14 +7,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import keras
 import numpy as np
 
-from zoo import data as datasets
-from zoo import recipes, registry
-from zoo.data import Data
 from zoo.data.rows import digests
-from zoo.training.run import Run, as_run
+from zoo.training.run import Run, as_run, untrained
 
 
 def subject(model: Any, data: Any = None, **overrides: Any) -> Run:
@@ -30,29 +26,10 @@ def subject(model: Any, data: Any = None, **overrides: Any) -> Run:
         TypeError: no such setting or argument.
         ValueError: model and data do not fit together.
     """
-    built = isinstance(model, str) and not Path(model).is_dir() and "/" not in model
-    if not built:
-        run = as_run(model, data)
-        return dataclasses.replace(run, recipe=run.recipe.override(**overrides))
-    entry = registry.entry(model)
-    source = data if data is not None else entry.data
-    name = source.name if isinstance(source, Data) else str(source)
-    given = {key: value for key, value in overrides.items() if key in entry.signature}
-    settings = {key: value for key, value in overrides.items() if key not in given}
-    recipe = recipes.find(entry.name, name, entry.recipe).override(**settings)
-    arguments = {**recipe.arguments, **given}
-    shape = arguments.get("input_shape")
-    splits = datasets.load(source, input_shape=shape, target=recipe.target or None, seed=recipe.seed)
-    signature = splits.signature
-    if signature.task not in entry.tasks:
-        fitting = ", ".join(registry.names(task=signature.task)[:8])
-        raise ValueError(
-            f"{entry.name!r} is for {', '.join(entry.tasks)}, data {splits.name!r} is {signature.task}; try {fitting}"
-        )
-    arguments |= {"input_shape": signature.preprocess.shape, "classes": signature.outputs}
-    keras.utils.set_random_seed(recipe.seed)
-    network = registry.get(entry.name, **arguments)
-    return Run(network, signature, dataclasses.replace(recipe, arguments=arguments), None, [], {}, splits)
+    if isinstance(model, str) and not Path(model).is_dir() and "/" not in model:
+        return untrained(model, data, **overrides)
+    run = as_run(model, data)
+    return dataclasses.replace(run, recipe=run.recipe.override(**overrides))
 
 
 def few_rows(run: Run, rows: int, split: str = "train") -> np.ndarray:

@@ -1,6 +1,7 @@
 """Graphs with their nodes or edges coloured, laid out by forces between them.
 
-Fruchterman & Reingold, "Graph Drawing by Force-directed Placement", Software: Practice and Experience 21 (1991) 1129-1164.
+Fruchterman & Reingold, "Graph Drawing by Force-directed Placement", Software: Practice and Experience 21 (1991)
+1129-1164.
 """
 
 from typing import Any
@@ -8,7 +9,7 @@ from typing import Any
 import numpy as np
 from matplotlib.collections import LineCollection
 
-from zoo.explain.pictures.theme import Theme, bare, full, literal, reading, scale, short, title
+from zoo.explain.pictures.theme import Theme, bare, full, heading, literal, reading, scale, short
 from zoo.explain.players import edges_of
 
 STYLES = ("graph",)
@@ -80,7 +81,8 @@ def panel(figure: Any, explanation: Any, row: int, width: float, style: str, the
     axis.margins(0.08)
     axis.set_aspect("equal", adjustable="datalim")
     parts = "edges" if of_edges else "nodes"
-    title(axis, short(f"model says {explanation.answer(row)}: {reading(explanation, values, limit, parts)}", 96), theme)
+    told = f"model says {explanation.answer(row)}: {reading(explanation, values, limit, parts)}"
+    heading(figure, told, width, theme)
     scale(figure, axis, limit, f"{explanation.unit}, per {parts[:-1]}", theme, shrink=0.9)
 
 
@@ -94,7 +96,8 @@ def _nodes(explanation: Any, row: int) -> int:
 def layout(count: int, edges: np.ndarray, rounds: int = 200) -> np.ndarray:
     """Places of nodes (count, 2) within the unit square: all push each other away, edges pull their ends together.
 
-    The same graph always gets the same places. `Source:` section "The algorithm" of the paper, forces k^2 / d and d^2 / k.
+    The same graph always gets the same places. `Source:` section "The algorithm" of the paper, forces k^2 / d and d^2 /
+    k.
     """
     if count < 2:
         return np.full((count, 2), 0.5)

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 from matplotlib.patches import Rectangle
 
-from zoo.explain.pictures.theme import Theme, bare, full, reading, scale, short, title
+from zoo.explain.pictures.theme import NARROW, Theme, bare, fitted, full, reading, scale, title
 
 STYLES = ("overlay", "map")  # the picture beside its coloured self; the attributions alone
 
@@ -13,8 +13,14 @@ STYLES = ("overlay", "map")  # the picture beside its coloured self; the attribu
 def height(explanation: Any, row: int, width: float, style: str) -> float:
     """Inches that a row needs."""
     tall, wide = explanation.inputs["image"].shape[1:3]
-    side = (width - 1.3) / 2 if style == "overlay" else min(width - 1.3, 4.6)
-    return min(max(side * tall / wide, 1.2), 6.0) + 0.55
+    side = min(_side(width, style), 4.6)
+    return min(max(side * tall / wide, 1.2), 6.0) + (0.55 if width >= NARROW else 1.0)
+
+
+def _side(width: float, style: str) -> float:
+    """Inches across for each image; the scale stands beside them, or below where there is little room."""
+    room = width - (1.3 if width >= NARROW else 0.3)
+    return room / 2 if style == "overlay" else room
 
 
 def panel(figure: Any, explanation: Any, row: int, width: float, style: str, theme: Theme, limit: float = 0.0) -> None:
@@ -24,23 +30,20 @@ def panel(figure: Any, explanation: Any, row: int, width: float, style: str, the
     if style == "overlay":
         plain, shares = figure.subplots(1, 2)
         show(plain, image)
-        title(plain, short(f"model says {explanation.answer(row)}", 46), theme)
+        title(plain, fitted(f"model says {explanation.answer(row)}", _side(width, style)), theme)
         bare(plain, theme)
         _marks(plain, explanation, row, theme)
     else:
         shares = figure.subplots()
     overlay(shares, image, values, limit, theme)
-    title(shares, reading(explanation, values, limit), theme)
+    title(shares, fitted(reading(explanation, values, limit), _side(width, style)), theme)
     bare(shares, theme)
     _marks(shares, explanation, row, theme)
-    scale(
-        figure,
-        shares,
-        limit,
-        explanation.unit if explanation.additivity_error is None else f"{explanation.unit}, per pixel",
-        theme,
-        shrink=0.9,
-    )
+    unit = explanation.unit if explanation.additivity_error is None else f"{explanation.unit}, per pixel"
+    if width >= NARROW:
+        scale(figure, shares, limit, unit, theme, shrink=0.9)
+    else:
+        scale(figure, figure.axes, limit, unit, theme, location="bottom", shrink=0.8, aspect=30)
 
 
 def flat(explanation: Any, row: int) -> np.ndarray:
@@ -54,7 +57,8 @@ def show(axis: Any, image: np.ndarray) -> None:
     if image.shape[-1] == 3:
         axis.imshow(image if image.dtype == np.uint8 else _unit(image))
     else:
-        axis.imshow(image.mean(axis=-1), cmap="gray", vmin=0, vmax=max(1.0, float(image.max())))
+        most = 255 if image.dtype == np.uint8 else max(1.0, float(image.max()))
+        axis.imshow(image.mean(axis=-1), cmap="gray", vmin=0, vmax=most)
 
 
 def overlay(axis: Any, image: np.ndarray, values: np.ndarray, limit: float, theme: Theme) -> None:

@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from zoo.explain.pictures.theme import Theme, full, literal, reading, scale, short, title
+from zoo.explain.pictures.theme import Theme, full, heading, literal, reading, scale, short
 
 STYLES = ("signal",)
 CHANNELS = 8  # shown, those that count most
@@ -76,8 +76,7 @@ def panel(figure: Any, explanation: Any, row: int, width: float, style: str, the
     axes[-1].set_xlabel("time, seconds" if seconds else "time, steps", fontsize=8.5, color=theme.quiet)
     rest = given.shape[1] - len(shown)
     more = f" ({rest} lesser channels left out)" if rest else ""
-    title(
-        axes[0], short(f"model says {explanation.answer(row)}: {reading(explanation, values, limit)}{more}", 96), theme
-    )
+    told = f"model says {explanation.answer(row)}: {reading(explanation, values, limit)}{more}"
+    heading(figure, told, width, theme)
     each = "" if values.shape[1] == given.shape[1] else ", all channels"
     scale(figure, axes.tolist(), limit, f"{explanation.unit}, per step{each}", theme, shrink=0.95)

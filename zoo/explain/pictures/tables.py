@@ -4,35 +4,47 @@ from typing import Any
 
 import numpy as np
 
-from zoo.explain.pictures.theme import Theme, literal, plain, short, signed, title
+from zoo.explain.pictures.theme import Theme, heading, literal, plain, short, signed
 
 STYLES = ("bar", "waterfall")
+LETTERS = 5.2  # of a label per inch of the picture
+FIGURE = 0.62  # inches of a contribution's figure beside its bar
 BARS = 12  # columns shown one by one where there are more than 13, the rest in one bar
 
 
 def height(explanation: Any, row: int, width: float, style: str) -> float:
     """Inches that a row needs."""
-    shown = min(len(explanation.columns), BARS + 1)
-    return 0.31 * (shown + 2 * (style == "waterfall" and explanation.base is not None)) + 1.15
+    names, _, _ = leading(explanation, row, int(LETTERS * width))
+    line = 0.38 if any("\n" in name for name in names) else 0.31
+    return line * (len(names) + 2 * (style == "waterfall" and explanation.base is not None)) + 1.15
 
 
 def panel(figure: Any, explanation: Any, row: int, width: float, style: str, theme: Theme) -> None:
     """Draw one row."""
     axis = figure.subplots()
-    names, values, errors = leading(explanation, row)
+    names, values, errors = leading(explanation, row, int(LETTERS * width))
     if style == "waterfall" and explanation.base is not None:
-        _waterfall(axis, names, values, float(explanation.base[row]), explanation, row, theme)
+        _waterfall(axis, names, values, explanation, row, width, theme)
     else:
-        bars(axis, names, values, errors, theme, rest=len(explanation.columns) > BARS + 1)
+        bars(axis, names, values, errors, width, theme, rest=len(explanation.columns) > BARS + 1)
         axis.set_xlabel(literal(f"contribution to {what(explanation, row)}"), fontsize=8.5, color=theme.quiet)
     told = [f"model says {explanation.answer(row)}", explanation.way(row)]
-    title(axis, short(", ".join(text for text in told if text), 96), theme)
+    heading(figure, ", ".join(text for text in told if text), width, theme)
 
 
 def bars(
-    axis: Any, names: list[str], values: np.ndarray, errors: np.ndarray | None, theme: Theme, rest: bool = False
+    axis: Any,
+    names: list[str],
+    values: np.ndarray,
+    errors: np.ndarray | None,
+    width: float,
+    theme: Theme,
+    rest: bool = False,
 ) -> None:
-    """Horizontal bars from the top, each with its figure; the last one grey if it stands for the rest."""
+    """Horizontal bars from the top, each with its figure; the last one grey if it stands for the rest.
+
+    `width` is the whole picture's in inches; labels and figures take as much of it as they need.
+    """
     places = np.arange(len(values))[::-1]
     colours = [theme.speaks_for if value > 0 else theme.against for value in values]
     if rest:
@@ -40,12 +52,12 @@ def bars(
     axis.barh(places, values, color=colours, height=0.64)
     if errors is not None:
         axis.errorbar(values, places, xerr=1.96 * errors, fmt="none", ecolor=theme.ink, elinewidth=1, capsize=2.5)
-    margin = np.zeros(len(values)) if errors is None else 1.96 * errors
+    margin = np.zeros(len(values)) if errors is None else np.nan_to_num(1.96 * errors)
     size = max(float(np.abs(values).max(initial=0)), 1e-12)
     for place, value, more in zip(places, values, margin, strict=True):
         side = 1 if value >= 0 else -1
         axis.text(
-            value + side * (size * 0.015 + more),
+            value + side * (size * 0.13 / width + more),
             place,
             signed(value),
             va="center",
@@ -54,7 +66,9 @@ def bars(
             color=theme.ink,
         )
     low, high = min(0.0, float((values - margin).min())), max(0.0, float((values + margin).max()))
-    room = 0.11 * max(high - low, 1e-12)
+    letters = max((len(line) for name in names for line in name.split("\n")), default=0)
+    left = max(width - 0.078 * letters - 0.3 - FIGURE * ((low < 0) + (high > 0)), 0.8)  # inches for the bars themselves
+    room = FIGURE / left * max(high - low, 1e-12)
     axis.set_xlim(low - (room if low else room / 8), high + (room if high else room / 8))
     axis.set_ylim(-0.6, len(values) - 0.4)
     plain(axis, theme)
@@ -64,10 +78,10 @@ def bars(
 
 
 def _waterfall(
-    axis: Any, names: list[str], values: np.ndarray, base: float, explanation: Any, row: int, theme: Theme
+    axis: Any, names: list[str], values: np.ndarray, explanation: Any, row: int, width: float, theme: Theme
 ) -> None:
     """Each bar begins where the last one ended; the smallest contributions come first."""
-    names, values = names[::-1], values[::-1]
+    names, values, base = names[::-1], values[::-1], float(explanation.base[row])
     ends = base + np.cumsum(values)
     starts = np.r_[base, ends[:-1]]
     places = np.arange(len(values)) + 1
@@ -76,7 +90,7 @@ def _waterfall(
     low, high = float(np.r_[base, ends].min()), float(np.r_[base, ends].max())
     span = max(high - low, 1e-12)
     for place, start, end, value in zip(places, starts, ends, values, strict=True):
-        wide = abs(value) > 0.13 * span
+        wide = abs(value) > 1.1 / width * span
         axis.text(
             (start + end) / 2 if wide else max(start, end) + 0.012 * span,
             place,
@@ -93,7 +107,7 @@ def _waterfall(
         axis.plot([value], [place], marker="D", color=theme.ink, markersize=5)
         left = value > (low + high) / 2
         axis.text(
-            value + (-0.02 if left else 0.02) * span,
+            value + (-0.17 if left else 0.17) / width * span,
             place,
             literal(explanation.amount(value)),
             va="center",
@@ -111,16 +125,17 @@ def _waterfall(
     axis.set_xlabel(literal(what(explanation, row)), fontsize=8.5, color=theme.quiet)
 
 
-def leading(explanation: Any, row: int) -> tuple[list[str], np.ndarray, np.ndarray | None]:
-    """Labels, values and standard errors of the bars, largest first, the smallest columns in one bar."""
+def leading(explanation: Any, row: int, letters: int) -> tuple[list[str], np.ndarray, np.ndarray | None]:
+    """Labels with lines of so many letters, values and standard errors of the bars: largest first, smallest in one."""
     values = explanation.attributions[row]
     order = np.argsort(-np.abs(values), kind="stable")
     most = BARS if len(order) > BARS + 1 else len(order)
-    names = [short(cell(explanation, row, index), 44) for index in order[:most]]
+    names = [cell(explanation, row, index, letters) for index in order[:most]]
     shown = values[order[:most]]
     errors = None if explanation.standard_error is None else explanation.standard_error[row][order[:most]]
     if len(order) > most:
-        names.append(f"{len(order) - most} other columns together")
+        rest = f"{len(order) - most} other columns"
+        names.append(f"{rest} together" if len(rest) + 9 <= letters else rest)
         shown = np.append(shown, values[order[most:]].sum())
         if errors is not None:  # as if independent, which sampled orders nearly are
             errors = np.append(errors, np.sqrt(np.square(explanation.standard_error[row][order[most:]]).sum()))
@@ -133,15 +148,17 @@ def cells(explanation: Any, row: int) -> list[Any]:
     return [value for values in given for value in values.tolist()]
 
 
-def cell(explanation: Any, row: int, index: int) -> str:
-    """`column = value`."""
+def cell(explanation: Any, row: int, index: int, letters: int) -> str:
+    """`column = value`, in two lines if that is longer than so many letters."""
     found = cells(explanation, row)
+    column = explanation.columns[index]
     if index >= len(found):
-        return explanation.columns[index]
+        return short(column, letters)
     value = found[index]
     missing = value == "" or (isinstance(value, float) and np.isnan(value))
     text = "missing" if missing else value if isinstance(value, str) else f"{value:.4g}".replace("-", "−")
-    return f"{explanation.columns[index]} = {text}"
+    one = f"{column} = {text}"
+    return one if len(one) <= letters else f"{short(column, letters)}\n= {short(text, letters - 2)}"
 
 
 def what(explanation: Any, row: int) -> str:

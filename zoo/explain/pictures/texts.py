@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from zoo.explain.pictures.tables import bars, what
-from zoo.explain.pictures.theme import Theme, bare, full, literal, reading, scale, short, title
+from zoo.explain.pictures.theme import Theme, bare, full, heading, literal, reading, scale, short
 
 STYLES = ("colour", "bar")
 BARS = 12  # words shown as bars
@@ -38,18 +38,18 @@ def panel(figure: Any, explanation: Any, row: int, width: float, style: str, the
     """Draw one row; colours are full at `limit`, the row's own largest if 0."""
     read, values = words(explanation, row), explanation.parts(row)
     axis = figure.subplots()
-    heading = f"model says {explanation.answer(row)}"
+    told = f"model says {explanation.answer(row)}"
     if style == "bar":
         order = np.argsort(-np.abs(values), kind="stable")[:BARS]
         errors = None if explanation.standard_error is None else explanation.standard_error[row][order]
-        bars(axis, [short(read[at].strip() or "␣", 30) for at in order], values[order], errors, theme)
+        bars(axis, [short(read[at].strip() or "␣", 30) for at in order], values[order], errors, width, theme)
         axis.set_xlabel(literal(f"contribution to {what(explanation, row)}"), fontsize=8.5, color=theme.quiet)
     else:
         limit = limit or full(explanation, row, values)
         _colour(axis, read, values, limit, width - _MARGIN, height(explanation, row, width, style) - 0.55, theme)
         scale(figure, axis, limit, explanation.unit, theme, shrink=0.95, aspect=12)
-        heading += f": {reading(explanation, values, limit, 'words')}"
-    title(axis, short(heading, 96), theme)
+        told += f": {reading(explanation, values, limit, 'words')}"
+    heading(figure, told, width, theme)
 
 
 def _colour(

@@ -1,6 +1,7 @@
 """Colours by day and by night, and what every picture of an explanation is built from."""
 
 from dataclasses import dataclass, field
+from textwrap import wrap
 from typing import Any
 
 import numpy as np
@@ -9,6 +10,8 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.colors import LinearSegmentedColormap, Normalize
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
+
+NARROW = 6.0  # inches, below which panels stand above each other and scales below them
 
 
 @dataclass(frozen=True)
@@ -81,9 +84,19 @@ def title(axis: Any, text: str, theme: Theme, size: float = 10.5) -> None:
     axis.set_title(literal(text), fontsize=size, color=theme.ink, loc="left", pad=7)
 
 
+def heading(figure: Any, text: str, width: float, theme: Theme) -> None:
+    """A title of a whole panel, `width` inches wide, from its left edge."""
+    figure.suptitle(literal(fitted(text, width)), fontsize=10.5, color=theme.ink, x=0.012, ha="left")
+
+
 def literal(text: str) -> str:
     """Text in which matplotlib sees no mathematics."""
     return text.replace("$", r"\$")
+
+
+def fitted(text: str, width: float) -> str:
+    """A title in one or two lines that fit so many inches; what is longer is cut."""
+    return "\n".join(wrap(text, max(10, int(11.4 * width)), max_lines=2, placeholder=" …"))
 
 
 def short(text: str, most: int) -> str:
@@ -127,5 +140,6 @@ def scale(figure: Any, axes: Any, limit: float, label: str, theme: Theme, **opti
     bar.set_label(literal(label), fontsize=8.5, color=theme.quiet)
     bar.ax.locator_params(nbins=5)
     bar.ax.tick_params(labelsize=8, labelcolor=theme.quiet, color=theme.line)
-    bar.ax.yaxis.get_offset_text().set(size=8, color=theme.quiet)
+    axis = bar.ax.xaxis if options.get("location") == "bottom" else bar.ax.yaxis
+    axis.get_offset_text().set(size=8, color=theme.quiet)
     bar.outline.set_visible(False)  # type: ignore[operator]

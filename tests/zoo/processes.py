@@ -1,0 +1,27 @@
+"""Python in a process of its own: on another backend, without what this process has loaded, or with what may break it."""
+
+import os
+import subprocess
+import sys
+
+
+def python(*arguments, backend=None, timeout=300):
+    """Run a script, or `-c` and code, with arguments; the test fails if it does, with what it said.
+
+    Args:
+        arguments: of the interpreter.
+        backend: of Keras, this process's if None.
+        timeout: in seconds.
+
+    Returns:
+        What it wrote to its standard output, without white space at the ends.
+    """
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path)}
+    if backend is not None:
+        environment |= {"KERAS_BACKEND": backend, "JAX_PLATFORMS": "cpu"}
+    done = subprocess.run(
+        [sys.executable, *map(str, arguments)],
+        env=environment, capture_output=True, text=True, timeout=timeout, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout.strip()
