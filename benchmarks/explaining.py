@@ -22,7 +22,7 @@ from record import append
 
 DATA = {"classification": "breast_cancer", "image-classification": "digits", "regression": "diabetes"}
 ADDITIVITY = 1e-3  # of the output range
-MODEST = 1_000_000  # parameters up to which an entry is trained as it is, above it narrow, deep as it is, for a third of the epochs
+MODEST = 1_000_000  # parameters up to which an entry is trained as it is; above it narrow, for a third of the epochs
 
 
 def coverage(options: argparse.Namespace) -> bool:

@@ -318,7 +318,7 @@ class Reader(HTMLParser):
 
     def handle_starttag(self, tag, attributes):
         self.found.append((tag, dict(attributes)))
-        if tag not in ("meta", "img", "source"):
+        if tag not in ("meta", "img", "source", "wbr"):
             self.open.append(tag)
 
     def handle_endtag(self, tag):

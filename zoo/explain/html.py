@@ -43,7 +43,7 @@ thead th { color: var(--quiet); font-size: .88rem; } .n { text-align: right; whi
 .track b { position: absolute; top: -.25rem; bottom: -.25rem; width: 1px; background: var(--quiet); }
 dl { display: grid; grid-template-columns: max-content 1fr; gap: .35rem 1.2rem; margin: .5rem 0; } dt { color: var(--quiet); } dd { margin: 0; overflow-wrap: anywhere; }
 .scroll { overflow-x: auto; } pre { white-space: pre-wrap; margin: 0; } summary { cursor: pointer; margin-top: .5rem; } details[open] summary { margin-bottom: .4rem; }
-@media (max-width: 34rem) { dl { grid-template-columns: 1fr; gap: 0; } dd { margin-bottom: .5rem; } .bars th { overflow-wrap: anywhere; } .bars td.track { width: 26%; padding: 0 0 0 .4rem; } .n { white-space: normal; } }
+@media (max-width: 34rem) { dl { grid-template-columns: 1fr; gap: 0; } dd { margin-bottom: .5rem; } .bars td.track { width: 26%; padding: 0 0 0 .4rem; } .n { white-space: normal; } }
 """
 
 
@@ -135,7 +135,7 @@ def _bars(named: list[tuple[str, str, float]], errors: np.ndarray | None, heads:
         bar = f'<i class="{side}" style="left:{100 * left:.1f}%;width:{100 * wide:.1f}%"></i><b style="left:{100 * zero:.1f}%"></b>'
         middle = f"<td>{escape(value)}</td>" if heads[1] else ""
         lines.append(
-            f'<tr><th scope="row">{escape(name)}</th>{middle}<td class="n">{_signed(share)}{spread}</td>'
+            f'<tr><th scope="row">{escape(name).replace("_", "_<wbr>")}</th>{middle}<td class="n">{_signed(share)}{spread}</td>'
             f'<td class="track" aria-hidden="true"><div>{bar}</div></td></tr>'
         )
     rest = len(named) - len(order)

@@ -27,6 +27,7 @@ from zoo.training.gradients import gradients
 # side may differ before a point counts as a kink. A mistake shows at every step; rounding, and functions that a backend
 # only approximates (XLA's tanh in float64 is good to 1e-7), show at short steps, and kinks and curves at long ones.
 SETTINGS = {"float64": ((1e-5, 1e-3, 1e-2), 1e-4, 1e-2), "float32": ((3e-3, 3e-2), 0.1, 0.5)}
+NUDGE = 1e-2  # standard deviation of what stands for weights of exactly zero while the check runs
 
 
 @dataclass(frozen=True)
@@ -166,6 +167,9 @@ def _measure(
     network: Any, x: np.ndarray, y: np.ndarray, loss: Any, kind: str, directions: int, seed: int, progress: bool
 ) -> list[LayerCheck]:
     generator = np.random.default_rng(seed)
+    for variable in network.trainable_variables:  # fresh biases of zero put whole feature maps on the kink of ReLU
+        start = keras.ops.convert_to_numpy(variable)
+        variable.assign(np.where(start == 0, NUDGE * generator.normal(size=start.shape), start))
     plain = graph(network)
     calls: dict[int, Any] = {}
     for node in nodes(plain):
