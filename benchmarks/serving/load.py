@@ -88,6 +88,24 @@ class Figures:
         """Whether every question had an answer with status 200 and none was wrong."""
         return not self.wrong and not self.lost and set(self.statuses) == {200}
 
+    def __add__(self, after: "Figures") -> "Figures":
+        """Of two drives, one after the other."""
+        seconds = self.seconds + after.seconds
+        used = self.seconds * self.own_cores + after.seconds * after.own_cores
+        return Figures(
+            seconds,
+            self.statuses + after.statuses,
+            self.good + after.good,
+            self.checked + after.checked,
+            self.wrong + after.wrong,
+            self.first_wrong or after.first_wrong,
+            {**after.first_of, **self.first_of},
+            self.lost + after.lost,
+            self.unasked + after.unasked,
+            self.counts + after.counts,
+            used / seconds if seconds else 0.0,
+        )
+
     def __str__(self) -> str:
         parts = [
             f"{self.rate:.0f}/s",
@@ -234,14 +252,15 @@ class Drive:
             asking = now < self._stop and self._asked < self._most
             if not asking:
                 self._again = False
-                self.figures.unasked += len(waiting)
-                waiting.clear()
-                if not any(line.busy for line in self._lines.values()):
+                if self._asked >= self._most or not self._lines:
+                    self.figures.unasked += len(waiting)
+                    waiting.clear()
+                if not waiting and not any(line.busy for line in self._lines.values()):
                     self.figures.seconds = self._last - began
                     return
             timeout = 0.05
-            if rate is not None and asking:
-                due = int((now - began) * rate) + 1
+            if rate is not None:
+                due = int((min(now, self._stop) - began) * rate) + 1 if asking else arrived
                 waiting.extend(began + number / rate for number in range(arrived, due))
                 arrived = due
                 while waiting and waiting[0] < now - backlog:

@@ -177,6 +177,11 @@ def test_units_exactly_at_their_kink_are_no_mistake(iris):
     assert not found.findings, str(found)
 
 
+def test_maps_that_fresh_biases_leave_at_their_kink_are_no_mistake(digits):
+    found = check_gradients("resnet50v2", digits, width=4, depth=(2, 1))
+    assert not found.findings, str(found)
+
+
 def test_the_check_refuses_what_it_cannot_follow(iris):
     with pytest.raises(ValueError, match="got rows=0, directions=3"):
         check_gradients("mlp", iris, rows=0)

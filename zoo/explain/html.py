@@ -43,7 +43,7 @@ thead th { color: var(--quiet); font-size: .88rem; } .n { text-align: right; whi
 .track b { position: absolute; top: -.25rem; bottom: -.25rem; width: 1px; background: var(--quiet); }
 dl { display: grid; grid-template-columns: max-content 1fr; gap: .35rem 1.2rem; margin: .5rem 0; } dt { color: var(--quiet); } dd { margin: 0; overflow-wrap: anywhere; }
 .scroll { overflow-x: auto; } pre { white-space: pre-wrap; margin: 0; } summary { cursor: pointer; margin-top: .5rem; } details[open] summary { margin-bottom: .4rem; }
-@media (max-width: 34rem) { dl { grid-template-columns: 1fr; gap: 0; } dd { margin-bottom: .5rem; } .bars td.track { width: 26%; padding: 0 0 0 .4rem; } .n { white-space: normal; } }
+@media (max-width: 34rem) { dl { grid-template-columns: 1fr; gap: 0; } dd { margin-bottom: .5rem; } .bars { font-size: .92rem; } .bars td.track { width: 26%; padding: 0 0 0 .4rem; } .bars .track div { min-width: 2.5rem; } .n { white-space: normal; } }
 """
 
 
