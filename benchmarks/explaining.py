@@ -5,6 +5,8 @@ explains test rows with `method="auto"`: it must answer, add up to 1e-3 of the o
 that, and name parts whose deletion lowers the answer sooner than that of random ones. It prints a table, appends it to
 `benchmarks/results/explaining_coverage.csv` with `--keep`, and ends with status 1 when a target is missed.
 
+`python benchmarks/explaining.py truths` explains what has a known answer, see `explaining_truths.py`.
+
 `python benchmarks/explaining.py speed` times explanations against shap, see `explaining_speed.py`; `--keep` appends to
 `benchmarks/results/explaining_speed.csv`.
 """
@@ -167,6 +169,12 @@ def _speed(options: argparse.Namespace) -> bool:
     return speed(options)
 
 
+def _truths(options: argparse.Namespace) -> bool:
+    from explaining_truths import truths
+
+    return truths(options)
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parts = parser.add_subparsers(dest="part", required=True)
@@ -186,7 +194,11 @@ def main() -> int:
     timed.add_argument("--orders", type=int, default=100, help="orders of the reference run")
     timed.add_argument("--epochs", type=int, default=0, help="of training, 0 for each model's own number")
     timed.set_defaults(run=_speed)
-    for part in (covered, timed):
+    known = parts.add_parser("truths", help="linear models, interactions, a planted pixel")
+    known.add_argument("--epochs", type=int, default=15, help="of the network that is taught by a pixel")
+    known.add_argument("--rows", type=int, default=20, help="images explained")
+    known.set_defaults(run=_truths)
+    for part in (covered, timed, known):
         part.add_argument("--seed", type=int, default=0)
         part.add_argument("--keep", action="store_true", help="append the rows to the results")
     options = parser.parse_args()
