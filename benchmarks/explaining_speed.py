@@ -20,7 +20,7 @@ ROUNDING = 2e-6  # of float32 answers to batches of different sizes; an additivi
 BUDGETS = {
     "partition": (60, 80, 100, 125, 150, 200, 250, 300, 400, 500, 1000),
     "kernel": (61, 119, 177, 235, 293, 409, 583, 873, 1163, 1743, 2323),  # whole walks of 30 columns
-    "gradient": (10, 20, 40, 60, 80, 120, 160, 200, 400),
+    "gradient": (10, 20, 40, 60, 70, 80, 90, 100, 120, 160, 200, 400),
 }
 PACKAGES = ("zooroad", "shap", "keras", "tensorflow", "onnxruntime", "numpy")
 

@@ -16,6 +16,8 @@ from zoo.explain.subject import Raw, Subject
 TOLERANCE = 1e-3  # of the output range
 STEPS = 500  # gradients per row at most
 SAMPLES = 200  # gradients per row; what shap's GradientExplainer takes
+PARTS = 8  # of the way from background to row
+PILOT = 0.4  # of the samples, spread evenly before the others go where it pays
 _NODES = 5  # of each interval's quadrature; odd, so that one of them is the middle, where it may be cut
 
 
@@ -159,12 +161,16 @@ def expected_gradients(
     samples: int = SAMPLES,
     adjust: bool = True,
 ) -> Attributed:
-    """Integrated gradients averaged over background rows, each seen from a few points of its line, (batch, ...).
+    """Integrated gradients averaged over background rows, each row seen from points on the lines to them, (batch, ...).
 
-    The points are spread evenly over the way (one in each of `samples` equal parts), evenly over the background rows,
-    and come in pairs that mirror each other. What a sample of contributions sums to is known on average, as the change
-    of the answer: each contribution is corrected by how it moves with that sum (a control variate), which makes it less
-    noisy and the sum right. `sampling_error` in the settings is what was missed before.
+    The way from background to row is cut into `PARTS` equal parts. A first `PILOT` of the samples is spread evenly over
+    them; the others go where those found large contributions, at least one to each part, evenly inside it. Either set
+    counts by its number of samples, whatever was found, so that their mean is right on average. More than `SAMPLES`
+    come nearer when all are spread evenly, and are. Background rows take turns.
+
+    How far a sample's background row is from the mean of all, and what its contributions sum to, are known on average:
+    contributions are corrected by both (control variates), which makes them less noisy, their sum right, and linear
+    models exact. `sampling_error` in the settings is what the sum missed before.
 
     Args:
         subject: with a Keras model.
@@ -172,15 +178,16 @@ def expected_gradients(
         targets: index of the explained output (batch,).
         seed: of the points.
         clock: stops between batches; the first is always finished.
-        samples: gradients per row; background rows beyond half as many are left out.
-        adjust: whether to correct the contributions by their sum.
+        samples: gradients per row; background rows beyond twice as many are left out.
+        adjust: whether to correct the contributions.
 
     Raises:
         ValueError: the model has no gradients, or fewer than 2 samples.
 
     Source: Erion, Janizek, Sturmfels, Lundberg & Lee 2021 (arXiv:1906.10670), section 3; Lundberg & Lee 2017 for the
-        relation to Shapley values; Owen, "Monte Carlo theory, methods and examples" 2013, chapters 8.2, 8.9 and 10.1,
-        for the sampling.
+        relation to Shapley values; Neyman 1934, "On the two different aspects of the representative method", for the
+        numbers by part; Owen, "Monte Carlo theory, methods and examples" 2013, chapters 8.4, 8.9 and 10.1, for
+        stratified samples and control variates.
     """
     if samples < 2:
         raise ValueError(f"expected_gradients needs at least 2 samples, got samples={samples!r}")
@@ -188,107 +195,173 @@ def expected_gradients(
     points, given = network.start(raw)
     references = network.references(points, raw)
     generator = np.random.default_rng(seed)
-    chosen = generator.permutation(references[0].shape[1])[: samples // 2]
+    chosen = generator.permutation(references[0].shape[1])[: 2 * samples]
     references = [values[:, chosen] for values in references]
     rows, count = len(targets), len(chosen)
-    answers = _answers(network, points, given, targets)
-    base = base_of(network, references, given, targets)
-    who, along = _paired(count, samples, generator)
-    gradients, sums = network.gradients(), _Sums()
+    change = network.answered[np.arange(rows), targets] - (base := base_of(network, references, given, targets))
+    who = np.concatenate([generator.permutation(count) for _ in range(-(-samples // count))])
+    parts = int(np.clip(samples // 5, 1, PARTS))
+    if samples > SAMPLES:
+        samples = samples // parts * parts
+    first = parts * max(1, int(PILOT * samples) // parts) if samples <= SAMPLES else samples
+    along, weights = _drawn(np.full((rows, parts), first // parts), first / samples, [seed, 1])
+    gradients, sums, sizes = network.gradients(), _Sums(rows), np.zeros((rows, first))
     block, used = max(1, network.chunk // rows), 0
-    while used < len(who) and not (used and clock.over):
-        some = slice(used, used + block)
-        size = len(who[some])
+    while used < samples and not (used and clock.over):
+        if used == first:
+            numbers = _allotted(sizes, along, parts, samples - first)
+            more = _drawn(numbers, 1 - first / samples, [seed, 2])
+            along, weights = (np.concatenate(pair, axis=1) for pair in zip((along, weights), more, strict=True))
+        some = slice(used, min(used + block, along.shape[1]))
+        size = some.stop - used
         place = np.repeat(np.arange(rows), size)
         moved, gaps = [], []
         for x, b in zip(points, references, strict=True):
             start = b[place % len(b), np.tile(who[some], rows)]
             gaps.append(x[place] - start)
-            moved.append(start + _column(np.tile(along[some], rows), x) * gaps[-1])
+            moved.append(start + _column(along[:, some].ravel(), x) * gaps[-1])
         _, slopes = gradients(moved, [g[place] for g in given], targets[place])
         found = network.spread([slope * gap for slope, gap in zip(slopes, gaps, strict=True)])
-        sums.add(found.reshape(rows, size, *found.shape[1:]))
-        used += size
-        clock.tell(used, len(who))
-    change = answers - base
+        sums.add(found, slopes, gaps, weights[:, some])
+        if used < first:
+            sizes[:, some] = np.square(found).reshape(rows, size, -1).sum(axis=2)
+        used = some.stop
+        clock.tell(used, samples)
     settings = {
         "samples": used,
         "background_rows": count,
-        "sampling_error": float(np.abs(change - sums.whole / used).max()),
+        "sampling_error": float(np.abs(change - sums.whole).max()),
         "unit": network.unit,
     }
+    shape = (rows, *found.shape[1:])
+    values, error = sums.mean, sums.error(adjust)
+    if adjust:
+        gaps = [x - b.mean(axis=1) for x, b in zip(points, references, strict=True)]
+        values = sums.adjusted(change, network.spread(sums.shifts(gaps)))
     return Attributed(
-        sums.adjusted(change) if adjust else sums.mean,
+        values.reshape(shape),
         base,
         settings,
-        other_unit(network, answers),
+        other_unit(network, base + change),
         network.calls,
-        used == len(who),
-        sums.error(adjust),
+        used == samples,
+        error.reshape(shape),
     )
 
 
-def _paired(count: int, samples: int, generator: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """Which background row each sample starts from and how far along its line it is, in a random order of pairs."""
-    repeats = max(1, samples // (2 * count))
-    half = repeats * count
-    orders = np.stack([generator.permutation(count) for _ in range(repeats)])  # of the rows among equal parts
-    parts = (np.arange(repeats)[:, None] * count + orders).ravel()
-    along = (parts + generator.random(half)) / (2 * half)
-    who = np.tile(np.arange(count), repeats)
-    order = generator.permutation(half)
-    return np.repeat(who[order], 2), np.stack([along[order], 1 - along[order]], axis=1).ravel()
+def _drawn(numbers: np.ndarray, share: float, seed: list[int]) -> tuple[np.ndarray, np.ndarray]:
+    """Points on each row's way in a random order (rows, points), 0 … 1, and their weights, which sum to a share.
+
+    Args:
+        numbers: of points in each of the way's equal parts (rows, parts); each row's sum is the same.
+        share: sum of the weights; each part has as much of it as any other.
+        seed: of each row's points, so that they are those that it would get alone.
+    """
+    parts, along, weights = numbers.shape[1], [], []
+    for own in numbers:
+        generator = np.random.default_rng(seed)
+        part = np.repeat(np.arange(parts), own)
+        nth = np.arange(len(part)) - np.repeat(np.cumsum(own) - own, own)
+        order = generator.permutation(len(part))
+        along.append(((part + (nth + generator.random(len(part))) / own[part]) / parts)[order])
+        weights.append((share / parts / own[part])[order])
+    return np.stack(along), np.stack(weights)
+
+
+def _allotted(sizes: np.ndarray, along: np.ndarray, parts: int, number: int) -> np.ndarray:
+    """Numbers of points by the length of the contributions found in each part of the way (rows, parts), at least one.
+
+    Args:
+        sizes: squared lengths of contributions (rows, points), as many in each part.
+        along: where on the way they are (rows, points), 0 … 1.
+        parts: of the way.
+        number: of points to give away in each row.
+    """
+    known = np.nan_to_num(sizes, posinf=0.0)
+    by_part = np.take_along_axis(known, along.argsort(axis=1), axis=1).reshape(len(sizes), parts, -1)
+    length = np.pad(np.sqrt(by_part.mean(axis=2)), ((0, 0), (1, 1)), "edge")
+    smooth = length[:, :-2] / 4 + length[:, 1:-1] / 2 + length[:, 2:] / 4
+    share = np.round(smooth / np.maximum(smooth.sum(axis=1, keepdims=True), 1e-30), 3) + 1e-3
+    wanted = share / share.sum(axis=1, keepdims=True) * (number - parts)  # rounded, as sums in another order differ
+    numbers = np.floor(wanted).astype(int)
+    ranks = (numbers - wanted).argsort(axis=1, kind="stable").argsort(axis=1)
+    return 1 + numbers + (ranks < number - parts - numbers.sum(axis=1, keepdims=True))
 
 
 class _Sums:
-    """Moments of contributions (rows, samples, ...) and of each sample's sum of them, added up over the samples."""
+    """Weighted moments of contributions (rows, features) and of each sample's sum of them, added up over samples."""
 
-    def __init__(self) -> None:
-        self.count = 0
-        self.first = self.second = self.cross = self.whole = self.whole_squared = np.zeros(())
+    def __init__(self, rows: int) -> None:
+        self.weight, self.squares = np.zeros(rows), np.zeros(rows)
+        self.moments: list[np.ndarray] = []  # contributions, their squares, contributions times their sum
+        self.wholes = np.zeros((2, rows))  # the sums of contributions, and their squares
+        self.ways: list[np.ndarray] = []  # of each point: gradients and gaps (2, rows, numbers)
 
-    def add(self, found: np.ndarray) -> None:
-        whole = found.reshape(*found.shape[:2], -1).sum(axis=2, dtype=np.float64)
-        if not self.count:
-            self.first, self.second, self.cross = (np.zeros((len(found), *found.shape[2:])) for _ in range(3))
-            self.whole, self.whole_squared = np.zeros(len(found)), np.zeros(len(found))
-        self.count += found.shape[1]
-        self.first += found.sum(axis=1, dtype=np.float64)
-        self.second += np.square(found, dtype=np.float64).sum(axis=1)
-        self.cross += np.einsum("rs...,rs->r...", found, whole)
-        self.whole += whole.sum(axis=1)
-        self.whole_squared += np.square(whole).sum(axis=1)
+    def add(self, found: np.ndarray, slopes: Arrays, gaps: Arrays, weights: np.ndarray) -> None:
+        """Add samples.
+
+        Args:
+            found: contributions (rows * samples, ...).
+            slopes: gradients for each point (rows * samples, ...).
+            gaps: from background rows, in the shapes of the gradients.
+            weights: of the samples (rows, samples).
+        """
+        rows, samples = weights.shape
+
+        def total(values: np.ndarray, weights: np.ndarray = weights) -> np.ndarray:
+            return np.matmul(weights[:, None], values.reshape(rows, samples, -1))[:, 0]
+
+        whole = found.reshape(rows, samples, -1).sum(axis=2, dtype=np.float64)
+        moments = [total(found), total(np.square(found, dtype=np.float64)), total(found, weights * whole)]
+        ways = [np.stack([total(slope), total(gap)]) for slope, gap in zip(slopes, gaps, strict=True)]
+        if self.moments:
+            moments = [a + b for a, b in zip(self.moments, moments, strict=True)]
+            ways = [a + b for a, b in zip(self.ways, ways, strict=True)]
+        self.moments, self.ways = moments, ways
+        self.shapes = [slope.shape[1:] for slope in slopes]
+        self.weight += weights.sum(axis=1)
+        self.squares += np.square(weights).sum(axis=1)
+        self.wholes += [(weights * whole).sum(axis=1), (weights * whole**2).sum(axis=1)]
 
     @property
     def mean(self) -> np.ndarray:
-        return self.first / self.count
+        return self.moments[0] / self.weight[:, None]
+
+    @property
+    def whole(self) -> np.ndarray:
+        """Mean sum of a sample's contributions (rows,)."""
+        return self.wholes[0] / self.weight
+
+    @property
+    def variance(self) -> np.ndarray:
+        """Of the sum of a sample's contributions (rows,)."""
+        return self.wholes[1] / self.weight - self.whole**2
 
     def slope(self) -> np.ndarray:
         """How a contribution moves with the sum of its sample: covariance over variance, 0 where the sum is steady."""
-        shape = (-1, *[1] * (self.first.ndim - 1))
-        whole = self.whole / self.count
-        variance = self.whole_squared / self.count - whole**2
-        together = self.cross / self.count - self.mean * whole.reshape(shape)
-        steady = variance <= 1e-12 * np.maximum(whole**2, 1e-12)
-        return np.where(steady.reshape(shape), 0.0, together / np.where(steady, 1.0, variance).reshape(shape))
+        together = self.moments[2] / self.weight[:, None] - self.mean * self.whole[:, None]
+        steady = self.variance <= 1e-12 * np.maximum(self.whole**2, 1e-12)
+        return np.where(steady[:, None], 0.0, together / np.where(steady, 1.0, self.variance)[:, None])
 
-    def adjusted(self, change: np.ndarray) -> np.ndarray:
-        """Means, moved along with their sum until that is what it has to be."""
-        missed = change - self.whole / self.count
-        return self.mean + self.slope() * missed.reshape(-1, *[1] * (self.first.ndim - 1))
+    def shifts(self, gaps: Arrays) -> Arrays:
+        """What moves contributions for each point to where its gaps would have had these means (rows, ...)."""
+        shifts = []
+        for way, wanted, shape in zip(self.ways, gaps, self.shapes, strict=True):
+            gradient, gap = way / self.weight[:, None]
+            shifts.append((gradient * (wanted.reshape(len(wanted), -1) - gap)).reshape(-1, *shape))
+        return shifts
+
+    def adjusted(self, change: np.ndarray, shifts: np.ndarray) -> np.ndarray:
+        """Means, shifted, and moved along with their sum until that is the change (rows,)."""
+        mean = self.mean + shifts.reshape(self.mean.shape)
+        return mean + self.slope() * (change - mean.sum(axis=1))[:, None]
 
     def error(self, adjust: bool) -> np.ndarray:
         """Standard error of each contribution as if samples were drawn independently, which is no less than it is."""
-        variance = self.second / self.count - self.mean**2
+        variance = self.moments[1] / self.weight[:, None] - self.mean**2
         if adjust:
-            shape = (-1, *[1] * (self.first.ndim - 1))
-            whole = self.whole_squared / self.count - (self.whole / self.count) ** 2
-            variance = variance - self.slope() ** 2 * whole.reshape(shape)
-        return np.sqrt(np.maximum(variance, 0) / self.count)
-
-
-def _answers(network: Network, points: Arrays, given: Arrays, targets: np.ndarray) -> np.ndarray:
-    return network.answers(points, given)[np.arange(len(targets)), targets]
+            variance = variance - self.slope() ** 2 * self.variance[:, None]
+        return np.sqrt(np.maximum(variance, 0) * (self.squares / self.weight**2)[:, None])
 
 
 def base_of(network: Network, references: Arrays, given: Arrays, targets: np.ndarray) -> np.ndarray:

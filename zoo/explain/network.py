@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from zoo.explain.probes import Arrays, Change, called, changed, differentiable, first_of, layers_of
+from zoo.explain.probes import PASSES, Arrays, Change, called, changed, differentiable, first_of, kept, layers_of
 from zoo.explain.subject import Raw, Subject
 
 BYTES = 2**30  # of activations held at once
@@ -49,6 +49,7 @@ class Network:
         unit: "answer" if values are those of `Subject.predict`, "model output" if no reading of the model's output
             gives these.
         bounded: whether the answers are probabilities.
+        answered: every answer to the rows it was made with (rows, outputs).
         chunk: rows that are run at once.
         calls: model rows evaluated so far.
     """
@@ -89,7 +90,9 @@ class Network:
         if not self.points:
             raise ValueError(f"{method} needs an input with gradients; {subject.name!r} takes none")
         self.chunk = int(np.clip(BYTES // (8 * _floats(self.model, given)), 1, 256))
-        self._read, self.unit, self.bounded = self._reading(given, raw, logits)
+        outputs = self._outputs(self.start(raw)[0], given)
+        self._reading, self._read, self.unit, self.bounded = self._read_as(outputs, raw, logits)
+        self.answered = self._numbers(outputs)
 
     def inputs(self, raw: Raw) -> Arrays:
         """The model's own inputs in its order."""
@@ -105,9 +108,7 @@ class Network:
 
     def answer(self, output: Any, targets: Any) -> Any:
         """The explained answer of each row, from the model's output (rows, outputs) and the targets (rows,)."""
-        from keras import ops
-
-        return ops.squeeze(ops.take_along_axis(self.read(output), ops.expand_dims(targets, 1), axis=1), 1)
+        return _answer(self._read, output, targets)
 
     def read(self, output: Any) -> Any:
         """Every answer (rows, outputs), from the model's output."""
@@ -128,42 +129,48 @@ class Network:
 
     def forward(self, points: list[Any], given: list[Any]) -> Any:
         """The model's output with these tensors in place of the points."""
-        tensors = list(given)
-        changes: dict[Any, Change] = {}
-        for point, (place, layer) in zip(points, self.points, strict=True):
-            if layer is None:
-                tensors[place] = point
-            else:
-                changes[layer] = _constant(point)
-        with changed(changes):
-            return self.run(tensors)
+        return _forward(self.model, self.points, points, given)
 
     def gradients(self) -> Callable[[Arrays, Arrays, np.ndarray], tuple[np.ndarray, Arrays]]:
         """The function (points, model inputs, targets) -> (answers (rows,), gradient for each point), for any rows."""
 
+        model, places, read = self.model, tuple(self.points), self._read
+
         def run(points: list[Any], fixed: list[Any]) -> tuple[Any, list[Any]]:
             *given, targets = fixed
-            return self.answer(self.forward(points, given), targets), []
+            return _answer(read, _forward(model, places, points, given), targets), []
 
-        function = differentiable(self.model, run)
+        function = kept(model, ("gradients", places, self._reading), lambda: differentiable(model, run, reused=True))
 
         def all_rows(points: Arrays, given: Arrays, targets: np.ndarray) -> tuple[np.ndarray, Arrays]:
             answers, slopes, _ = self.in_chunks(function, points, [*given, targets.astype(np.int32)])
-            return answers, slopes
+            return answers.astype(np.float64), slopes
 
         return all_rows
 
     def answers(self, points: Arrays, given: Arrays) -> np.ndarray:
         """Every answer (rows, outputs) with these values in place of the points, without gradients."""
+        return self._numbers(self._outputs(points, given))
+
+    def _outputs(self, points: Arrays, given: Arrays) -> np.ndarray:
+        """The model's output (rows, ...) with these values in place of the points."""
+        import keras
+
+        from zoo.training.gradients import compiled
+
+        model, places = self.model, tuple(self.points)
+
+        def run(points: list[Any], given: list[Any]) -> Any:
+            points, given = keras.tree.map_structure(keras.ops.convert_to_tensor, (points, given))
+            return first_of(_forward(model, places, points, given))
+
+        function = kept(model, ("outputs", places), lambda: compiled(run, model, after=PASSES))
+        return self.in_chunks(lambda *arrays: (keras.ops.convert_to_numpy(function(*arrays)), [], []), points, given)[0]
+
+    def _numbers(self, outputs: np.ndarray) -> np.ndarray:
         from keras import ops
 
-        parts = []
-        for start in range(0, len(points[0]), self.chunk):
-            part = slice(start, start + self.chunk)
-            tensors = [[ops.convert_to_tensor(values[part]) for values in each] for each in (points, given)]
-            parts.append(ops.convert_to_numpy(self.read(self.forward(*tensors))))
-        self.calls += len(points[0])
-        return np.concatenate(parts).astype(np.float64)
+        return ops.convert_to_numpy(self._read(ops.convert_to_tensor(outputs))).astype(np.float64)
 
     def in_chunks(
         self, function: Callable[[Arrays, Arrays], tuple[np.ndarray, Arrays, Arrays]], points: Arrays, fixed: Arrays
@@ -184,7 +191,7 @@ class Network:
         self.calls += rows
         answers, slopes, seen = zip(*parts, strict=True)
         return (
-            np.concatenate(answers).astype(np.float64),
+            np.concatenate(answers),
             [np.concatenate(each) for each in zip(*slopes, strict=True)],
             [np.concatenate(each) for each in zip(*seen, strict=True)],
         )
@@ -303,40 +310,69 @@ class Network:
             )
         return found
 
-    def _reading(self, given: Arrays, raw: Raw, logits: bool) -> tuple[Callable[[Any], Any], str, bool]:
-        """How the model's output becomes the answer, found by comparing the two on these rows; `unit` and `bounded`."""
+    def _read_as(self, outputs: np.ndarray, raw: Raw, logits: bool) -> tuple[str, Callable[[Any], Any], str, bool]:
+        """How the model's output becomes the answer, found by comparing the two on these rows; `unit` and `bounded`.
+
+        Its name comes first, which is the same for the same function.
+        """
         from keras import ops
 
-        few = min(len(given[0]), self.chunk)
-        output = first_of(self.run([ops.convert_to_tensor(values[:few]) for values in given]))
-        if len(output.shape) != 2:
+        output = ops.convert_to_tensor(outputs[: self.chunk])
+        few = len(outputs[: self.chunk])
+        if outputs.ndim != 2:
             raise ValueError(
-                f"{self.method} explains outputs (batch, outputs), {self.subject.name!r} gives {tuple(output.shape)}; "
+                f"{self.method} explains outputs (batch, outputs), {self.subject.name!r} gives {outputs.shape}; "
                 "take a method that needs predictions only"
             )
         if logits:
-            return lambda x: x, "model output", False
+            return "output", _as_it_is, "model output", False
         classifies = self.subject.task.endswith("classification")
         std, mean = (
             getattr(self.subject.signature, key, usual) for key, usual in (("target_std", 1), ("target_mean", 0))
         )
-        readings: list[tuple[Callable[[Any], Any], bool]] = [
-            (lambda x: x, classifies),
-            (lambda x: x * std + mean, False),
-            (ops.sigmoid, True),
+        readings: list[tuple[str, Callable[[Any], Any], bool]] = [
+            ("output", _as_it_is, classifies),
+            (f"{std} {mean}", lambda x: x * std + mean, False),
+            ("sigmoid", ops.sigmoid, True),
         ]
-        if output.shape[1] == 1:
-            readings.append((lambda x: ops.concatenate([1 - ops.sigmoid(x), ops.sigmoid(x)], axis=-1), True))
+        if outputs.shape[1] == 1:
+            both = lambda x: ops.concatenate([1 - ops.sigmoid(x), ops.sigmoid(x)], axis=-1)  # noqa: E731
+            readings.append(("sigmoids", both, True))
         else:
             calibration = getattr(self.subject.signature, "calibration", None)
-            readings += [(ops.softmax, True), (functools.partial(_calibrated, calibration), True)]
+            readings.append(("softmax", ops.softmax, True))
+            readings.append((repr(calibration), functools.partial(_calibrated, calibration), True))
         expected = np.asarray(self.subject.predict({name: values[:few] for name, values in raw.items()}))
         close = ALIKE * max(float(np.abs(expected).max()), 1e-6)
-        for read, bounded in readings:
+        for name, read, bounded in readings:
             found = ops.convert_to_numpy(read(output))
             if found.shape == expected.shape and np.abs(found - expected).max() <= close:
-                return read, "answer", bounded
-        return lambda x: x, "model output", False
+                return name, read, "answer", bounded
+        return "output", _as_it_is, "model output", False
+
+
+def _forward(model: Any, places: Sequence[tuple[int, Any]], points: list[Any], given: list[Any]) -> Any:
+    """The model's output with these tensors in place of the points, which are as in `Network.points`."""
+    tensors = list(given)
+    changes: dict[Any, Change] = {}
+    for point, (place, layer) in zip(points, places, strict=True):
+        if layer is None:
+            tensors[place] = point
+        else:
+            changes[layer] = _constant(point)
+    with changed(changes):
+        return called(model, tensors)
+
+
+def _answer(read: Callable[[Any], Any], output: Any, targets: Any) -> Any:
+    from keras import ops
+
+    answers = read(first_of(output))
+    return ops.squeeze(ops.take_along_axis(answers, ops.expand_dims(targets, 1), axis=1), 1)
+
+
+def _as_it_is(output: Any) -> Any:
+    return output
 
 
 def _calibrated(calibration: Any, logits: Any) -> Any:

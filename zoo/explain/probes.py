@@ -1,6 +1,7 @@
 """A look inside Keras models, on any backend: layers that answer through functions of ours, and gradients."""
 
 import inspect
+import operator
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -10,6 +11,7 @@ import numpy as np
 
 Arrays = list[np.ndarray]
 Change = Callable[..., Any]  # (the layer's own call, *args, **kwargs) -> what the layer gives instead
+PASSES = 16  # through a model's layers in Python, about as long as TensorFlow takes to compile them
 
 _ONE_AT_A_TIME = threading.RLock()
 
@@ -49,13 +51,14 @@ def changed(changes: Mapping[Any, Change], attribute: str = "") -> Iterator[None
 
 
 def differentiable(
-    model: Any, run: Callable[[list[Any], list[Any]], tuple[Any, list[Any]]]
+    model: Any, run: Callable[[list[Any], list[Any]], tuple[Any, list[Any]]], *, reused: bool = False
 ) -> Callable[[Arrays, Arrays], tuple[np.ndarray, Arrays, Arrays]]:
     """A function of arrays together with its gradients.
 
     Args:
         model: Keras model that `run` calls.
         run: (tensors to differentiate for, other tensors) -> (values (rows,), further tensors to look at).
+        reused: whether it may be called often, and is worth compiling when it was.
 
     Returns:
         (arrays, other arrays) -> (values (rows,), gradient of each value for each array in the arrays' shapes, the
@@ -69,8 +72,34 @@ def differentiable(
         others = [keras.ops.convert_to_tensor(values) for values in fixed]
         return input_gradients(model, lambda tensors: run(tensors, others), points)
 
-    function = compiled(with_slopes, model, reused=False)
+    function = compiled(with_slopes, model, reused, after=PASSES)
     return lambda points, fixed: keras.tree.map_structure(keras.ops.convert_to_numpy, function(points, fixed))
+
+
+class _Kept:
+    """What was made for a model whose parts were these objects."""
+
+    def __init__(self, parts: list[Any]) -> None:
+        self.parts = parts
+        self.made: dict[Any, Any] = {}
+
+
+def kept(model: Any, key: Any, make: Callable[[], Any]) -> Any:
+    """What `make()` gave for this key, kept in the model until one of its layers or variables is another object.
+
+    What is made may hold the model, since it goes when the model goes; it should not hold rows.
+    """
+    parts = [*layers_of(model), *model.variables]
+    for layer in layers_of(model):
+        own = vars(layer)
+        parts += [own.get("call"), getattr(layer, "activation", None), getattr(layer, "quantization_mode", None)]
+    with _ONE_AT_A_TIME:
+        found = vars(model).get("_zoo_kept")
+        if found is None or len(parts) != len(found.parts) or any(map(operator.is_not, parts, found.parts)):
+            found = vars(model)["_zoo_kept"] = _Kept(parts)
+        if key not in found.made:
+            found.made[key] = make()
+        return found.made[key]
 
 
 def called(model: Any, tensors: Sequence[Any]) -> Any:

@@ -1,5 +1,7 @@
 """Gradients of a model for its weights and its inputs, the one file that knows which backend runs."""
 
+import itertools
+
 import keras
 
 
@@ -90,7 +92,7 @@ def input_gradients(model, function, points):
     return values.detach(), keras.tree.pack_sequence_as(points, slopes), seen
 
 
-def compiled(function, model, reused=True):
+def compiled(function, model, reused=True, after=0):
     """A function of arrays that reads the model's variables and changes none, compiled where that pays.
 
     The weights are read at each call, so it stays right when the model is trained further.
@@ -100,12 +102,20 @@ def compiled(function, model, reused=True):
         model: whose variables it reads.
         reused: False for a function of few calls, which TensorFlow has run before it could have compiled it. JAX
             compiles it anyway, since its single operations are compiled too.
+        after: calls that TensorFlow runs as they are before it compiles, where nobody knows how many there will be;
+            different numbers of rows then share what is compiled.
     """
     backend = keras.backend.backend()
     if backend == "tensorflow" and reused:
         import tensorflow as tf
 
-        return tf.function(function, jit_compile=False)
+        fast = tf.function(function, jit_compile=False, reduce_retracing=after > 0)
+        calls = itertools.count()
+
+        def either(*arrays):
+            return (function if next(calls) < after else fast)(*arrays)
+
+        return either if after else fast
     if backend == "jax":
         import jax
 
