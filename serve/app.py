@@ -69,7 +69,7 @@ def create_app(
         max_body: largest request body in bytes.
         max_pixels: most pixels an image file may declare.
         max_batch: most rows of one request.
-        explain_timeout: seconds one explanation may take; the first one loads SHAP.
+        explain_timeout: seconds one explanation may take.
         explain_target: "module:function" that the explainer's process calls.
 
     Returns:

@@ -40,7 +40,7 @@ class Explainer:
         Args:
             target: "module:function", called as `function(bundle, inputs, precision=..., method=..., target=...,
                 quality=..., seconds=...)`.
-            timeout: seconds that one explanation may take, loading SHAP included, and as many again to wait for its
+            timeout: seconds that one explanation may take, loading included, and as many again to wait for its
                 turn.
         """
         self.target = target
@@ -76,7 +76,7 @@ class Explainer:
             is false where the time limit ended it.
 
         Raises:
-            RequestError: 501, SHAP is not installed; 504, too slow; 503, too many at once; 422, an unknown method; 500,
+            RequestError: 501, explanations are not installed; 504, too slow; 503, too many at once; 422, an unknown method; 500,
                 the explainer failed.
         """
         if not self._places.acquire(blocking=False):

@@ -77,7 +77,7 @@ def run(model: str, out: Path, epochs: int | None = None) -> None:
     report = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     console.print("\n".join(f"  {line}" for line in report.splitlines()), markup=False)
 
-    _say("6", "explain four answers of the bundle with SHAP, without TensorFlow")
+    _say("6", "explain four answers of the bundle by Shapley values, without TensorFlow")
     rows = {name: values[:4] for name, values in whole.data.test.x.items()}
     with console.status("explaining …"):
         why = zoo.explain(bundle, rows)
