@@ -13,8 +13,8 @@ test: $(READY) lint
 	$(BIN)/python -m pytest -m "not slow"
 
 check-all: $(READY) lint
-	$(BIN)/python -m pip install -q -c constraints.txt torch==2.13.0
-	$(BIN)/python -m pip install -q --no-deps torchvision==0.29.2  # its models alone are used, not its compiled operators
+	$(BIN)/python -m pip install -q -c constraints.txt torch==2.13.0 transformers==5.23.0
+	$(BIN)/python -m pip install -q --no-deps torchvision==0.28.0 timm==1.0.31  # without their choice of a build of torch
 	$(BIN)/python -m pytest
 
 lint: $(READY)

@@ -1,7 +1,6 @@
 """Weights of others in our models: equal outputs, and what is said of files that do not fit."""
 
 import hashlib
-import importlib.util
 import io
 import logging
 import re
@@ -11,8 +10,10 @@ from pathlib import Path
 
 import h5py
 import keras
+import make_resnet
 import numpy as np
 import pytest
+import references
 from safetensors.numpy import load_file, save_file
 
 import zoo
@@ -20,16 +21,6 @@ from zoo import registry
 from zoo.weights import Source, files, layouts
 
 GOLDEN = Path(__file__).parent.parent / "golden"
-
-
-def _load_script():
-    spec = importlib.util.spec_from_file_location("make_resnet", GOLDEN / "make_resnet.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-make_resnet = _load_script()
 
 
 def _applications(builder, side=64, **arguments):
@@ -97,7 +88,7 @@ def small(tmp_path_factory):
             norm(f"{block}.bn{index}", shape[0])
         shapes[f"{block}.downsample.0.weight"] = (4 * inner, incoming, 1, 1)
         norm(f"{block}.downsample.1", 4 * inner)
-    save_file(make_resnet.weights(shapes), file)
+    save_file(references.weights(shapes), file)
     return file
 
 
@@ -168,21 +159,21 @@ def test_resnets_answer_like_torchvision(tmp_path, name):
             key: tuple(filter(None, size)) for key, size in zip(golden[f"{name}/names"].tolist(), sizes, strict=True)
         }
         expected = golden[f"{name}/logits"]
-    save_file(make_resnet.weights(shapes), tmp_path / "model.safetensors")
+    save_file(references.weights(shapes), tmp_path / "model.safetensors")
     model = zoo.get(name, weights=tmp_path / "model.safetensors", input_shape=(64, 64, 3))
     assert np.abs(expected).max() > 0.1
-    assert np.abs(_answers(model, make_resnet.images()) - expected).max() <= 1e-4
+    assert np.abs(_answers(model, references.images(make_resnet.SIDE)) - expected).max() <= 1e-4
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", list(make_resnet.KINDS))
 def test_resnets_answer_like_torchvision_live(tmp_path, name):
-    if not make_resnet.installed():
+    if not references.installed("torch", "torchvision"):
         pytest.skip("compares with torch and torchvision themselves, which are not installed")
     shapes, expected = make_resnet.torch_answers(name, seed=5)
-    save_file(make_resnet.weights(shapes, seed=5), tmp_path / "model.safetensors")
+    save_file(references.weights(shapes, seed=5), tmp_path / "model.safetensors")
     model = zoo.get(name, weights=tmp_path / "model.safetensors", input_shape=(64, 64, 3))
-    assert np.abs(_answers(model, make_resnet.images()) - expected).max() <= 1e-4
+    assert np.abs(_answers(model, references.images(make_resnet.SIDE)) - expected).max() <= 1e-4
 
 
 def test_our_own_files_are_loaded_back(tmp_path):

@@ -1,0 +1,62 @@
+"""What every comparison with a reference library needs: the libraries themselves, and weights that a seed gives."""
+
+import importlib.util
+import sys
+
+import numpy as np
+
+
+def installed(*names):
+    """Whether all of these packages can be imported."""
+    return all(name in sys.modules or importlib.util.find_spec(name) for name in names)
+
+
+def torchvision():
+    """The package torchvision, whose compiled operators may be missing: its models need none to be built and called.
+
+    The operators that registering looks for are declared here without a body where they are not there.
+    """
+    import torch
+
+    if "torchvision" not in sys.modules:
+        operators = torch.library.Library("torchvision", "FRAGMENT")
+        for declaration in (
+            "nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
+            "qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
+            "roi_align(Tensor input, Tensor rois, float spatial_scale, int pooled_height, int pooled_width, "
+            "int sampling_ratio, bool aligned) -> Tensor",
+        ):
+            operators.define(declaration)
+        import torchvision.models
+
+        torchvision.declared = operators  # the declarations last as long as this object
+    return sys.modules["torchvision"]
+
+
+def timm():
+    """The package timm, which imports torchvision."""
+    torchvision()
+    import timm
+
+    return timm
+
+
+def weights(shapes, seed=0):
+    """Weights by torch name for the shapes of a state dictionary: activations stay near 1, and nothing is 0 or symmetric."""
+    random = np.random.RandomState(seed)
+    found = {}
+    for name, shape in shapes.items():
+        if name.endswith("num_batches_tracked"):
+            found[name] = np.array(7, np.int64)
+        elif name.endswith("running_var") or (name.endswith("weight") and len(shape) == 1):
+            found[name] = random.uniform(0.5, 1.0, shape).astype(np.float32)
+        elif len(shape) > 1:
+            found[name] = (random.standard_normal(shape) / np.sqrt(np.prod(shape[1:]))).astype(np.float32)
+        else:
+            found[name] = random.uniform(-0.3, 0.3, shape).astype(np.float32)
+    return found
+
+
+def images(side, rows=3, channels=3):
+    """Random images, float32 (rows, side, side, channels)."""
+    return np.random.RandomState(1).standard_normal((rows, side, side, channels)).astype(np.float32)

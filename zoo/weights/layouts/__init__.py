@@ -1,0 +1,93 @@
+"""From the names and conventions of a file to those of our layers; each module here knows the files of one family.
+
+A module exports `LAYOUTS`. Layouts are recognised by a tensor that only they have.
+"""
+
+import importlib
+import pkgutil
+import re
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+TORCH_NORM = {"weight": "gamma", "bias": "beta", "running_mean": "moving_mean", "running_var": "moving_variance"}
+
+Tensors = dict[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class Layout:
+    """One way to name and store the tensors of a family.
+
+    Attributes:
+        title: what to call it.
+        family: builder it belongs to; "" for any.
+        marker: tensor that only this layout has.
+        rename: tensor name in the file -> `layer/variable` of ours, "" if unknown.
+        arguments: builder arguments that the layout fixes.
+        adapt: renamed tensors -> tensors as our layers hold them; as they are if None.
+    """
+
+    title: str
+    family: str
+    marker: str
+    rename: Callable[[str], str]
+    arguments: dict[str, Any] = field(default_factory=dict)
+    adapt: Callable[[Tensors], Tensors] | None = None
+
+
+OWN = Layout("this package", "", "logits/kernel", lambda name: name)
+
+
+@cache
+def known() -> tuple[Layout, ...]:
+    """Every layout, this package's own last."""
+    modules = (importlib.import_module(f"{__name__}.{found.name}") for found in pkgutil.iter_modules(__path__))
+    return (*(layout for module in modules for layout in module.LAYOUTS), OWN)
+
+
+def convert(tensors: Tensors, entry: Any, path: Path) -> tuple[Layout, Tensors, list[str]]:
+    """Recognise a file's layout and translate its tensors.
+
+    Returns:
+        The layout, the tensors by `layer/variable` of ours, and the names that could not be translated.
+
+    Raises:
+        ValueError: the layout is unknown, or belongs to another family than the model's.
+    """
+    fitting = [layout for layout in known() if layout.marker in tensors]
+    layout = next((layout for layout in fitting if layout.family in ("", entry.family)), next(iter(fitting), None))
+    if layout is None:
+        raise ValueError(
+            f"{path} is in no known layout: it starts with {', '.join(sorted(tensors)[:4])}; "
+            f"known are {', '.join(layout.title for layout in known())}"
+        )
+    if layout.family not in ("", entry.family):
+        raise ValueError(
+            f"{path} is a {layout.title} file, which does not fit {entry.name}; take a model of the family {layout.family!r}"
+        )
+    found = {name: layout.rename(name) for name in tensors}
+    unknown = [name for name, ours in found.items() if not ours]
+    ours = {found[name]: tensor for name, tensor in tensors.items() if found[name]}
+    return layout, layout.adapt(ours) if layout.adapt else ours, unknown
+
+
+def from_torch(tensors: Tensors) -> Tensors:
+    """Torch stores convolutions as (out, in, height, width) and dense layers as (out, in)."""
+    return {name: _transposed(tensor) if name.endswith("/kernel") else tensor for name, tensor in tensors.items()}
+
+
+def _transposed(tensor: np.ndarray) -> np.ndarray:
+    return tensor.transpose(2, 3, 1, 0) if tensor.ndim == 4 else tensor.T
+
+
+def blocks(names: Iterable[str]) -> tuple[int, ...]:
+    """Blocks of each stage, from tensor names; empty for models without stages."""
+    found = {
+        (int(match[1]), int(match[2])) for match in map(re.compile(r"stage(\d+)_block(\d+)_").match, names) if match
+    }
+    return tuple(sum(1 for stage, _ in found if stage == index) for index in sorted({stage for stage, _ in found}))
