@@ -49,7 +49,7 @@ class Feature:
     """One column that is watched.
 
     Attributes:
-        part: "inputs", "confidence", "classes" or "value".
+        part: "inputs", "confidence", "classes", "value" or "answers".
         name: column, image summary or channel; the part's name for outputs.
         labels: a name for each bin, in the order of the counts.
         shares: of the baseline's rows, by bin; they add up to 1.
@@ -110,6 +110,9 @@ class Baseline:
         )
         self.classes = self._classes(outputs["classes"]) if "classes" in outputs else None
         self.value = self._ordered("value", "value", outputs["value"]) if "value" in outputs else None
+        self.answers = {
+            name: self._ordered("answers", name, bins) for name, bins in outputs.get("summaries", {}).items()
+        }
         self.size = self.features[-1].stop if self.features else 0
         if self.numbers:
             widest = max(len(feature.edges) for feature in self.numbers)
@@ -165,8 +168,19 @@ class Baseline:
             tested=True,
         )
 
-    def count(self, feed: dict[str, np.ndarray], answers: np.ndarray | None) -> np.ndarray:
-        """Counts of every bin, for checked raw inputs and the answers to them, (rows, outputs) or None."""
+    def count(
+        self,
+        feed: dict[str, np.ndarray],
+        answers: np.ndarray | None,
+        summaries: dict[str, np.ndarray] | None = None,
+    ) -> np.ndarray:
+        """Counts of every bin, for checked raw inputs and the answers to them.
+
+        Args:
+            feed: raw inputs by port name.
+            answers: (rows, outputs), None where they are of another form or unknown.
+            summaries: what `answer_summaries` gives, None where there are none.
+        """
         counts = np.zeros(self.size, np.int64)
         numbers, categories, image = feed.get("numbers"), feed.get("categories"), feed.get("image")
         if numbers is not None and self.numbers and numbers.shape[1:] == (len(self.numbers),):
@@ -194,6 +208,9 @@ class Baseline:
                 self._bins(counts, self.confidence, answers.max(axis=1))
             if self.value:
                 self._bins(counts, self.value, answers[:, 0])
+        for name, values in (summaries or {}).items():
+            if name in self.answers:
+                self._bins(counts, self.answers[name], values)
         return counts
 
     @staticmethod
@@ -222,6 +239,24 @@ def image_summaries(images: np.ndarray) -> dict[str, np.ndarray]:
 
 
 SUMMARIES = ("brightness", "contrast", "sharpness")
+
+
+def answer_summaries(
+    outputs: dict[str, np.ndarray], task: str, labels: tuple[str, ...]
+) -> dict[str, np.ndarray]:
+    """Numbers that each answer is watched by, (batch,) each, where an answer is more than a label or a value.
+
+    Of a segmentation the share of the picture that each label covers.
+
+    Args:
+        outputs: answers by port name, batch first; not all of them need be there.
+        task: of the manifest.
+        labels: of the manifest.
+    """
+    if task == "segmentation" and "mask" in outputs:
+        masks = outputs["mask"]
+        return {f"share of {label}": (masks == place).mean(axis=(1, 2)) for place, label in enumerate(labels)}
+    return {}
 
 
 def read(folder: Path) -> Baseline | None:
@@ -254,8 +289,11 @@ def summarise(
     limit = max(1, min(ROWS, VALUES // max(1, math.prod(first.shape[1:]))))
     step = -(-len(first) // limit)
     answers = outputs.get(manifest.outputs[0].name)
+    some = {name: values[::step] for name, values in outputs.items()}
     counts = baseline.count(
-        {name: values[::step] for name, values in feed.items()}, None if answers is None else answers[::step]
+        {name: values[::step] for name, values in feed.items()},
+        None if answers is None else answers[::step],
+        answer_summaries(some, manifest.task, manifest.labels) if baseline.answers else None,
     )
     return {"rows": -(-len(first) // step), "counts": counts.astype("<u4").tobytes()}
 

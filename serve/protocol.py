@@ -26,6 +26,7 @@ from serve.tensors import (
     LARGEST_SIZE,
     MOST_AXES,
     SMALL,
+    bytes_of,
     decode_json,
     from_binary,
     from_json,
@@ -136,6 +137,7 @@ _FIRST_DATA = re.compile(
     rb'(?:"(?:name|datatype)"\s*:\s*"[^"\\]*"\s*,\s*|"shape"\s*:\s*\[[\s\d,]*\]\s*,\s*)*'
     rb'"data"\s*:\s*(?=\[)'
 )
+_CLOSING = re.compile(rb"\]")
 _NUMBERS = b"0123456789+-.eE, \t\r\n"
 
 
@@ -150,8 +152,9 @@ def decode(body: bytes | memoryview, header_length: int | None = None) -> Reques
     Raises:
         RequestError: the body does not follow the protocol; the message names the tensor.
     """
+    ready: np.ndarray | None = None
     if header_length is None:
-        request, offset = _read(body), len(body)
+        (request, ready), offset = _read(body), len(body)
     else:
         if not 0 < header_length <= len(body):
             message = (
@@ -164,7 +167,8 @@ def decode(body: bytes | memoryview, header_length: int | None = None) -> Reques
     for tensor in request.inputs:
         if tensor.name in arrays:
             raise RequestError("bad_request", f"input {tensor.name!r} is given twice; give each input once", 400)
-        arrays[tensor.name], offset = _array(tensor, body, offset, "input")
+        arrays[tensor.name], offset = _array(tensor, body, offset, "input", ready)
+        ready = None
     if offset != len(body):
         message = f"{len(body) - offset} bytes are left after the last binary tensor; the sizes must add up to the body"
         raise RequestError("bad_data", message)
@@ -176,20 +180,27 @@ def decode(body: bytes | memoryview, header_length: int | None = None) -> Reques
     return Request(arrays, outputs, request.id, parameters, binary)
 
 
-def _read(body: bytes | memoryview) -> _Infer:
-    """The JSON of a request; long flat numbers of the first input are set aside first, and so not read twice."""
+def _read(body: bytes | memoryview) -> tuple[_Infer, np.ndarray | None]:
+    """The JSON of a request; long flat numbers of the first input are set aside first, and so not read twice.
+
+    Returns:
+        The request, and the first input's data where it is an array already.
+    """
     found = _FIRST_DATA.match(body) if len(body) > SMALL else None
-    if found is None:
-        return decode_json(body, _INFER)
-    text, start = bytes(body), found.end()
-    end = text.find(b"]", start) + 1
-    data = text[start:end]
-    if data.translate(None, _NUMBERS) != b"[]":  # text, nested lists, null
-        return decode_json(body, _INFER)
-    request = decode_json(text[:start] + b"[]" + text[end:], _INFER)
-    if bytes(request.inputs[0].data) == b"[]":
-        request.inputs[0].data = msgspec.Raw(data)
-    return request
+    closing = _CLOSING.search(body, found.end()) if found is not None else None
+    if found is None or closing is None:
+        return decode_json(body, _INFER), None
+    start, end = found.end(), closing.end()
+    data = bytes(body[start:end])
+    ready = bytes_of(data) if b'"UINT8"' in found.group() else None
+    if ready is None and data.translate(None, _NUMBERS) != b"[]":  # text, nested lists, null
+        return decode_json(body, _INFER), None
+    request = decode_json(b"".join((body[:start], b"[]", body[end:])), _INFER)
+    first = request.inputs[0]
+    if bytes(first.data) != b"[]":  # it is given again, and the last one counts
+        return request, None
+    first.data = msgspec.Raw(data)
+    return request, ready if first.datatype == "UINT8" else None
 
 
 def _wanted(outputs: list[_Output], binary: bool) -> list[Wanted]:
@@ -214,8 +225,14 @@ def _wanted(outputs: list[_Output], binary: bool) -> list[Wanted]:
     return wanted
 
 
-def _array(tensor: _Tensor, body: bytes | memoryview, offset: int, kind: str) -> tuple[np.ndarray, int]:
-    """A tensor from JSON or from the body at `offset`; and the offset behind it."""
+def _array(
+    tensor: _Tensor, body: bytes | memoryview, offset: int, kind: str, ready: np.ndarray | None = None
+) -> tuple[np.ndarray, int]:
+    """A tensor from JSON or from the body at `offset`; and the offset behind it.
+
+    Args:
+        ready: the tensor's data where it has been read from JSON.
+    """
     datatype, shape = tensor.datatype, tensor.shape
     what = f"{kind} {tensor.name!r}"
     if datatype not in DTYPES:
@@ -242,7 +259,7 @@ def _array(tensor: _Tensor, body: bytes | memoryview, offset: int, kind: str) ->
             raise RequestError("bad_data", message)
         array, offset = from_binary(body, offset, size, datatype, count, what), offset + size
     else:
-        array = from_json(tensor.data, datatype, what, shape)
+        array = from_json(tensor.data, datatype, what, shape) if ready is None else ready
         if array.size != count:
             raise RequestError("bad_shape", f"{what} has shape {shape} but {array.size} values in its data")
     try:

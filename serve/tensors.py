@@ -120,8 +120,8 @@ _TYPES: dict[str, set[type]] = {
 }
 _DEEPEST = 8  # lists read by a decoder of their own
 SMALL = 2**15  # bytes of JSON that are decoded before their structure is known
-BLOCK = 2**16  # bytes of JSON that are read at a time
-_LEAST = np.array([0, 0, 10, 100], np.uint16)  # the smallest number of so many digits
+BLOCK = 2**17  # bytes of JSON that are read at a time
+_ZERO, _COMMA = np.uint8(ord("0")), np.uint8(ord(","))
 _CONTENT = bytes(set(range(256)) - set(b"[],"))
 _STRINGS = re.compile(rb'"(?:[^"\\]++|\\.)*+"')
 
@@ -147,7 +147,7 @@ def from_json(raw: msgspec.Raw, datatype: str, what: str, shape: list[int] | Non
         raise RequestError("bad_data", message)
     if shape is not None and len(memoryview(raw)) > _small(depth):
         text = bytes(raw)
-        if datatype == "UINT8" and depth == 1 and (bytewise := _bytes_of(text)) is not None:
+        if datatype == "UINT8" and depth == 1 and (bytewise := bytes_of(text)) is not None:
             return bytewise
         return _from_long_json(text, datatype, shape, what)
     if depth <= _DEEPEST:
@@ -169,34 +169,40 @@ def from_json(raw: msgspec.Raw, datatype: str, what: str, shape: list[int] | Non
     return to_array(decode_json(raw), datatype, what)
 
 
-def _bytes_of(text: bytes) -> np.ndarray | None:
-    """A flat JSON list of numbers from 0 to 255, read by NumPy in a third of the time; None if it is anything else."""
+def bytes_of(text: bytes) -> np.ndarray | None:
+    """A flat JSON list of numbers from 0 to 255, read by NumPy in half of the time; None if it is anything else.
+
+    Args:
+        text: from one bracket to the other, without spaces at either end.
+    """
     if b" " in text:  # to find none is fast, to replace none is not
         text = text.replace(b", ", b",")
+    whole, start, end = np.frombuffer(text, np.uint8), 1, len(text) - 1
     parts = []
-    start, end = 0, len(text) - 1
     while start < end:
-        stop = text.rfind(b",", start + 1, start + BLOCK) if end - start > BLOCK else end
+        stop = text.rfind(b",", start, start + BLOCK) if end - start > BLOCK else end
         if stop < 0:
             return None
-        digits = np.frombuffer(text, np.uint8, stop - start - 1, start + 1) - np.uint8(ord("0"))
-        commas = np.flatnonzero(digits == ord(",") - ord("0") + 256)
-        if np.count_nonzero(digits < 10) + len(commas) != len(digits):
+        block = whole[start - 1 : stop + 1]  # numbers and commas, between two of the latter or the brackets
+        digits = block - _ZERO
+        places = np.flatnonzero(digits > 9)
+        if np.count_nonzero(block == _COMMA) + (start == 1) + (stop == end) != len(places):
             return None
-        ends = np.append(commas, len(digits))
-        sizes = ends.copy()
-        sizes[1:] -= commas + 1
-        if sizes.min() < 1 or sizes.max() > 3:
+        ends, sizes = places[1:], places[1:] - places[:-1]  # of numbers with the comma behind
+        if sizes.min() < 2 or sizes.max() > 4:
             return None
-        values = digits.take(ends - 1).astype(np.uint16)
-        for place in (2, 3):
-            further = digits.take(ends - place, mode="wrap")
-            values += further * (sizes >= place) * np.uint16(10 ** (place - 1))
-        if values.max() > 255 or (values < _LEAST.take(sizes)).any():  # JSON has no leading zeros
+        sizes = sizes.astype(np.uint8)
+        two, three = sizes > 2, sizes > 3  # digits at least
+        tens = digits.take(ends - 2) * two.view(np.uint8)
+        hundreds = digits.take(ends - 3, mode="wrap") * three.view(np.uint8)
+        values = digits.take(ends - 1) + tens * np.uint8(10)
+        leading = two & (hundreds == 0) & (three | (tens == 0))  # zeros, which JSON does not allow
+        if leading.any() or hundreds.max() > 2 or ((hundreds == 2) & (values > 55)).any():
             return None
-        parts.append(values.astype(np.uint8))
-        start = stop
-    return np.concatenate(parts) if parts and text.endswith(b"]") else None
+        values += hundreds * np.uint8(100)
+        parts.append(values)
+        start = stop + 1
+    return np.concatenate(parts) if parts else None
 
 
 def _small(depth: int) -> int:

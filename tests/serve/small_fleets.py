@@ -3,6 +3,7 @@
 import asyncio
 import json
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -16,8 +17,8 @@ from serve.manifest import MANIFEST, seal
 COUNT = Port("numbers", "FP32", (-1, 1), ("batch", "columns"), columns=("rounds",))
 
 
-def slow_graph(path):
-    """Twice the input, after as many rounds of a loop as the largest input says."""
+def slow_graph(path, factor=1.0):
+    """Twice the input, after as many rounds of a loop as the largest input says, times `factor`."""
     body = helper.make_graph(
         [helper.make_node("Identity", ["go"], ["on"]), helper.make_node("Identity", ["kept"], ["same"])],
         "body",
@@ -33,16 +34,17 @@ def slow_graph(path):
     )
     nodes = [
         helper.make_node("ReduceMax", ["numbers"], ["most"], keepdims=0),
-        helper.make_node("Cast", ["most"], ["rounds"], to=TensorProto.INT64),
+        helper.make_node("Mul", ["most", "factor"], ["many"]),
+        helper.make_node("Cast", ["many"], ["rounds"], to=TensorProto.INT64),
         helper.make_node("Loop", ["rounds", "", "numbers"], ["looped"], body=body),
         helper.make_node("Add", ["looped", "numbers"], ["value"]),
     ]
-    write_onnx(path, nodes, {}, (COUNT,), (VALUE,))
+    write_onnx(path, nodes, {"factor": np.float32(factor)}, (COUNT,), (VALUE,))
 
 
-def write_slow(store, version="1"):
+def write_slow(store, version="1", factor=1.0):
     return write_bundle(
-        store, "slow", version, slow_graph,
+        store, "slow", version, partial(slow_graph, factor=factor),
         ({"numbers": np.array([[3]], np.float32)}, {"value": np.array([[6]], np.float32)}),
         task="regression", kind="table", inputs=(COUNT,), outputs=(VALUE,), labels=("nothing",),
     )  # fmt: skip

@@ -462,6 +462,29 @@ def test_a_canary_that_fails_in_its_workers_is_taken_back(folder):
     run(folder, work, traffic=traffic)
 
 
+def test_a_canary_that_is_slow_in_its_workers_is_taken_back(folder):
+    write_slow(folder)
+    write_slow(folder, "2", factor=1e5)
+    traffic = Traffic(seed=0, every=0)
+
+    async def work(fleet, client):
+        fleet.observers.append(traffic.observe)
+        traffic.see("slow", ["1", "2"])
+        traffic.canary("slow", "2", 0.5)
+        traffic.watch("slow", slow_requests=20, slower_seconds=0.01)
+        versions = []
+        while "held" not in traffic.describe("slow") or "2" not in traffic.describe("slow")["held"]:
+            assert len(versions) < 200
+            versions.append((await client.ask("slow", number(1))).version)
+            traffic.tick()
+        assert versions.count("1") >= 20 and versions.count("2") >= 20
+        assert "requests took longer than" in traffic.describe("slow")["held"]["2"]
+        assert traffic.rollbacks["slow", "2", "latency"] == 1
+        assert {(await client.ask("slow", number(1))).version for _ in range(20)} == {"1"}
+
+    run(folder, work, traffic=traffic)
+
+
 @pytest.mark.parametrize(("available", "workers"), [(1, None), (2, None), (16, None), (2, 1), (16, 3)])
 def test_workers_have_no_more_threads_than_there_are_cores(tmp_path, monkeypatch, available, workers):
     monkeypatch.setattr("serve.fleet.cores", lambda: available)

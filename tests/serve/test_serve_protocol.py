@@ -153,8 +153,8 @@ def test_flat_bytes_are_read_whatever_block_they_fall_into(block, separators, mo
     monkeypatch.setattr(tensors, "BLOCK", block)
     values = [0, 9, 10, 99, 100, 255, *np.random.default_rng(0).integers(0, 256, 500).tolist()]
     text = json.dumps(values, separators=separators).encode()
-    assert tensors._bytes_of(text).tolist() == values
-    assert tensors._bytes_of(b"[7]").tolist() == [7]
+    assert tensors.bytes_of(text).tolist() == values
+    assert tensors.bytes_of(b"[7]").tolist() == [7]
 
 
 @pytest.mark.parametrize(
@@ -165,6 +165,8 @@ def test_flat_bytes_are_read_whatever_block_they_fall_into(block, separators, mo
         "[1000]",
         "[01]",
         "[00]",
+        "[012]",
+        "[1,052,3]",
         "[-1]",
         "[1.0]",
         "[1,,2]",
@@ -177,7 +179,7 @@ def test_flat_bytes_are_read_whatever_block_they_fall_into(block, separators, mo
     ],
 )
 def test_what_is_no_flat_list_of_bytes_is_left_to_the_careful_reader(text):
-    assert tensors._bytes_of(text.encode()) is None
+    assert tensors.bytes_of(text.encode()) is None
 
 
 @pytest.mark.parametrize(
