@@ -188,6 +188,7 @@ def main() -> int:
     timed.add_argument("--only", choices=("partition", "kernel", "gradient"), help="one comparison alone")
     timed.add_argument("--model", help="one of its models alone")
     timed.add_argument("--rows", type=int, default=3, help="images explained; twice as many rows of a table")
+    timed.add_argument("--together", type=int, default=16, help="images in one call of the gradients, 1 for none")
     timed.add_argument("--repeats", type=int, default=3, help="timed turns of each solver on each row")
     timed.add_argument("--size", type=int, default=64, help="pixels a side of ResNet-18's images")
     timed.add_argument("--cells", type=int, default=16, help="squares a side at which errors on images are taken")

@@ -2,10 +2,12 @@
 
 Everybody gets the same predict function, ONNX session or Keras model, runs in turn, and is warmed up first. Errors are
 against a long reference run by code of this file or of shap, relative to its length. Ours counts with the fewest
-evaluations whose mean error over all rows is no larger than the rival's.
+evaluations whose mean error over all rows is no larger than the rival's. Gradients are taken for one row in a call and
+for several, both for us and for shap; times are per row.
 """
 
 import argparse
+import functools
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -20,11 +22,11 @@ ROUNDING = 2e-6  # of float32 answers to batches of different sizes; an additivi
 BUDGETS = {
     "partition": (60, 80, 100, 125, 150, 200, 250, 300, 400, 500, 1000),
     "kernel": (61, 119, 177, 235, 293, 409, 583, 873, 1163, 1743, 2323),  # whole walks of 30 columns
-    "gradient": (10, 20, 40, 60, 70, 80, 90, 100, 120, 160, 200, 400),
+    "gradient": (20, 40, 50, 60, 70, 80, 90, 100, 120, 140, 160, 200, 400),
 }
 PACKAGES = ("zooroad", "shap", "keras", "tensorflow", "onnxruntime", "numpy")
 
-Solver = Callable[[], tuple[np.ndarray, float]]  # contributions and their base
+Solver = Callable[[], tuple[np.ndarray, Any]]  # contributions and their base; with a first axis of rows where several
 
 
 def speed(options: argparse.Namespace) -> bool:
@@ -39,7 +41,10 @@ def speed(options: argparse.Namespace) -> bool:
         ):
             if options.only in (None, name) and options.model in (None, model):
                 cases = {"partition": _images, "kernel": _columns, "gradient": _gradients}[name]
-                missed |= _compared(name, model, list(cases(model, Path(folder), options)), options)
+                found = list(cases(model, Path(folder), options))
+                for together in sorted({len(np.atleast_1d(case["answer"])) for case in found}):
+                    alike = [case for case in found if len(np.atleast_1d(case["answer"])) == together]
+                    missed |= _compared(name, model, alike, options)
     return missed
 
 
@@ -185,42 +190,57 @@ def _gradients(model: str, folder: Path, options: argparse.Namespace) -> Iterato
     background = {"image": run.data.train.x["image"][:100]}
     subject = subject_of(run.model, run.signature, background, None)
     prepared = run.signature.inputs(background)
-    for row in range(options.rows):
-        raw = {"image": run.data.test.x["image"][row : row + 1]}
-        x = run.signature.inputs(raw)
-        target = int(subject.predict(raw)[0].argmax())
-        probabilities = keras.layers.Softmax()(run.model.output)
+    rows = {"image": run.data.test.x["image"][: max(options.rows, options.together)]}
+    x = run.signature.inputs(rows)
+    answers = subject.predict(rows)
+    targets = answers.argmax(axis=1)
+    whole = keras.Model(run.model.input, keras.layers.Softmax()(run.model.output))
+    bases = whole.predict(prepared, verbose=0).mean(axis=0)
+    explainers = {}
+    for target in np.unique(
+        targets
+    ).tolist():  # shap reads the outputs off the last layer, so each has a model of its own
         one = keras.layers.Lambda(keras.ops.take, output_shape=(1,), arguments={"indices": [target], "axis": 1})
-        alone = keras.Model(run.model.input, one(probabilities))  # shap reads the outputs off the last layer
-        explainer = shap.GradientExplainer(alone, prepared)
-        base = float(alone.predict(prepared, verbose=0).mean())
+        explainers[target] = shap.GradientExplainer(keras.Model(run.model.input, one(whole.output)), prepared)
+    several = shap.GradientExplainer(whole, prepared)
 
-        def stock(samples: int = 200, explainer: Any = explainer, x: Any = x, base: float = base) -> Solver:
-            def solve() -> tuple[np.ndarray, float]:
-                return explainer.shap_values(x, nsamples=samples, rseed=options.seed)[0][..., 0], base
+    def alone(row: int, samples: int = 200, seed: int = options.seed) -> np.ndarray:
+        return explainers[int(targets[row])].shap_values(x[row : row + 1], nsamples=samples, rseed=seed)[..., 0]
 
-            return solve
+    def together(count: int) -> np.ndarray:
+        """Each row's most probable class, as shap finds it."""
+        return several.shap_values(x[:count], nsamples=200, rseed=options.seed, ranked_outputs=1)[0][..., 0]
 
-        def ours(samples: int, raw: Any = raw, target: int = target) -> Solver:
-            def solve() -> tuple[np.ndarray, float]:
-                found = expected_gradients(
-                    subject, raw, np.array([target]), seed=options.seed, clock=Clock(), samples=samples
-                )
-                return found.values[0], float(found.base[0])
+    def ours(some: slice, samples: int) -> Solver:
+        raw = {"image": rows["image"][some]}
 
-            return solve
+        def solve() -> tuple[np.ndarray, np.ndarray]:
+            found = expected_gradients(subject, raw, targets[some], seed=options.seed, clock=Clock(), samples=samples)
+            return found.values, found.base
 
-        many = [
-            explainer.shap_values(x, nsamples=4000, rseed=1000 + each)[0].ravel() for each in range(options.orders // 4)
-        ]
-        yield {
-            "truth": np.mean(many, axis=0),
-            "truth_error": np.std(many, axis=0, ddof=1) / np.sqrt(len(many)),
-            "pooled": np.ravel,
-            "answer": float(subject.predict(raw)[0, target]),
-            "rivals": {"shap Gradient": stock()},
-            "ours": ours,
+        return solve
+
+    truths, errors = [], []
+    for row in range(len(targets)):
+        many = [alone(row, 4000, 1000 + each).ravel() for each in range(max(2, options.orders // 8))]
+        truths.append(np.mean(many, axis=0))
+        errors.append(np.std(many, axis=0, ddof=1) / np.sqrt(len(many)))
+
+    def case(some: slice, name: str, stock: Callable[[], np.ndarray]) -> dict[str, Any]:
+        return {
+            "truth": np.stack(truths[some]),
+            "truth_error": np.stack(errors[some]),
+            "pooled": lambda values: values.reshape(len(values), -1),
+            "answer": answers.max(axis=1)[some],
+            "rivals": {name: lambda: (stock(), bases[targets[some]])},
+            "ours": functools.partial(ours, some),
         }
+
+    for row in range(options.rows):
+        yield case(slice(row, row + 1), "shap Gradient", functools.partial(alone, row))
+    if options.together > 1:
+        count = options.together
+        yield case(slice(0, count), f"shap Gradient, {count} rows a call", functools.partial(together, count))
 
 
 def _halving(rows: int, columns: int, random: np.random.Generator) -> np.ndarray:
@@ -261,6 +281,7 @@ def _compared(name: str, model: str, cases: list[dict[str, Any]], options: argpa
     """Print and keep what everybody needs on the same rows; whether a target is missed."""
     budgets = BUDGETS[name]
     tried: dict[Any, list[list[float]]] = {}  # milliseconds, error, additivity error of each row
+    doubts = []
     for case in cases:
         solvers = {**case["rivals"], **{budget: case["ours"](budget) for budget in budgets}}
         times: dict[Any, list[float]] = {key: [] for key in solvers}
@@ -271,14 +292,19 @@ def _compared(name: str, model: str, cases: list[dict[str, Any]], options: argpa
                 found[key] = solve()
                 if turn:
                     times[key].append(time.perf_counter() - started)
+        answer = np.atleast_1d(case["answer"])
+        truth = case["truth"].reshape(len(answer), -1)
+        length = np.linalg.norm(truth, axis=1)
+        doubts += (np.linalg.norm(case["truth_error"].reshape(truth.shape), axis=1) / length).tolist()
         for key, (values, base) in found.items():
-            miss = np.linalg.norm(case["pooled"](values) - case["truth"]) / np.linalg.norm(case["truth"])
-            adds = abs(base + float(np.sum(values)) - case["answer"])
-            tried.setdefault(key, []).append([1000 * float(np.median(times[key])), float(miss), adds])
-    mean = {key: np.mean(rows, axis=0) for key, rows in tried.items()}
-    largest = {key: max(row[2] for row in rows) for key, rows in tried.items()}
-    doubt = np.mean([np.linalg.norm(case["truth_error"]) / np.linalg.norm(case["truth"]) for case in cases])
-    print(f"\n{name} on {model}, {len(cases)} rows; standard error of the reference {doubt:.3f} of its length")
+            miss = np.linalg.norm(case["pooled"](values).reshape(truth.shape) - truth, axis=1) / length
+            adds = np.abs(base + np.asarray(values).reshape(len(answer), -1).sum(axis=1) - answer)
+            spent = 1000 * float(np.median(times[key])) / len(answer)
+            tried.setdefault(key, []).extend([spent, *row] for row in zip(miss.tolist(), adds.tolist(), strict=True))
+    mean = {key: np.mean(found, axis=0) for key, found in tried.items()}
+    largest = {key: max(row[2] for row in found) for key, found in tried.items()}
+    doubt, rows = float(np.mean(doubts)), len(doubts)
+    print(f"\n{name} on {model}, {rows} rows; standard error of the reference {doubt:.3f} of its length")
     for key in solvers:
         print(f"  {key!s:<32}{mean[key][0]:>10.1f} ms   error {mean[key][1]:.3f}   additivity {largest[key]:.1e}")
     missed = False
@@ -291,7 +317,7 @@ def _compared(name: str, model: str, cases: list[dict[str, Any]], options: argpa
         row = {
             "method": name,
             "model": model,
-            "rows": len(cases),
+            "rows": rows,
             "rival": rival,
             "rival_ms": round(mean[rival][0], 2),
             "rival_error": round(mean[rival][1], 4),
@@ -300,7 +326,7 @@ def _compared(name: str, model: str, cases: list[dict[str, Any]], options: argpa
             "ms": round(mean[own][0], 2),
             "error": round(mean[own][1], 4),
             "additivity": float(f"{largest[own]:.2e}"),
-            "reference_error": round(float(doubt), 4),
+            "reference_error": round(doubt, 4),
             "faster": round(faster, 2),
         }
         print(

@@ -4,18 +4,19 @@ from typing import Any
 
 import numpy as np
 
-from serve.drift import image_summaries
+from serve.drift import answer_summaries, image_summaries
+from zoo import tasks
 
 _PIXELS = np.arange(0, 257, 16)
 _CONFIDENCE = np.linspace(0, 1, 11).round(1)
 _DECILES = np.arange(0.1, 1.0, 0.1)
 
 
-def describe(answers: np.ndarray, splits: Any) -> dict[str, Any]:
+def describe(answers: dict[str, np.ndarray], splits: Any) -> dict[str, Any]:
     """Shares by bin of each raw input and of the answers, on the validation split.
 
     Args:
-        answers: of the float file to the validation split, (rows, outputs).
+        answers: of the float file to the validation split, by output name.
         splits: `zoo.data.Data`.
 
     Returns:
@@ -78,7 +79,13 @@ def _categories(values: np.ndarray, known: tuple[str, ...]) -> dict[str, Any]:
     }
 
 
-def _answers(answers: np.ndarray, signature: Any) -> dict[str, Any]:
+def _answers(named: dict[str, np.ndarray], signature: Any) -> dict[str, Any]:
+    summaries = answer_summaries(named, signature.task, signature.labels)
+    if summaries:
+        return {"summaries": {name: _quantiles(values) for name, values in summaries.items()}}
+    if not signature.one_number:
+        return {}
+    answers = tasks.get(signature.task).scored(named)
     if signature.task == "regression":
         return {"value": _quantiles(answers[:, 0])}
     rates = np.bincount(answers.argmax(axis=1), minlength=signature.outputs) / len(answers)

@@ -19,7 +19,7 @@ from export import int8 as quantization
 from export import sign as signing
 from export.convert import OPSET, check, in_float32, to_onnx
 from export.devices import write_devices
-from export.forms import FILES, GOLDEN, first_rows, learnt_ranges, measured, wanted, write_others
+from export.forms import FILES, GOLDEN, learnt_ranges, measured, shown_rows, wanted, write_others
 from serve.manifest import MANIFEST, Bundle, Manifest, Port, read, seal
 from zoo import registry, tasks
 from zoo.data.signature import ImagePreprocess, Signature
@@ -85,10 +85,10 @@ def to_bundle(
             probable class, "all" for those of all classes; see `export.to_onnx`.
         architecture: public name of the model; taken from `run`, or the Keras model's own name.
         training: further facts on how the model was trained, which must be JSON.
-        licence: terms of the model's weights, as text.
+        licence: terms of the model's weights, as text; where they began as published ones, those of these if not given.
         tolerance: largest difference of the float file from Keras, see `export.to_onnx`; what the architecture's entry
             declares if None.
-        max_drop: largest loss of the score (accuracy, or R2) that another form may have; 0.003 if None, or what
+        max_drop: largest loss of the score (accuracy, R2, mean IoU) that another form may have; 0.003 if None, or what
             `zoo.compress.fit` was allowed.
         opset: version of the ONNX operator set.
         external_above: bytes of weights from which the float file has them in a file of their own beside it.
@@ -126,7 +126,7 @@ def to_bundle(
         splits, calibration = trust.calibrated(model, splits, calibrate)
         signature = splits.signature
     with _draft(Path(folder)) as draft:
-        golden = first_rows(splits.test, GOLDEN)
+        golden = shown_rows(splits, "test", GOLDEN)
         source = to_onnx(
             model,
             draft / FILES["fp32"],
@@ -156,6 +156,9 @@ def to_bundle(
             sets = trust.conformal_sets(
                 {key: draft / found.file for key, found in precisions.items()}, splits, conformal
             )
+        verdicts = {}
+        if signature.task == "embedding":
+            verdicts = trust.verification({key: draft / found.file for key, found in precisions.items()}, splits)
         manifest = Manifest(
             name=name,
             version=number,
@@ -163,7 +166,7 @@ def to_bundle(
             task=signature.task,
             kind=signature.preprocess.kind,
             inputs=_inputs(signature),
-            outputs=(_output(signature), *([maps.port(model, classes)] if classes else [])),
+            outputs=(*_outputs(signature, model), *([maps.port(model, classes)] if classes else [])),
             labels=signature.labels,
             metric=tasks.get(signature.task).metric,
             precisions=precisions,
@@ -183,15 +186,17 @@ def to_bundle(
             preprocess=dataclasses.asdict(signature.preprocess),
             calibration=calibration,
             conformal=sets,
+            verification=verdicts,
         )
         _save_arrays(draft / "golden.npz", input=golden, output=expected | shown)
-        _save_arrays(draft / "background.npz", input=first_rows(splits.train, BACKGROUND))
-        _save_json(draft / "drift.json", baseline.describe(validated[manifest.outputs[0].name], splits))
+        _save_arrays(draft / "background.npz", input=shown_rows(splits, "train", BACKGROUND))
+        _save_json(draft / "drift.json", baseline.describe(validated, splits))
         if runner:
             shutil.copyfile(Path(__file__).with_name("edge_runner.py"), draft / RUNNER)
         (draft / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
         (draft / "README.md").write_text(card.write(manifest, splits, runner, idle), encoding="utf-8")
-        (draft / "LICENSES").write_text(card.licences(manifest, splits, licence), encoding="utf-8")
+        terms = licence or _inherited(model, run)
+        (draft / "LICENSES").write_text(card.licences(manifest, splits, terms), encoding="utf-8")
         seal(draft)
         if key is not None:
             signing.sign(draft, key)
@@ -202,7 +207,7 @@ def to_bundle(
 def _idle(validated: parity.Arrays, splits: Any) -> str:
     """A sentence on a model that has learnt nothing; "" if it has."""
     task, part = tasks.get(splits.signature.task), splits.validation
-    found, least = task.score(part.y, validated[task.output]), tasks.idle(splits.signature, splits.train.y, part.y)
+    found, least = task.score(part.y, task.scored(validated)), tasks.idle(splits.signature, splits.train.y, part.y)
     if found > least:
         return ""
     return (
@@ -213,7 +218,7 @@ def _idle(validated: parity.Arrays, splits: Any) -> str:
 
 def _splits(model: Any, data: Any, run: Any) -> Any:
     """The data of a bundle, checked."""
-    from zoo.data import load
+    from zoo.data import load, scaled
 
     data = run.data if data is None and run is not None else data
     if data is None:
@@ -221,7 +226,9 @@ def _splits(model: Any, data: Any, run: Any) -> Any:
             "a bundle needs data for its calibration, golden and background rows; give data=, such as 'digits'"
         )
     try:
-        splits = load(data, input_shape=_image_shape(model)) if isinstance(data, str | Path) else data
+        splits = data
+        if isinstance(data, str | Path):
+            splits = scaled(load(data, input_shape=_image_shape(model)), _scaling(model, run))
     except ValueError as error:
         shape = tuple(model.inputs[0].shape)
         raise ExportError(f"data {str(data)!r} is not for {model.name!r}, which takes {shape}: {error}") from error
@@ -235,6 +242,23 @@ def _splits(model: Any, data: Any, run: Any) -> Any:
             f"data {splits.name!r} has no rows for {', '.join(empty)}; a bundle needs train, validation and test"
         )
     return splits
+
+
+def _inherited(model: Any, run: Any) -> str:
+    """Terms of the published weights that a model began with; "" where there are none, or nobody says."""
+    if run is None or not getattr(run.recipe, "weights", ""):
+        terms = getattr(getattr(model, "pretrained", None), "licence", "")
+    else:
+        known = registry.entries().get(run.recipe.model)
+        terms = known.weights.get(run.recipe.weights, {}).get("licence", "") if known else ""
+    return f"trained from published weights, whose licence is: {terms}" if terms else ""
+
+
+def _scaling(model: Any, run: Any) -> str:
+    """How images are scaled that a run, or the pretrained weights of a model, were trained on; "" where nobody says."""
+    if run is not None:
+        return getattr(run.signature.preprocess, "scaling", "")
+    return getattr(getattr(model, "pretrained", None), "scaling", "")
 
 
 def _image_shape(model: Any) -> tuple[int, ...] | None:
@@ -285,13 +309,15 @@ def _inputs(signature: Signature) -> tuple[Port, ...]:
     return tuple(ports)
 
 
-def _output(signature: Signature) -> Port:
-    name = tasks.get(signature.task).output
-    if signature.task == "regression":
-        return Port(
-            name, "FP32", (-1, 1), ("batch", "targets"), unit=f"unit of {signature.labels[0]} in the training data"
-        )
-    return Port(name, "FP32", (-1, signature.outputs), ("batch", "classes"), range=(0, 1), unit="probability")
+def _outputs(signature: Signature, model: Any) -> tuple[Port, ...]:
+    """Ports of the answer; a size that the task leaves to the architecture, as an embedding's length, is the model's."""
+    own = tuple(model.outputs[0].shape[1:])
+    ports = []
+    for each in tasks.get(signature.task).outputs(signature):
+        shape = own if each.shape == (-1,) and len(own) == 1 else each.shape
+        axes = ("batch", *each.axes)
+        ports.append(Port(each.name, each.dtype, (-1, *shape), axes, range=each.range, unit=each.unit))
+    return tuple(ports)
 
 
 def _provenance(splits: Any, run: Any, training: dict[str, Any] | None) -> dict[str, Any]:

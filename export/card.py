@@ -8,6 +8,7 @@ import numpy as np
 
 from export import trust
 from serve.manifest import Manifest, Precision
+from zoo import tasks
 from zoo.data.signature import ImagePreprocess
 
 _PRECISIONS = {
@@ -49,7 +50,10 @@ def write(manifest: Manifest, splits: Any, runner: bool = False, idle: str = "")
 def _what(manifest: Manifest) -> str:
     inputs = "; ".join(f"`{port.name}` {port.dtype} {port.sizes} ({port.unit})" for port in manifest.inputs)
     output = manifest.outputs[0]
-    kind = "value" if manifest.task == "regression" else f"probabilities of {len(manifest.labels)} classes"
+    kind = output.unit or "answer"
+    if output.axes == ("batch", "classes"):
+        kind = f"probabilities of {len(manifest.labels)} classes"
+    kind = "value" if manifest.task == "regression" else kind
     return (
         f"Architecture `{manifest.architecture}`, task {manifest.task}. It takes {inputs}, and answers the {kind} as "
         f"`{output.name}` {output.dtype} {output.sizes}. Scaling of the inputs and decoding of the answer are inside the ONNX file."
@@ -92,6 +96,8 @@ def _scores(manifest: Manifest) -> str:
 def _changes(precision: Precision, rows: int) -> str:
     """What a smaller form changed, in a sentence."""
     found = precision.changes
+    if "share_changed" in found:
+        return f"answers {found['share_changed']:.2%} of what is scored in the test rows otherwise"
     if "flips" not in found:
         return f"changes answers by {found['mean_change']:.3g} on average, at most by {found['largest_change']:.3g}"
     worst, fall = min(found["per_class"].items(), key=lambda item: item[1])
@@ -110,9 +116,12 @@ def _notes(manifest: Manifest, splits: Any) -> list[str]:
     notes = []
     if manifest.task == "regression":
         notes.append("For comparison: answering the mean of the test split every time has an r2 of 0.")
-    else:
+    elif splits.signature.one_label:
         share = np.bincount(splits.test.y).max() / len(splits.test.y)
         notes.append(f"For comparison: answering the commonest class every time has an accuracy of {share:.4f}.")
+    else:
+        least = tasks.idle(splits.signature, splits.train.y, splits.test.y)
+        notes.append(f"For comparison: the same answer every time has a {manifest.metric} of {least:.4f}.")
     notes.append(
         "The difference from Keras is the largest of any answer on the rows of `golden.npz`, alone and as a batch. "
         "Milliseconds are those of one row on one thread of the machine that exported it."
@@ -138,6 +147,7 @@ def _notes(manifest: Manifest, splits: Any) -> list[str]:
             "scales outweigh what they save."
         )
     notes += trust.described(manifest.calibration, manifest.conformal, manifest.precisions)
+    notes += trust.verdicts(manifest.verification)
     notes += [f"No {_PRECISIONS.get(key, key)} file: {reason}." for key, reason in manifest.refused.items()]
     if manifest.edge:
         notes.append(_edge(manifest))
@@ -173,9 +183,15 @@ def _limits(manifest: Manifest, splits: Any) -> str:
         f"- The score holds for rows like those of `{splits.name}`; on others the model answers all the same, and may be wrong. "
         "`drift.json` has the baseline to compare with.",
     ]
-    if manifest.task != "regression":
+    if manifest.task == "embedding":
         lines.append(
-            f"- It knows {', '.join(manifest.labels)} and nothing else; every input gets one of these."
+            "- It compares, and knows nobody. The threshold holds for rows like those it was chosen on; of other people, "
+            "cameras or ages more pairs may be judged wrongly, and not of all groups of people alike."
+        )
+    elif manifest.task != "regression":
+        every = "input gets one of these" if splits.signature.one_label else "answer is made of these"
+        lines.append(
+            f"- It knows {', '.join(manifest.labels)} and nothing else; every {every}."
             + ("" if manifest.calibration else " Probabilities were not calibrated.")
         )
     else:

@@ -14,14 +14,16 @@ import onnx
 from onnx import helper
 
 from export import ExportError, files, maps, parity
-from export.edges import add_edges
+from export.edges import AFTER, add_edges
 from export.lowering import NotLoweredError
 from export.lowering.graph import Graph, Value, onnx_type
-from export.lowering.walk import lower_model
+from export.lowering.walk import lower_function, lower_model
 from export.process import layer_paths, through_tensorflow
+from zoo import tasks
 from zoo.data.signature import Signature
 
 OPSET = 18
+DTYPES = {"FP32": "float32", "UINT8": "uint8", "INT32": "int32", "INT64": "int64", "BOOL": "bool"}
 
 
 def to_onnx(
@@ -39,7 +41,9 @@ def to_onnx(
 
     Without a signature, inputs and outputs are the model's own: float tensors in, `logits` out. With one, the file
     takes raw inputs (`image` uint8, or `numbers` float32 with NaN where missing and `categories` strings) and gives
-    `probabilities` (batch, classes), or `value` (batch, 1) in the target's unit. The batch axis is free.
+    `probabilities` (batch, classes), or `value` (batch, 1) in the target's unit, or what else the task's `outputs` name:
+    of a segmentation `probabilities` (batch, height, width, classes) and `mask` uint8 (batch, height, width). The batch
+    axis is free.
 
     Args:
         model: functional Keras model on any backend, giving logits.
@@ -132,17 +136,19 @@ def check(model: Any, signature: Signature | None) -> None:
         raise ExportError(
             f"cannot export {name!r}: layer {last.name!r} ends in a softmax, which the file adds itself; let the model give logits"
         )
-    expected, outputs = (None, *signature.preprocess.shape), (None, signature.outputs)
+    expected, own = (None, *signature.preprocess.shape), tasks.get(signature.task).raw_shape(signature)
     shapes = [tuple(tensor.shape) for tensor in model.inputs]
     if shapes != [expected]:
         raise ExportError(
             f"cannot export {name!r}: the signature gives one input {expected}, the model takes {shapes}; "
             f"build the model with input_shape={signature.preprocess.shape}"
         )
-    if len(model.outputs) != 1 or tuple(model.outputs[0].shape) != outputs:
+    found = [tuple(tensor.shape) for tensor in model.outputs]
+    if own is not None and found != [(None, *own)]:
+        what = f"{own[0]} outputs" if len(own) == 1 else f"outputs of {own}"
         raise ExportError(
-            f"cannot export {name!r}: the signature has {signature.outputs} outputs, the model gives "
-            f"{[tuple(tensor.shape) for tensor in model.outputs]}; build the model with classes={signature.outputs}"
+            f"cannot export {name!r}: the signature has {what}, the model gives {found}; "
+            f"build the model with classes={signature.outputs}"
         )
 
 
@@ -201,7 +207,7 @@ def write(
         NotLoweredError: a layer needs the TensorFlow backend to be converted.
     """
     graph = Graph(opset)
-    proto = _convert(graph, model, activation_map)
+    proto = _convert(graph, model, activation_map, signature)
     if signature is not None:
         add_edges(proto, signature)
     proto.producer_name, proto.producer_version = "zooroad", importlib.import_module("zoo").__version__
@@ -215,8 +221,8 @@ def write(
     files.write(proto, {name: array for name, array in graph.weights.items() if name in read}, path, external_above)
 
 
-def _convert(graph: Graph, model: Any, activation_map: str) -> onnx.ModelProto:
-    """ONNX graph of the model alone, without its weights."""
+def _convert(graph: Graph, model: Any, activation_map: str, signature: Signature | None) -> onnx.ModelProto:
+    """ONNX graph of the model with what its task decodes in `keras.ops`, without its weights."""
     inputs, described = [], []
     for tensor in model.inputs:
         value = Value(graph, graph.unique(tensor.name))
@@ -228,12 +234,40 @@ def _convert(graph: Graph, model: Any, activation_map: str) -> onnx.ModelProto:
     for name, value in zip(names, values, strict=True):
         _name_output(graph, value, name, names, values)
         answers.append(_describe(name, "float32", value.shape))
+    if signature is not None:
+        names, answers = _decoded(graph, signature, names, answers, values)
     if activation_map:
         answers.append(maps.add(graph, model, activation_map))
         names = [*names, maps.NAME]
     imports = [helper.make_opsetid("", graph.opset), *(helper.make_opsetid(*entry) for entry in graph.domains.items())]
     body = helper.make_graph(_needed(graph.nodes, names), model.name, described, answers)
     return helper.make_model(body, opset_imports=imports, ir_version=helper.find_min_ir_version_for(imports))
+
+
+def _decoded(
+    graph: Graph, signature: Signature, names: list[str], answers: list[onnx.ValueInfoProto], values: list[Value]
+) -> tuple[list[str], list[onnx.ValueInfoProto]]:
+    """Names and descriptions of the outputs after the task's own decoding, if it has one."""
+    task = tasks.get(signature.task)
+    if not tasks.decodes(task):
+        return names, answers
+    for value in values:
+        value.consumers += 1
+    raw = values[0] if len(values) == 1 else values
+    with graph.within(AFTER):
+        made = lower_function(graph, lambda given: task.decode(given, signature), raw)
+    described = []
+    for output in task.outputs(signature):
+        value = made[output.name]
+        dtype = DTYPES[output.dtype]
+        last = value.name if value.dtype == dtype else graph.cast(value, dtype)
+        graph.append(helper.make_node("Identity", [last], [output.name], name=graph.unique(output.name)))
+        sizes = [
+            size if size >= 0 else known or f"{output.name}_{axis}"
+            for size, axis, known in zip(output.shape, output.axes, value.shape[1:], strict=True)
+        ]
+        described.append(helper.make_tensor_value_info(output.name, onnx_type(dtype), ["batch", *sizes]))
+    return [output.name for output in task.outputs(signature)], described
 
 
 def _name_output(graph: Graph, value: Value, name: str, public: list[str], values: list[Value]) -> None:

@@ -5,8 +5,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from export import ExportError, parity
 from export.forms import CALIBRATION, FILES, GOLDEN, finite, first_rows
 from export.litert import PRECISIONS, agreement_of, compare, inputs_of, to_litert
@@ -67,7 +65,7 @@ def _litert_files(
                 precision=key,
                 calibration=first_rows(splits.train, CALIBRATION),
                 validation=splits.validation.x,
-                score=lambda answers: task.score(splits.validation.y, answers[task.output]),
+                score=lambda answers: task.score(splits.validation.y, task.scored(answers)),
                 max_drop=max_drop,
             )
         except ExportError as error:
@@ -79,7 +77,7 @@ def _litert_files(
             path,
             splits.test.x,
             truth=truth,
-            score=lambda answers: task.score(splits.test.y, answers[task.output]),
+            score=lambda answers: task.score(splits.test.y, task.scored(answers)),
             threads=1,
         )
         found[name] = Edge(
@@ -111,16 +109,16 @@ def _ort_files(
             refused[name] = str(error)
             continue
         live = parity.session(path)
-        answers = parity.run(live, splits.test.x)[task.output]
+        answers = parity.run(live, splits.test.x)
         found[name] = Edge(
             format="ort",
             precision=key,
             bytes=path.stat().st_size,
-            difference=float(np.abs(answers - truth[task.output]).max()),
-            agreement=agreement_of(answers, truth[task.output]),
+            difference=max(parity.distance(answers[name], truth[name]) for name in truth),
+            agreement=min(agreement_of(answers[name], truth[name]) for name in truth),
             inputs=tuple(port.name for port in live.get_inputs()),
             others=dict(forms[key]),
-            score=finite(task.score(splits.test.y, answers)),
+            score=finite(task.score(splits.test.y, task.scored(answers))),
             ms=round(milliseconds([path], golden, repeats=3, seconds=0.05)[0], 4),
         )
     if found:

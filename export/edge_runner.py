@@ -20,7 +20,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-FORMATS = (1, 2, 3)  # of model.json
+FORMATS = (1, 2, 3, 4)  # of model.json
 TYPES = {
     "BOOL": "bool", "UINT8": "uint8", "UINT16": "uint16", "UINT32": "uint32", "UINT64": "uint64", "INT8": "int8",
     "INT16": "int16", "INT32": "int32", "INT64": "int64", "FP16": "float16", "FP32": "float32", "FP64": "float64",
@@ -495,7 +495,13 @@ def answers(
     """What the model answers, as people read it, one entry per row."""
     import numpy as np
 
-    output = in_batches(session, inputs, given.batch)[manifest["outputs"][0]["name"]]
+    outputs = in_batches(session, inputs, given.batch)
+    if manifest["task"] == "segmentation":
+        return [covered(mask, manifest["labels"]) for mask in outputs["mask"]]
+    if manifest["task"] == "detection":
+        rows = zip(outputs["boxes"], outputs["scores"], outputs["classes"].tolist())  # noqa: B905
+        return [boxed(*row, manifest["labels"]) for row in rows]
+    output = outputs[manifest["outputs"][0]["name"]]
     found: list[dict[str, Any]] = []
     for row in output:
         if manifest["task"] == "regression":
@@ -505,6 +511,25 @@ def answers(
             ranked = [{"label": manifest["labels"][i], "probability": round(float(row[i]), 6)} for i in best]
             found.append({**ranked[0], "top": ranked})
     return found
+
+
+def covered(mask: Any, labels: list[str]) -> dict[str, Any]:
+    """How much of a picture each label covers, largest share first."""
+    shares = [(label, float((mask == place).mean())) for place, label in enumerate(labels)]
+    ranked = sorted((pair for pair in shares if pair[1]), key=lambda pair: -pair[1])
+    return {"shares": [{"label": label, "share": round(share, 6)} for label, share in ranked]}
+
+
+def boxed(boxes: Any, scores: Any, classes: list[int], labels: list[str]) -> dict[str, Any]:
+    """Boxes with a score of 0.5 or more: left, top, right, bottom in pixels of the model's input."""
+    found = zip(boxes.tolist(), scores.tolist(), classes)  # noqa: B905
+    return {
+        "boxes": [
+            {"label": labels[kind], "score": round(score, 6), "box": [round(place, 3) for place in box]}
+            for box, score, kind in found
+            if score >= 0.5
+        ]
+    }
 
 
 def text(report: dict[str, Any]) -> str:
@@ -529,6 +554,12 @@ def text(report: dict[str, Any]) -> str:
     for answer in report.get("answers", ()):
         if "value" in answer:
             lines.append(f"{answer['source']}: {answer['target']} {answer['value']:.6g}")
+        elif "boxes" in answer:
+            boxes = ", ".join(f"{each['label']} {each['score']:.2f} {each['box']}" for each in answer["boxes"])
+            lines.append(f"{answer['source']}: {boxes or 'nothing'}")
+        elif "shares" in answer:
+            shares = ", ".join(f"{part['label']} {part['share']:.1%}" for part in answer["shares"])
+            lines.append(f"{answer['source']}: {shares}")
         else:
             ranked = ", ".join(f"{best['label']} {best['probability']:.4f}" for best in answer["top"])
             lines.append(f"{answer['source']}: {ranked}")

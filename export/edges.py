@@ -55,9 +55,15 @@ def _standardise(
 
 def _image(graph: onnx.GraphProto, step: ImagePreprocess) -> list[onnx.NodeProto]:
     graph.input.append(helper.make_tensor_value_info("image", TensorProto.UINT8, ["batch", *step.shape]))
-    pixels = f"{BEFORE}/pixels"
-    nodes, scaled = _standardise(graph, pixels, step.mean, step.std, BEFORE)
-    return [_node("Cast", ["image"], pixels, to=TensorProto.FLOAT), *nodes, _node("Identity", [scaled], INPUT)]
+    taken, pixels = "image", f"{BEFORE}/pixels"
+    before: list[onnx.NodeProto] = []
+    if step.order:  # the model's order of channels, while they are bytes
+        taken = f"{BEFORE}/ordered"
+        order = _constant(graph, f"{BEFORE}/order", step.order, np.int64)
+        before = [_node("Gather", ["image", order], taken, axis=3)]
+    nodes, scaled = _standardise(graph, pixels, step.ordered(step.mean), step.ordered(step.std), BEFORE)
+    cast = _node("Cast", [taken], pixels, to=TensorProto.FLOAT)
+    return [*before, cast, *nodes, _node("Identity", [scaled], INPUT)]
 
 
 def _table(graph: onnx.GraphProto, step: TablePreprocess) -> list[onnx.NodeProto]:
@@ -101,7 +107,10 @@ def _table(graph: onnx.GraphProto, step: TablePreprocess) -> list[onnx.NodeProto
 
 
 def _answer(graph: onnx.GraphProto, signature: Signature) -> list[onnx.NodeProto]:
-    name = tasks.get(signature.task).output
+    task = tasks.get(signature.task)
+    if tasks.decodes(task):  # it is in the graph already
+        return []
+    name = task.output
     if signature.task == "regression":
         scaled = f"{AFTER}/scaled"
         nodes = [

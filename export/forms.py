@@ -15,6 +15,7 @@ from export.timing import milliseconds
 from serve.manifest import Precision
 from zoo import tasks
 
+_BLENDED = 8  # pictures of people that one is made of, so that nobody can be recognised
 GOLDEN = 16  # rows of the test split that every later reader can replay
 CALIBRATION = 256  # rows of the training split that set the INT8 ranges
 RANGES = "ranges.json"  # in a run folder, of quantization-aware training
@@ -82,7 +83,7 @@ def write_others(
     part = splits.validation
 
     def score(answers: parity.Arrays) -> float:
-        return task.score(part.y, answers[task.output])
+        return task.score(part.y, task.scored(answers))
 
     kept: dict[str, tuple[str, ...]] = {}
     for key in forms:
@@ -127,16 +128,18 @@ def measured(
     times = milliseconds(list(paths.values()), golden, repeats=3, seconds=0.05)
     found: dict[str, Precision] = {}
     first = np.zeros(0)
+    exact = {name: truth for name, truth in expected.items() if truth.dtype.kind == "f"}
+    others = {name: truth for name, truth in expected.items() if name not in exact} | shown
     for (key, path), ms in zip(paths.items(), times, strict=True):
         live = parity.session(path)
-        answers = parity.run(live, splits.test.x)[task.output]
+        answers = task.scored(parity.run(live, splits.test.x))
         first = answers if key == "fp32" else first
         weights = files.weights_of(path)
         found[key] = Precision(
             file=path.name,
             bytes=path.stat().st_size + (weights.stat().st_size if weights.exists() else 0),
-            parity=parity.difference(live, golden, expected),
-            others={name: parity.difference(live, golden, {name: truth}) for name, truth in shown.items()},
+            parity=parity.difference(live, golden, exact),
+            others={name: parity.difference(live, golden, {name: truth}) for name, truth in others.items()},
             score=finite(task.score(splits.test.y, answers)),
             kept_float=kept_float.get(key, ()),
             weights=weights.name if weights.exists() else "",
@@ -157,8 +160,13 @@ def _changes(splits: Any, before: np.ndarray, after: np.ndarray) -> dict[str, An
     Returns:
         For classes: rows with another answer (`flips`), of which right before and wrong now (`lost`) and the reverse
         (`won`), and by label the change of the share that is right (`per_class`). For values: the mean and the largest
-        absolute change, in the target's unit.
+        absolute change, in the target's unit. For embeddings: the same of one minus the cosine. For other answers: the share of what is scored that is another number.
     """
+    if splits.signature.task == "embedding":
+        moved = 1 - (before * after).sum(axis=1) / np.linalg.norm(before, axis=1) / np.linalg.norm(after, axis=1)
+        return {"mean_change": float(moved.mean()), "largest_change": float(moved.max())}
+    if not splits.signature.one_number:
+        return {"share_changed": round(float(np.mean(before != after)), 6)}
     if splits.signature.task == "regression":
         moved = np.abs(after - before)
         return {"mean_change": float(moved.mean()), "largest_change": float(moved.max())}
@@ -174,6 +182,19 @@ def _changes(splits: Any, before: np.ndarray, after: np.ndarray) -> dict[str, An
         "won": int(((was != y) & (now == y)).sum()),
         "per_class": shares,
     }
+
+
+def shown_rows(splits: Any, part: str, count: int) -> parity.Arrays:
+    """Rows that travel with a bundle, where everybody who has it can see them.
+
+    They are the first of a split; but of pictures of people, who did not ask for that, each is the average of eight.
+    """
+    rows = getattr(splits, part)
+    if splits.signature.task != "embedding" or splits.generated:
+        return first_rows(rows, count)
+    (pictures,) = rows.x.values()
+    groups = np.random.default_rng(0).integers(0, len(pictures), (min(count, len(pictures)), _BLENDED))
+    return {name: np.rint(pictures[groups].mean(axis=1)).astype(pictures.dtype) for name in rows.x}
 
 
 def first_rows(split: Any, count: int) -> parity.Arrays:

@@ -201,7 +201,7 @@ def compare(
         raise ExportError(f"the LiteRT file of {model.name!r} does not run: {error}") from error
     pairs = [(found[name], truth[name]) for name in truth] + [(first[name], truth[name][:1]) for name in truth]
     return Comparison(
-        difference=max(float(np.abs(answer - value).max()) for answer, value in pairs),
+        difference=max(parity.distance(answer, value.astype(answer.dtype)) for answer, value in pairs),
         agreement=min(agreement_of(found[name], truth[name]) for name in truth),
         bytes=Path(path).stat().st_size,
         ms=live.median_ms(one, timed) if timed else float("nan"),
@@ -211,7 +211,11 @@ def compare(
 
 
 def agreement_of(found: np.ndarray, truth: np.ndarray) -> float:
-    """Share of answers with the same largest element; of single values, the share of their variance explained."""
+    """Share of answers with the same largest element; of single values, the share of their variance explained; of whole
+    numbers, the share that are equal.
+    """
+    if truth.dtype.kind in "biu":
+        return 1 - parity.distance(found.astype(truth.dtype), truth)
     if truth.shape[-1] > 1:
         return float((found.argmax(-1) == truth.argmax(-1)).mean())
     spread = float(truth.var())
@@ -335,13 +339,16 @@ def write(
         answers = keras.tree.flatten(model(list(given) if len(given) > 1 else given[0], training=False))
         if signature is None:
             return dict(zip(parity.output_names(model), answers, strict=True))
+        task = tasks.get(signature.task)
+        if tasks.decodes(task):
+            return task.decode(answers[0] if len(answers) == 1 else answers, signature) or {}
         if signature.task == "regression":
             return {"value": answers[0] * signature.target_std + signature.target_mean}
-        return {tasks.get(signature.task).output: _probabilities(answers[0], signature.calibration)}
+        return {task.output: _probabilities(answers[0], signature.calibration)}
 
     holder = tf.Module()
     holder.values = [variable.value for variable in model.variables]
-    with _unrolled(model), _near_masks() if precision == "int8" else contextlib.nullcontext():
+    with _unrolled(model), _one_zero(), _near_masks() if precision == "int8" else contextlib.nullcontext():
         try:
             function = tf.function(call, input_signature=specs, autograph=False).get_concrete_function()
         except Exception as error:  # of a layer of the user's own
@@ -393,7 +400,8 @@ def _standardised(given: Any, step: ImagePreprocess | TablePreprocess, name: str
     values = tf.cast(given, tf.float32)
     if name == "numbers":
         values = tf.where(tf.math.is_nan(values), mean, values)
-    return (values - mean) / std
+    scaled = (values - mean) / std
+    return tf.gather(scaled, step.order, axis=-1) if isinstance(step, ImagePreprocess) and step.order else scaled
 
 
 @contextlib.contextmanager
@@ -428,6 +436,21 @@ def _near_masks() -> Iterator[None]:
     finally:
         for (home, name), function in before.items():
             setattr(home, name, function)
+
+
+@contextlib.contextmanager
+def _one_zero() -> Iterator[None]:
+    """Minus zero is zero: LiteRT has not what Keras' argmax tells them apart by."""
+    home: Any = importlib.import_module("keras.src.backend.tensorflow.numpy")
+    before = getattr(home, "signbit", None)
+    if before is None:  # private to Keras, so it may go; the comparison then tells
+        yield
+        return
+    home.signbit = lambda x: x < 0
+    try:
+        yield
+    finally:
+        home.signbit = before
 
 
 def _reason(error: Exception, model: Any, graph: Any) -> str:

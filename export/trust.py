@@ -6,6 +6,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from export import ExportError, parity
 from zoo import tasks
 
@@ -29,8 +31,11 @@ def calibrated(model: Any, splits: Any, method: str) -> tuple[Any, dict[str, Any
     from zoo.evaluate import calibration
 
     signature = splits.signature
-    if signature.task == "regression":
-        raise ExportError("a regression has no probabilities to calibrate; leave out calibrate=, or give conformal=0.9")
+    if not signature.one_label:
+        instead = ", or give conformal=0.9" if signature.task == "regression" else ""
+        raise ExportError(
+            f"a {signature.task} has no probabilities of one label to calibrate; leave out calibrate={instead}"
+        )
     name = tasks.get(signature.task).output
     held, test = (parity.keras_answers(model, signature, part.x)[name] for part in (splits.validation, splits.test))
     try:
@@ -68,6 +73,8 @@ def conformal_sets(paths: Mapping[str, Path], splits: Any, level: float) -> dict
     from zoo.evaluate import conformal
 
     task = splits.signature.task
+    if not splits.signature.one_number:
+        raise ExportError(f"conformal sets hold labels or values, and the task is {task}; leave out conformal=")
     method = "residual" if task == "regression" else "aps"
     name = tasks.get(task).output
     thresholds, coverage, size = {}, {}, {}
@@ -91,6 +98,39 @@ def conformal_sets(paths: Mapping[str, Path], splits: Any, level: float) -> dict
     }
 
 
+def verification(paths: Mapping[str, Path], splits: Any) -> dict[str, Any]:
+    """When two embeddings are of one identity: thresholds by form, set on the validation split, measured on the test split.
+
+    Args:
+        paths: ONNX file by precision.
+        splits: `zoo.data.Data` of embeddings.
+
+    Raises:
+        ExportError: a split has no pairs of one identity and of two.
+    """
+    from zoo.evaluate import verification as pairs
+
+    task = tasks.get(splits.signature.task)
+    found: dict[str, Any] = {"measure": "cosine", "thresholds": {}}
+    figures: dict[str, dict[str, float]] = {"accuracy": {}, "false_acceptance": {}, "false_rejection": {}}
+    for key, path in paths.items():
+        live = parity.session(path)
+        try:
+            held, test = (
+                pairs.verify(task.scored(parity.run(live, part.x)), part.y[:, 0], pairs.given(part.y))
+                for part in (splits.validation, splits.test)
+            )
+        except ValueError as error:
+            raise ExportError(f"cannot set the threshold of verification: {error}") from error
+        limit = round(held.threshold, 6)
+        found["thresholds"][key], found["pairs"] = limit, len(held.pairs)
+        accepted, same = test.similarity > limit, test.pairs.same
+        figures["accuracy"][key] = round(float(np.mean(accepted == same)), 6)
+        figures["false_acceptance"][key] = round(float(np.mean(accepted[~same])), 6)
+        figures["false_rejection"][key] = round(float(np.mean(~accepted[same])), 6)
+    return found | figures
+
+
 def described(calibration: Mapping[str, Any], conformal: Mapping[str, Any], precisions: Iterable[str]) -> list[str]:
     """Sentences for the model card."""
     lines = []
@@ -111,3 +151,19 @@ def described(calibration: Mapping[str, Any], conformal: Mapping[str, Any], prec
             f"like these ({conformal['method']}, from {conformal['rows']:,} validation rows). On the test split: {figures}."
         )
     return lines
+
+
+def verdicts(verification: Mapping[str, Any]) -> list[str]:
+    """Sentences for the model card on when two embeddings are of one identity."""
+    if not verification:
+        return []
+    figures = "; ".join(
+        f"{key} above {limit:.4f}, which is right for {verification['accuracy'][key]:.2%} of the test split's pairs "
+        f"({verification['false_acceptance'][key]:.2%} of pairs of two identities accepted, "
+        f"{verification['false_rejection'][key]:.2%} of pairs of one refused)"
+        for key, limit in verification["thresholds"].items()
+    )
+    return [
+        f"Two rows count as one identity where the cosine of their embeddings lies above a threshold from "
+        f"{verification['pairs']:,} pairs of the validation split: {figures}."
+    ]

@@ -19,6 +19,7 @@ from serve.admin import admin_routes
 from serve.drift import Drift
 from serve.errors import RequestError
 from serve.explainer import TARGET, Explainer
+from serve.gallery import Gallery
 from serve.guard import Guard, protect
 from serve.jobs import Jobs
 from serve.live import Live
@@ -43,6 +44,7 @@ def create_app(
     traffic: Any = None,
     drift: Any = None,
     jobs: Jobs | None = None,
+    gallery: Gallery | None = None,
     precision: str | None = None,
     threads: int | None = None,
     engine: str = "onnxruntime",
@@ -63,6 +65,7 @@ def create_app(
         drift: a `Drift`, which tells how far inputs and answers are from the validation split's; one of the store if
             None.
         jobs: keeps background jobs; with standard limits if None.
+        gallery: keeps the identities that are enrolled for models that embed; one in memory if None.
         precision: stored form to serve, such as "int8"; each bundle's default if None.
         threads: threads one request may use; every core if None.
         engine: "onnxruntime", "openvino" where it is installed, or "auto" for the faster one on this machine.
@@ -102,7 +105,17 @@ def create_app(
     _health_routes(app, store, monitor)
     standard_routes(app, store, monitor)
     people_routes(
-        app, store, monitor, explainer, jobs, live, guard=guard, traffic=traffic, drift=drift, max_pixels=max_pixels
+        app,
+        store,
+        monitor,
+        explainer,
+        jobs,
+        live,
+        guard=guard,
+        traffic=traffic,
+        drift=drift,
+        gallery=gallery,
+        max_pixels=max_pixels,
     )
     admin_routes(app, store, traffic, guard)
     openapi_routes(app, store)

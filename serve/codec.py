@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from serve import sets
+from serve import boxes, embeddings, masks, sets
 from serve.errors import RequestError, did_you_mean, shown
 from serve.manifest import Manifest, Port
 from serve.tensors import to_array
@@ -24,6 +24,8 @@ LONGEST_CELL = csv.field_size_limit()  # characters
 MOST_UNKNOWN = 200  # columns of a CSV file that are left out with a note
 MOST_NOTES = 20
 Inputs = dict[str, np.ndarray]
+# tasks whose answers are more than a label or a value, each with the module for it
+READERS = {"segmentation": masks, "detection": boxes, "embedding": embeddings}
 
 
 class Batch:
@@ -435,21 +437,38 @@ def to_row(inputs: dict[str, np.ndarray], row: int, manifest: Manifest) -> dict[
     return cells
 
 
+def needed(manifest: Manifest) -> list[str] | None:
+    """Outputs that `answers` reads; None for all."""
+    reader = READERS.get(manifest.task)
+    return None if reader is None else list(reader.NEEDED)
+
+
+def forms(manifest: Manifest) -> tuple[str, ...]:
+    """Forms in which `answers` can give what is neither label nor value, the usual one first; empty without any."""
+    reader = READERS.get(manifest.task)
+    return () if reader is None else reader.FORMS
+
+
 def answers(
-    outputs: dict[str, np.ndarray], manifest: Manifest, *, top: int, precision: str | None = None
+    outputs: dict[str, np.ndarray], manifest: Manifest, *, top: int, precision: str | None = None, form: str = ""
 ) -> list[dict[str, Any]]:
     """Outputs as people read them, one per row.
 
     Args:
-        outputs: `probabilities` (batch, classes) or `value` (batch, 1).
+        outputs: `probabilities` (batch, classes) or `value` (batch, 1), or those that `needed` names.
         manifest: the model's.
         top: how many labels to give, most probable first.
         precision: stored form that answered, whose conformal threshold is taken; the manifest's default if None.
+        form: one of `forms`, the usual one if empty.
 
     Returns:
         `{"label", "probability", "top": [{"label", "probability"}, …]}`, or `{"value", "target"}` for regression. A
-        bundle with conformal thresholds adds `"set"`, labels, most probable first, or `"low"` and `"high"`.
+        bundle with conformal thresholds adds `"set"`, labels, most probable first, or `"low"` and `"high"`. Of a
+        segmentation see `serve.masks.answers`.
     """
+    reader = READERS.get(manifest.task)
+    if reader is not None:
+        return reader.answers(outputs, manifest, form or reader.FORMS[0])
     (values,) = (outputs[port.name] for port in manifest.outputs[:1])
     limit = sets.threshold(manifest, precision)
     if manifest.task == "regression":
@@ -478,10 +497,15 @@ def answers_csv(predictions: list[dict[str, Any]], manifest: Manifest) -> str:
         manifest: the model's.
 
     Returns:
-        Columns label, probability, label_2, probability_2 … or the target's name, one line per row.
+        Columns label, probability, label_2, probability_2 … or the target's name, one line per row. Of a segmentation
+        the share that each label covers.
     """
     file = io.StringIO(newline="")
     writer = csv.writer(file)
+    reader = READERS.get(manifest.task)
+    if reader is not None:
+        writer.writerows(reader.table(predictions, manifest))
+        return file.getvalue()
     if manifest.task == "regression":
         writer.writerow(manifest.labels[:1])
         writer.writerows([row["value"]] for row in predictions)

@@ -241,12 +241,12 @@ def image_summaries(images: np.ndarray) -> dict[str, np.ndarray]:
 SUMMARIES = ("brightness", "contrast", "sharpness")
 
 
-def answer_summaries(
-    outputs: dict[str, np.ndarray], task: str, labels: tuple[str, ...]
-) -> dict[str, np.ndarray]:
+def answer_summaries(outputs: dict[str, np.ndarray], task: str, labels: tuple[str, ...]) -> dict[str, np.ndarray]:
     """Numbers that each answer is watched by, (batch,) each, where an answer is more than a label or a value.
 
-    Of a segmentation the share of the picture that each label covers.
+    Of a segmentation the share of the picture that each label covers; of a detection how many boxes of each label have a
+    score of 0.5 or more, and the mean score of those that the picture has. Of an embedding over how many of its numbers its
+    length is spread, as a share of them (the inverse participation ratio).
 
     Args:
         outputs: answers by port name, batch first; not all of them need be there.
@@ -256,6 +256,15 @@ def answer_summaries(
     if task == "segmentation" and "mask" in outputs:
         masks = outputs["mask"]
         return {f"share of {label}": (masks == place).mean(axis=(1, 2)) for place, label in enumerate(labels)}
+    if task == "detection" and {"scores", "classes"} <= outputs.keys():
+        scores, classes = outputs["scores"], outputs["classes"]
+        sure = scores >= 0.5
+        found = {f"boxes of {label}": (sure & (classes == place)).sum(axis=1) for place, label in enumerate(labels)}
+        return found | {"score of boxes": (scores * sure).sum(axis=1) / np.maximum(sure.sum(axis=1), 1)}
+    if task == "embedding" and "embedding" in outputs:
+        squares = outputs["embedding"].astype(np.float64) ** 2
+        fourth = np.maximum((squares**2).sum(axis=1), 1e-300)
+        return {"spread": squares.sum(axis=1) ** 2 / fourth / squares.shape[1]}
     return {}
 
 

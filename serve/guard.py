@@ -320,7 +320,7 @@ def _origin(origin: str) -> str:
 
 
 ADMITTED = "zooroad.admitted"  # in a WSGI environment: scope, model and identity that the guard was asked for before
-NAMED = re.compile(r"/(?:v2/models|v1/models|predict|explain|jobs|feedback)/([^/:]+)")
+NAMED = re.compile(r"/(?:v2/models|v1/models|predict|explain|jobs|feedback|verify|search|admin/gallery)/([^/:]+)")
 OPEN = ("/", "/healthz", "/docs", "/openapi.json", "/v2", "/v2/")  # exact paths
 OPEN_BELOW = ("/page/", "/v2/health/", "/docs/")
 

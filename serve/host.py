@@ -109,6 +109,7 @@ def run(settings: Settings, *, guard: Guard | None = None, limits: Limits | None
 
     def make() -> Any:
         from serve.app import create_app
+        from serve.gallery import Gallery
 
         return create_app(
             fleet,
@@ -116,6 +117,7 @@ def run(settings: Settings, *, guard: Guard | None = None, limits: Limits | None
             monitor=monitor,
             traffic=traffic,
             drift=drift,
+            gallery=Gallery(settings.state or settings.store / ".state"),
             max_body=limits.body,
             max_pixels=settings.max_pixels,
             max_batch=settings.max_batch,

@@ -20,8 +20,9 @@ from typing import Any
 from serve import archives
 from serve.references import referenced
 
-FORMAT = 3
-_READ = (1, 2, 3)  # 2 added files beside an ONNX file, times, changes, what device files are; 3 calibration
+FORMAT = 4
+# 2 added files beside an ONNX file, times, changes, what device files are; 3 calibration; 4 verification
+_READ = (1, 2, 3, 4)
 SUMS = "SHA256SUMS"
 SIGNATURE = "SIGNATURE"
 MANIFEST = "model.json"
@@ -140,6 +141,10 @@ class Manifest:
             expected calibration error before and after; ONNX files do this themselves.
         conformal: sets or intervals that `/predict` answers: method, level, thresholds by precision, and the coverage
             and size measured on the held-out split.
+        verification: of an embedding, when two rows are one identity: the `measure` ("cosine"), `thresholds` by
+            precision, chosen on pairs of the validation split, and on those of the held-out split the shares of pairs
+            judged rightly (`accuracy`), of two identities taken for one (`false_acceptance`) and of one taken for two
+            (`false_rejection`), each by precision.
     """
 
     name: str
@@ -160,6 +165,7 @@ class Manifest:
     preprocess: dict[str, Any] = field(default_factory=dict)
     calibration: dict[str, Any] = field(default_factory=dict)
     conformal: dict[str, Any] = field(default_factory=dict)
+    verification: dict[str, Any] = field(default_factory=dict)
     format: int = FORMAT
 
     def to_json(self) -> str:
@@ -224,9 +230,14 @@ def _check_types(manifest: Manifest) -> None:
             raise ValueError(f"precision {key!r:.80} has a parity of a further output that is no number")
     if not all(isinstance(text, str) for text in texts):
         raise ValueError("a name, label, unit or file is not text")
-    tables = (manifest.refused, manifest.training, manifest.edge, manifest.preprocess)
-    if not all(isinstance(table, dict) for table in (*tables, manifest.calibration, manifest.conformal)):
-        raise ValueError("refused, training, edge, preprocess, calibration and conformal are objects")
+    tables: tuple[Any, ...] = (manifest.refused, manifest.training, manifest.edge, manifest.preprocess)
+    tables = (*tables, manifest.calibration, manifest.conformal, manifest.verification)
+    if not all(isinstance(table, dict) for table in tables):
+        raise ValueError("refused, training, edge, preprocess, calibration, conformal and verification are objects")
+    if manifest.verification:
+        limits = manifest.verification.get("thresholds")
+        if not isinstance(limits, dict) or not all(type(limit) in (int, float) for limit in limits.values()):
+            raise ValueError("verification has no thresholds, or one that is no number")
     if manifest.conformal:
         thresholds = manifest.conformal.get("thresholds")
         known = {"regression": ("residual",)}.get(manifest.task, ("aps",))

@@ -17,7 +17,7 @@ import msgspec
 import numpy as np
 from flask import Flask, Response
 
-from serve import admin, codec, protocol
+from serve import admin, boxes, codec, embeddings, masks, protocol
 from serve.guard import scope_of
 from serve.manifest import Manifest
 from serve.protocol import Wanted
@@ -73,6 +73,7 @@ PORT = _object({"name": TEXT, "datatype": DATATYPE, "shape": SHAPE})
 DATA = _list({}, description="values, flat in row order or as nested lists; null where one is missing")
 SIZE = {**COUNT, "description": "bytes of this tensor after the JSON"}
 IMAGE = {"type": "string", "contentMediaType": "image/png"}
+SIMILARITY = {"type": "number", "minimum": -1, "maximum": 1, "description": "cosine of the two embeddings"}
 
 SCHEMAS: dict[str, Any] = {
     "Error": _object({"error": _object({"code": TEXT, "message": TEXT})}),
@@ -198,11 +199,56 @@ SCHEMAS: dict[str, Any] = {
             "low": NUMBER,
             "high": NUMBER,
             "target": TEXT,
+            "shares": _list(
+                _object({"label": TEXT, "share": NUMBER, "colour": TEXT}),
+                description="of a segmentation: how much of the picture each label covers, largest first",
+            ),
+            "mask": {**TEXT, "description": "data URL of a PNG whose pixels are the indices of the labels"},
+            "runs": _list(_list(COUNT), description="the mask as [index of the label, length], row by row"),
+            "height": COUNT,
+            "width": COUNT,
+            "boxes": _list(
+                _object({"label": TEXT, "score": NUMBER, "box": _list(NUMBER), "colour": TEXT}),
+                description="of a detection: left, top, right, bottom in pixels of a picture of this height and width",
+            ),
+            "embedding": {
+                "anyOf": [_list(NUMBER), TEXT],
+                "description": "unit vector; as base64 the same in little-endian float32",
+            },
+            "length": COUNT,
         },
         required=[],
     ),
     "Predictions": _object(
         {"model": TEXT, "version": TEXT, "predictions": _list(_ref("Prediction")), "notes": _list(TEXT)}
+    ),
+    "Verdict": _object(
+        {
+            "model": TEXT,
+            "version": TEXT,
+            "similarity": SIMILARITY,
+            "threshold": {"type": ["number", "null"]},
+            "same": {"type": ["boolean", "null"], "description": "whether the similarity is above the threshold"},
+            "notes": _list(TEXT),
+        }
+    ),
+    "Matches": _object(
+        {
+            "model": TEXT,
+            "version": TEXT,
+            "threshold": {"type": ["number", "null"]},
+            "matches": _list(
+                _list(_object({"name": TEXT, "similarity": SIMILARITY, "same": {"type": ["boolean", "null"]}})),
+                description="of each row, the most similar first",
+            ),
+            "notes": _list(TEXT),
+        }
+    ),
+    "Enrolled": _object(
+        {"model": TEXT, "version": TEXT, "name": TEXT, "embeddings": COUNT, "added": COUNT, "notes": _list(TEXT)}
+    ),
+    "Names": _object(
+        {"model": TEXT, "version": TEXT, "names": _list(_object({"name": TEXT, "embeddings": COUNT}))}
     ),
     "Explanation": _object({"model": TEXT, "version": TEXT, "notes": _list(TEXT)}),
     "Job": _object(
@@ -234,6 +280,13 @@ ROWS = {
 }
 PACKED = {"description": "the same JSON, and behind it the raw little-endian bytes of its binary tensors"}
 TOP = ("top", {"type": "integer", "minimum": 1, "default": 5}, "labels to give, most probable first")
+FORM = (
+    "form",
+    {"enum": [*masks.FORMS, *boxes.FORMS, *embeddings.FORMS]},
+    "how a segmentation's mask comes: png, a data URL and the usual form; runs, run lengths; none, the shares alone; which "
+    "boxes of a detection come: sure, the usual form, or all; how an embedding comes: numbers, the usual form, or base64",
+)
+NEAREST = ("top", {"type": "integer", "minimum": 1, "maximum": 100, "default": 5}, "identities to give of each row")
 VERSION = ("version", TEXT, "a version of the model; left out, the server chooses")
 LABEL = ("label", TEXT, "class to explain; left out, the predicted one")
 METHOD = (
@@ -288,9 +341,18 @@ BODIES: dict[str, tuple[dict[str, Any], dict[str, Any], tuple]] = {
     "GET /models": ({}, {JSON: _list(ANYTHING)}, ()),
     "GET /models/{model}/examples": ({}, {JSON: _list(ANYTHING)}, (VERSION,)),
     "GET /models/{model}/live": ({}, {JSON: ANYTHING}, (VERSION,)),
-    "POST /predict/{model}": (ROWS, {JSON: _ref("Predictions"), "text/csv": TEXT}, (TOP, VERSION)),
+    "POST /predict/{model}": (
+        ROWS,
+        {JSON: _ref("Predictions"), "text/csv": TEXT, "image/png": IMAGE},
+        (TOP, FORM, VERSION),
+    ),
     "POST /explain/{model}": (ROWS, {JSON: _ref("Explanation")}, (METHOD, LABEL, QUALITY, THEME, WIDTH, VERSION)),
-    "POST /jobs/{model}": (ROWS, {JSON: _ref("Job")}, (KIND, TOP, METHOD, LABEL, QUALITY, VERSION)),
+    "POST /verify/{model}": (ROWS, {JSON: _ref("Verdict")}, (VERSION,)),
+    "POST /search/{model}": (ROWS, {JSON: _ref("Matches")}, (NEAREST, VERSION)),
+    "GET /admin/gallery/{model}": ({}, {JSON: _ref("Names")}, (VERSION,)),
+    "PUT /admin/gallery/{model}/{name}": (ROWS, {JSON: _ref("Enrolled")}, (VERSION,)),
+    "DELETE /admin/gallery/{model}/{name}": ({}, {}, (VERSION,)),
+    "POST /jobs/{model}": (ROWS, {JSON: _ref("Job")}, (KIND, TOP, FORM, METHOD, LABEL, QUALITY, VERSION)),
     "GET /jobs": ({}, {JSON: _list(_ref("Job"))}, ()),
     "GET /jobs/{job}": ({}, {JSON: _ref("Job"), "text/csv": TEXT}, ()),
     "DELETE /jobs/{job}": ({}, {}, ()),
@@ -317,7 +379,7 @@ SCHEMAS |= msgspec.json.schema_components(
     ref_template="#/components/schemas/{name}",
 )[1]
 NO_BODY_NEEDED = re.compile(r"/v2/repository/.*|/admin/.*/(promote|rollback)")
-STATUS = {"POST /jobs/{model}": "202", "DELETE /jobs/{job}": "204"}
+STATUS = {"POST /jobs/{model}": "202", "DELETE /jobs/{job}": "204", "DELETE /admin/gallery/{model}/{name}": "204"}
 NOT_READY = ("/ready", "/health/ready")  # answered with 503 and the same body while the answer is no
 
 

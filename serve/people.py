@@ -10,11 +10,13 @@ from typing import Any
 import msgspec
 from flask import Flask, Response, g, request
 
-from serve import codec
+from serve import codec, masks
 from serve.codec import Batch, Inputs
 from serve.errors import RequestError
 from serve.explainer import Explainer
+from serve.gallery import Gallery
 from serve.heads import seconds_of
+from serve.identities import identity_routes
 from serve.jobs import KINDS, Job, Jobs
 from serve.live import Live
 from serve.manifest import Port
@@ -24,7 +26,7 @@ from serve.standard import cached, reply
 from serve.store import Shelf
 from serve.tensors import decode_json
 
-JSON, CSV, TEXT = "application/json", "text/csv", "text/plain"
+JSON, CSV, TEXT, PNG = "application/json", "text/csv", "text/plain", "image/png"
 MOST_EXPLAINED = 500  # rows of one job of explanations, each of which takes seconds
 
 
@@ -39,9 +41,10 @@ def people_routes(
     guard: Any = None,
     traffic: Any = None,
     drift: Any = None,
+    gallery: Gallery | None = None,
     max_pixels: int,
 ) -> None:
-    """Add `/`, `/models`, `/predict`, `/explain` and `/jobs`.
+    """Add `/`, `/models`, `/predict`, `/explain` and `/jobs`, and the routes of `serve.identities`.
 
     Args:
         app: the app.
@@ -53,12 +56,21 @@ def people_routes(
         guard: says who may explain in a job, and which models a list shows; everybody and all if None.
         traffic: tells which version is pinned, canary or shadow, if given.
         drift: tells how far inputs are from those of training, if given.
+        gallery: keeps identities; in memory if None.
         max_pixels: most pixels an image file may declare.
     """
     bodies = _Bodies(max_pixels)
     _page_routes(app, store, live, guard=guard, traffic=traffic, drift=drift)
     _answer_routes(app, store, monitor, explainer, jobs, bodies)
     _job_routes(app, store, monitor, explainer, jobs, bodies, guard)
+    identity_routes(
+        app,
+        gallery or Gallery(),
+        monitor,
+        model_of=lambda name: _model(store, name),
+        read=bodies.read,
+        deadline=_deadline,
+    )
 
 
 def _page_routes(app: Flask, store: Shelf, live: Live, *, guard: Any, traffic: Any, drift: Any) -> None:
@@ -152,9 +164,10 @@ def _answer_routes(
 
     @app.post("/predict/<model>")
     def predict(model: str) -> Response:
-        """Answer image files, JSON rows, a CSV file or a text with labels or values."""
+        """Answer image files, JSON rows, a CSV file or a text with labels, values, or masks of images."""
         found = _model(store, model)
-        top, table = _whole("top", 5), _wants_csv()
+        top, form, table = _whole("top", 5), _form(found), _wants_csv()
+        picture = found.manifest.task == "segmentation" and request.accept_mimetypes.best_match([JSON, CSV, PNG]) == PNG
         batch = bodies.read(found)
         if batch.count > found.max_batch:
             message = (
@@ -162,8 +175,11 @@ def _answer_routes(
             )
             raise RequestError("bad_batch", message, 413)
         inputs, notes = batch.take()
-        answered = found.predict(inputs, deadline=_deadline())
-        predictions = codec.answers(answered, found.manifest, top=top, precision=found.precision)
+        answered = found.predict(inputs, codec.needed(found.manifest), deadline=_deadline())
+        if picture and batch.count == 1:
+            monitor.rows(found.name, found.version, 1)
+            return Response(masks.png(answered["mask"][0], found.manifest.labels), mimetype=PNG)
+        predictions = codec.answers(answered, found.manifest, top=top, precision=found.precision, form=form)
         monitor.rows(found.name, found.version, len(predictions))
         if table:
             return _csv(codec.answers_csv(predictions, found.manifest))
@@ -175,11 +191,17 @@ def _answer_routes(
         found = _model(store, model)
         options = _explanation(found)
         batch = bodies.read(found)
-        if batch.count != 1:
+        pair = found.manifest.task == "embedding"
+        if batch.count != (2 if pair else 1):
             message = f"an explanation is for one row; send one, or several to /jobs/{found.name}?kind=explain"
+            if pair:
+                message = f"what is explained of {found.name!r} is how alike two rows are; send two, got {batch.count}"
             raise RequestError("bad_batch", message)
         inputs, notes = batch.take()
         inputs = found.check(inputs)
+        if pair:
+            (rows,) = inputs.values()
+            inputs = {"left": rows[:1], "right": rows[1:]}
         told = explainer.explain(found.bundle, inputs, precision=found.precision, picture=_picture(), **options)
         return reply({"model": found.name, "version": found.version, **told, "notes": notes})
 
@@ -196,16 +218,20 @@ def _job_routes(
         if kind == "explain" and guard is not None:
             guard.admit(request.headers, "explain", request.remote_addr or "", model)
         found = _model(store, model)
-        top = _whole("top", 5)
+        top, form = _whole("top", 5), _form(found)
         options = _explanation(found)
         batch = bodies.read(found)
+        if kind == "explain" and found.manifest.task == "embedding":
+            message = f"a job explains single rows, and of {found.name!r} pairs are explained; send them to /explain"
+            raise RequestError("bad_parameter", message)
         if kind == "explain" and batch.count > MOST_EXPLAINED:
             message = f"a job explains at most {MOST_EXPLAINED} rows, got {batch.count}; split it"
             raise RequestError("too_many_rows", message, 413)
 
         def predict(inputs: Inputs) -> list[dict[str, Any]]:
             model = store.get(found.name, found.version)
-            predictions = codec.answers(model.predict(inputs), model.manifest, top=top, precision=model.precision)
+            answered = model.predict(inputs, codec.needed(model.manifest))
+            predictions = codec.answers(answered, model.manifest, top=top, precision=model.precision, form=form)
             monitor.rows(model.name, model.version, len(predictions))
             return predictions
 
@@ -328,6 +354,15 @@ def _whole(parameter: str, default: int) -> int:
     if not (text.isascii() and text.isdigit() and int(text[:9]) > 0):
         raise RequestError("bad_parameter", f"{parameter} must be a whole number above 0, got {text[:40]!r}")
     return int(text[:9])
+
+
+def _form(model: ModelLike) -> str:
+    """How an answer that is neither label nor value shall come, as the request asks."""
+    form, known = request.args.get("form", ""), codec.forms(model.manifest)
+    if form and form not in known:
+        what = f"one of {', '.join(known)}" if known else f"left out for {model.name!r}"
+        raise RequestError("bad_parameter", f"form must be {what}, got {form[:40]!r}")
+    return form
 
 
 def _explanation(model: ModelLike) -> dict[str, Any]:

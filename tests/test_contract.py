@@ -27,8 +27,25 @@ def task_for(entry):
 
 
 def targets_for(entry, model, rows=4):
-    classes = model.output_shape[-1]
+    if entry.tasks[0] == "embedding":
+        return task_for(entry).encode(np.arange(rows) // 2, 0)
+    classes = entry.tiny["classes"]
+    if entry.tasks[0] == "detection":  # a small, a middling and a large thing in each image of 32 pixels a side
+        things = [(3, 5, 13, 12, 0), (9, 6, 26, 23, 1), (1, 0, 30, 31, classes - 1)]
+        return task_for(entry).encode(np.array([things] * rows, "float32"), classes)
+    if entry.tasks[0] == "segmentation":
+        masks = np.random.default_rng(1).integers(0, classes, (rows, *model.output_shape[1:3]))
+        return task_for(entry).encode(masks.astype("uint8"), classes)
     return task_for(entry).encode(np.arange(rows) % classes, classes)
+
+
+def shape_of_output(entry, shape, classes, places=None):
+    """Of one row; a segmentation answers for every pixel, a detection at places, an embedding has a length, no classes."""
+    if entry.tasks[0] == "detection":
+        return (places, 5 + classes)
+    if entry.tasks[0] == "embedding":
+        return (entry.tiny["latent"],)
+    return (*shape[:2], classes) if entry.tasks[0] == "segmentation" else (classes,)
 
 
 def test_inputs_are_as_declared(built):
@@ -47,21 +64,26 @@ def test_image_models_take_any_size_channels_and_classes():
             continue
         seen += 1
         for shape in ((17, 23, 1), (33, 20, 4), (70, 70, 13)):
-            model = entry.build(**{**entry.tiny, "input_shape": shape, "classes": 7, "dropout": 0.2})
-            assert np.asarray(model(np.zeros((2, *shape), "float32"))).shape == (2, 7), (name, shape)
+            asked = {"input_shape": shape, "dropout": 0.2, "classes": 7}
+            asked = {argument: value for argument, value in asked.items() if argument in entry.signature}
+            assert "dropout" in asked or entry.tasks[0] == "detection", name
+            model = entry.build(**{**entry.tiny, **asked})
+            found = np.asarray(model(np.zeros((2, *shape), "float32"))).shape
+            assert found == (2, *shape_of_output(entry, shape, 7, model.output_shape[1])), (name, shape)
     assert seen >= 3
 
 
 def test_output_is_finite_and_of_the_tasks_shape(built):
     entry, model = built
     out = np.asarray(model(inputs_for(model)))
-    assert out.shape == (4, entry.tiny["classes"])
+    shape = shape_of_output(entry, entry.tiny["input_shape"], entry.tiny.get("classes"), model.output_shape[1])
+    assert out.shape == (4, *shape)
     assert np.isfinite(out).all()
 
 
 def test_one_step_moves_every_trainable_weight(built):
     entry, model = built
-    model.compile("sgd", task_for(entry).loss(entry.recipe.get("loss", ""), 0.0), run_eagerly=True)
+    model.compile("sgd", task_for(entry).loss_for(model, entry.recipe.get("loss", ""), 0.0), run_eagerly=True)
     before = [np.array(weight) for weight in model.trainable_weights]
     model.train_on_batch(inputs_for(model), targets_for(entry, model))
     still = [
@@ -82,8 +104,8 @@ def test_save_and_load_keep_the_outputs(built, tmp_path):
 
 
 def test_landmark_logits_gives_the_output(built):
-    _, model = built
-    assert model.get_layer("logits").output is model.output
+    entry, model = built
+    assert model.get_layer("embedding" if entry.tasks[0] == "embedding" else "logits").output is model.output
 
 
 def test_onnx_agrees(built, tmp_path):

@@ -13,6 +13,7 @@ _HOME = {
     "names": "zoo.registry",
     "show": "zoo.registry",
     "register": "zoo.registry",
+    "features": "zoo.backbone",
     "train": "zoo.training",
     "load": "zoo.training",
     "evaluate": "zoo.evaluate",

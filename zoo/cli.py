@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from zoo.commands import ablate, debug, evaluate, explain, robustness, serve
+from zoo.commands import ablate, debug, evaluate, explain, matrix, robustness, serve
 from zoo.commands.shared import quiet_backend, read_settings, with_data
 from zoo.remote import traffic
 
@@ -100,7 +100,7 @@ def show(
     given = {**recipe.arguments, **{key: getattr(recipe, key) for key in recipes.SETTINGS}}
     width = shutil.get_terminal_size().columns
     for key, value in given.items():
-        if key not in ("target", "seed", "epochs", "expected"):  # options of their own, and what is no setting
+        if key not in ("target", "seed", "epochs", "weights", "expected"):  # options of their own, and what is no setting
             text = f"{key}={','.join(map(str, value)) if isinstance(value, tuple) else value}"
             among = f"  {', '.join(recipes.CHOICES[key])}" if key in recipes.CHOICES else ""
             line = f"{text:<24}{among}" if among else text
@@ -496,6 +496,7 @@ ablate.register(app)
 debug.register(app)
 evaluate.register(app)
 explain.register(app)
+matrix.register(app)
 robustness.register(app)
 serve.register(app)
 app.add_typer(traffic, name="traffic")

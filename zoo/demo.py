@@ -87,9 +87,9 @@ def run(model: str, out: Path, epochs: int | None = None) -> None:
     _say("7", "serve the store and ask for one digit over HTTP")
     picture = out / "digit.png"
     Image.fromarray(whole.data.test.x["image"][0].squeeze()).save(picture)
-    with _server(out / "store") as (url, ready):
-        answer, seconds = _ask(f"{url}/predict/{NAME}", picture.read_bytes())
-    best = answer["predictions"][0]
+    with server(out / "store") as (url, ready):
+        answer, _, seconds = post(f"{url}/predict/{NAME}", picture.read_bytes(), {"Content-Type": "image/png"})
+    best = json.loads(answer)["predictions"][0]
     truth = whole.data.signature.labels[int(whole.data.test.y[0])]
     console.print(
         f"  ready after {ready:.1f} s; answered in {1000 * seconds:.1f} ms: {best['label']} with probability "
@@ -146,7 +146,7 @@ def _table(stages: list[dict[str, Any]], whole: Any) -> None:
 
 
 @contextmanager
-def _server(store: Path) -> Iterator[tuple[str, float]]:
+def server(store: Path) -> Iterator[tuple[str, float]]:
     """A real server process on a free port of this machine: its address and the seconds until it was ready."""
     started = time.perf_counter()
     command = [sys.executable, "-m", "serve", str(store), "--port", "0"]
@@ -180,9 +180,10 @@ def _server(store: Path) -> Iterator[tuple[str, float]]:
         process.stdout.close()
 
 
-def _ask(url: str, body: bytes) -> tuple[Any, float]:
-    request = urllib.request.Request(url, body, {"Content-Type": "image/png"})
+def post(url: str, body: bytes | None = None, headers: dict[str, str] | None = None) -> tuple[bytes, Any, float]:
+    """POST a body, or GET without one: the answer's body and headers, and the seconds it took."""
+    request = urllib.request.Request(url, body, headers or {})
     started = time.perf_counter()
     with urllib.request.urlopen(request, timeout=30) as response:
-        answer = json.load(response)
-    return answer, time.perf_counter() - started
+        answer = response.read()
+    return answer, response.headers, time.perf_counter() - started

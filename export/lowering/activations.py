@@ -146,7 +146,10 @@ def _celu(graph: Graph, call: Any, x: Value) -> Value:
 
 @lowers(layers.PReLU)
 @in_floats
-def _prelu(graph: Graph, layer: Any, x: Value) -> str:
+def _prelu(graph: Graph, layer: Any, x: Value) -> Any:
+    if x.channels_first and len(layer.alpha.shape) == x.rank - 1:
+        slope = graph.variable(layer.alpha, "alpha_first", lambda array: np.moveaxis(array, -1, 0))
+        return graph.first(graph.add("PRelu", x.first, slope))
     return graph.add("PRelu", x, graph.variable(layer.alpha, "alpha"))
 
 

@@ -2,6 +2,9 @@
 
 import { $, ask, button, figure, key, make, percent, tell } from "./common.js";
 import { save, showInput } from "./inputs.js";
+import { boxed, counted } from "./boxes.js";
+import { overlay } from "./masks.js";
+import { identify } from "./identities.js";
 import { look, watch } from "./live.js";
 
 const FEW = 8; // models, up to which each has a button
@@ -15,7 +18,7 @@ const route = (verb, parameters) => {
   const given = Object.entries(parameters).filter(([, value]) => value);
   return `/${verb}/${encodeURIComponent(model.name)}?${new URLSearchParams(given)}`;
 };
-const send = (path, { body, type }) => ask(path, { method: "POST", headers: { "Content-Type": type }, body });
+const send = (path, { body, type }) => ask(path, { method: "POST", headers: type ? { "Content-Type": type } : {}, body });
 
 // ---- one row
 
@@ -51,7 +54,7 @@ async function explain(how = {}) {
   $("explain").disabled = $("look").disabled = true;
   $("explanation").replaceChildren(make("p", { className: "quiet", textContent: "Explaining … the first time can take half a minute." }));
   try {
-    const why = await send(route("explain", { version: sent.version, ...seen(), ...how }), sent);
+    const why = await send(route("explain", { version: sent.version, ...seen(), ...how }), sent.pair ?? sent);
     if (mine === turn) showExplanation(why);
   } catch (error) {
     if (mine === turn) $("explanation").replaceChildren(make("p", { className: "problem", role: "alert", textContent: error.message }));
@@ -133,7 +136,7 @@ function clearAnswer(hint = "") {
   turn++;
   $("verdict").className = "quiet";
   $("verdict").textContent = hint;
-  for (const id of ["bars", "notes", "explanation", "job"]) $(id).replaceChildren();
+  for (const id of ["overlay", "bars", "notes", "explanation", "job"]) $(id).replaceChildren();
   $("timing").textContent = "";
   $("explain").hidden = $("look").hidden = $("curl").hidden = true;
   sent = null;
@@ -149,7 +152,18 @@ function show(answer, milliseconds) {
   $("verdict").className = "";
   $("job").replaceChildren();
   $("bars").classList.remove("stale");
-  if ("value" in first) {
+  $("overlay").replaceChildren(...("mask" in first ? [overlay(first, sent)] : []));
+  if ("embedding" in first) {
+    identified(first);
+  } else if ("boxes" in first) {
+    $("overlay").replaceChildren(boxed(first, sent));
+    $("verdict").replaceChildren(make("strong", { textContent: counted(first.boxes) }), ` found`);
+    $("bars").replaceChildren(...first.boxes.map(({ label, score, colour }) => bar(label, score, percent(score), colour)));
+  } else if ("shares" in first) {
+    const found = first.shares.find(({ label }) => label === first.label);
+    $("verdict").replaceChildren(make("strong", { textContent: first.label }), ` covers ${percent(found.share)} of the picture`);
+    $("bars").replaceChildren(...first.shares.map(({ label, share, colour }) => bar(label, share, percent(share), colour)));
+  } else if ("value" in first) {
     $("verdict").replaceChildren(make("strong", { textContent: figure(first.value) }), ` ${first.target}`);
     $("bars").replaceChildren();
   } else {
@@ -159,10 +173,25 @@ function show(answer, milliseconds) {
   notes(answer.notes);
   $("timing").textContent = `answered by version ${answer.version} in ${milliseconds.toFixed(0)} ms`;
   $("command").textContent = sent.command;
-  $("explain").disabled = $("look").disabled = $("explain").hidden = $("curl").hidden = false;
+  $("explain").disabled = $("look").disabled = $("curl").hidden = false;
+  $("explain").hidden = "embedding" in first; // of which a pair is explained, once there is one
   $("look").hidden = !model.maps;
   reveal();
   look();
+}
+
+async function identified({ length }) {
+  const mine = turn;
+  $("verdict").replaceChildren(make("strong", { textContent: "Embedded" }));
+  $("bars").replaceChildren();
+  try {
+    const pair = await identify($("overlay"), model, sent, length, bar);
+    if (mine !== turn) return;
+    sent.pair = pair;
+    $("explain").hidden = !pair;
+  } catch (error) {
+    if (mine === turn) tell(error.message);
+  }
 }
 
 // A long form may have moved the answer out of view; whoever draws is left alone.
@@ -172,9 +201,10 @@ function reveal() {
   for (const part of ["timing", "verdict"]) $(part).scrollIntoView({ block: "nearest" });
 }
 
-function bar(label, share, said) {
+function bar(label, share, said, colour = "") {
   const fill = make("div");
   fill.style.width = `${100 * share}%`;
+  fill.style.background = colour;
   return make("li", {}, make("span", { className: "label", textContent: label }), make("span", { className: "track" }, fill), make("span", { className: "share", textContent: said }));
 }
 

@@ -23,7 +23,8 @@ export function showInput(model, examples, on) {
     return on.clear();
   }
   const [, height, width, channels] = model.inputs[0].shape;
-  if (channels === 1 && height > 0 && height === width && height <= 64) drawing(examples, height, width, on);
+  const drawn = channels === 1 && height > 0 && height === width && height <= 64 && model.task === "image-classification";
+  if (drawn) drawing(examples, height, width, on);
   else picture(examples, on);
 }
 

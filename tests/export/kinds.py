@@ -15,6 +15,7 @@ import numpy as np
 from keras import activations, layers, ops
 
 from zoo.layers.detection import NonMaxSuppression, RoIAlign
+from zoo.layers.regions import Proposals, PyramidAlign, RankBoxes
 from zoo.layers.speech import CTCGreedyDecode
 
 Arrays = dict[str, np.ndarray]
@@ -328,6 +329,8 @@ add("activation_sparsemax", lambda x: ops.sparsemax(x), floats(None, 6))
 add("layer_relu", lambda x: layers.ReLU(max_value=1.5, negative_slope=0.1, threshold=0.2)(x), ROW)
 add("layer_leaky_relu", lambda x: layers.LeakyReLU(0.2)(x), ROW)
 add("layer_prelu", lambda x: layers.PReLU(shared_axes=[1, 2])(x), IMAGE)
+add("layer_prelu_behind_conv", lambda x: layers.PReLU(shared_axes=[1, 2])(layers.Conv2D(5, 3)(x)), IMAGE)
+add("layer_prelu_of_each_place", lambda x: layers.PReLU()(layers.Conv2D(5, 3, padding="same")(x)), IMAGE)
 add("layer_elu", lambda x: layers.ELU(0.7)(x), ROW)
 add("layer_softmax_of_axis_1", lambda x: layers.Softmax(axis=1)(x), FREE_STEPS)
 add("layer_softmax_of_two_axes", lambda x: layers.Softmax(axis=(1, 2))(x), FREE_STEPS)
@@ -1251,6 +1254,28 @@ add(
     lambda x, b: RoIAlign(2, 0.5, samples=3)(layers.Conv2D(4, 3, padding="same")(x), b),
     floats(None, None, 3),
     boxes(3, 16),
+)
+add(
+    "pyramid_align",
+    lambda x, y, b: PyramidAlign((1 / 4, 1 / 8), size=3)([x, y], b),
+    floats(40, 56, 4),
+    floats(20, 28, 4),
+    boxes(7, 150),
+)
+add(
+    "proposals",
+    lambda a, b, c, d: Proposals((32, 24), (8, 12), (0.5, 2.0), count=9, candidates=14)([a, b], [c, d])[0],
+    floats(8, 6, 2),
+    floats(4, 3, 2),
+    floats(8, 6, 8),
+    floats(4, 3, 8),
+)
+add(
+    "rank_boxes",
+    lambda x, d, b: RankBoxes((32, 24), candidates=8)(x, d, b, ops.sum(b, axis=-1) > 40),
+    floats(6, 4),
+    floats(6, 16),
+    boxes(6, 24),
 )
 add("ctc_greedy_decode", lambda x: CTCGreedyDecode()(x), floats(None, 4))
 add(

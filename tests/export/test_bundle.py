@@ -222,7 +222,7 @@ def test_ranges_learnt_in_training_are_those_of_the_int8_file(lenet, digits, dig
 
 def test_manifests_of_the_first_format_are_read(digits_bundle):
     raw = json.loads((digits_bundle.folder / "model.json").read_text())
-    assert raw.pop("calibration") == {} and raw.pop("conformal") == {}
+    assert raw.pop("calibration") == raw.pop("conformal") == raw.pop("verification") == {}
     raw |= {"format": 1, "edge": {"model.int8.tflite": {"bytes": 5, "difference": 0.5, "agreement": 0.9}}}
     del raw["preprocess"]
     for precision in raw["precisions"].values():
@@ -230,8 +230,8 @@ def test_manifests_of_the_first_format_are_read(digits_bundle):
             del precision[name]
     manifest = Manifest.from_json(json.dumps(raw))
     assert manifest.edge["model.int8.tflite"].precision == "int8" and manifest.precisions["fp32"].changes == {}
-    with pytest.raises(BundleError, match=r"model.json has format 4, this reader knows 3"):
-        Manifest.from_json(json.dumps(raw | {"format": 4}))
+    with pytest.raises(BundleError, match=r"model.json has format 5, this reader knows 4"):
+        Manifest.from_json(json.dumps(raw | {"format": 5}))
 
 
 def test_run_facts_go_into_the_manifest(perceptron_of_mixed, mixed, tmp_path):

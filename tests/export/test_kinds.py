@@ -76,6 +76,8 @@ def test_recurrent_layers_are_single_nodes(name, tmp_path):
         ("segment_sum", "ScatterND", 2),
         ("non_max_suppression", "NonMaxSuppression", 1),
         ("roi_align", "RoiAlign", 1),
+        ("pyramid_align", "RoiAlign", 2),
+        ("proposals", "NonMaxSuppression", 1),
         ("ode_fori_loop", "Loop", 1),
         ("rnn_bidirectional_gaps", "RNN", 1),
     ],

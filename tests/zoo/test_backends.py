@@ -32,6 +32,10 @@ def test_a_killed_run_goes_on_exactly(report):
         assert whole == again
 
 
+def test_a_killed_run_goes_on_exactly_while_parts_begin_to_learn(report):
+    assert report["let_go"] == [0, 0]
+
+
 def test_the_gradient_passes_what_is_rounded(report):
     assert report["straight_through"] < 1e-4
 

@@ -10,7 +10,7 @@ import pytest
 from zoo.data import Data, Rows, Signature, from_rows, load, names
 from zoo.data.rows import TEST
 
-OFFLINE = ("breast_cancer", "circles", "diabetes", "digits", "iris", "spirals", "wine")
+OFFLINE = ("breast_cancer", "cells", "circles", "diabetes", "digits", "iris", "shapes", "shapes_boxes", "spirals", "wine")
 
 
 def _rows(x, y, labels=("no", "yes"), task="classification", **more):
@@ -28,7 +28,7 @@ def _rows(x, y, labels=("no", "yes"), task="classification", **more):
 
 
 def test_all_names_are_listed():
-    assert set(OFFLINE) | {"mnist", "fashion_mnist", "cifar10"} == set(names())
+    assert set(OFFLINE) | {"digit_identities", "mnist", "fashion_mnist", "cifar10"} == set(names())
 
 
 @pytest.mark.parametrize("name", OFFLINE)

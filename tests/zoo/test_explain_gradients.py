@@ -14,13 +14,7 @@ from zoo import registry
 from zoo.data.signature import Calibration, ImagePreprocess, Signature, TablePreprocess
 from zoo.explain.clock import Clock
 from zoo.explain.deep import deep
-from zoo.explain.gradients import (
-    _allotted,
-    _drawn,
-    expected_gradients,
-    gradient_times_input,
-    integrated_gradients,
-)
+from zoo.explain.gradients import _lattice, expected_gradients, gradient_times_input, integrated_gradients
 from zoo.explain.network import Network
 from zoo.explain.probes import PASSES, changed
 from zoo.explain.sources import of_function, subject_of
@@ -168,20 +162,23 @@ def test_expected_gradients_are_right_on_average_and_each_row_gets_what_it_would
         np.testing.assert_allclose(alone.values[0], together.values[row], atol=1e-6)
 
 
-def test_most_samples_go_where_contributions_are_large():
-    along, weights = _drawn(np.array([[1, 4, 2], [3, 3, 1]]), 0.6, [5])
-    for row, numbers in enumerate(([1, 4, 2], [3, 3, 1])):
-        part = np.floor(along[row] * 3).astype(int)
-        assert np.bincount(part).tolist() == numbers
-        for each, number in enumerate(numbers):  # one in each equal part of a part
-            inside = np.sort(along[row][part == each] * 3 - each) * number
-            assert np.floor(inside).astype(int).tolist() == list(range(number))
-            assert weights[row][part == each].sum() == pytest.approx(0.2)
-    along = np.tile((np.arange(6) + 0.5) / 6, (2, 1))
-    steep = np.array([[0, 0, 0, 0, 100.0, 100], [0, 0, 0, 0, 0, 0]])
-    numbers = _allotted(steep, along, 3, 30)
-    assert numbers.sum(axis=1).tolist() == [30, 30] and numbers.min() >= 1
-    assert numbers[0, 2] > 2 * numbers[0, 1] > 10 * numbers[0, 0] and numbers[1].tolist() == [10, 10, 10]
+@pytest.mark.parametrize("samples", [30, 45, 64])
+def test_points_lie_evenly_along_the_way_and_among_background_rows(samples):
+    random = np.random.default_rng(0)
+    points, references = [random.normal(size=(2, 4, 1))], [random.normal(size=(1, 30, 4, 1))]
+    who, along = _lattice(points, references, samples, 5)
+    assert who.shape == along.shape == (2, samples)
+    for row in range(2):
+        assert np.floor(np.sort(along[row]) * samples).astype(int).tolist() == list(range(samples))
+        times = np.bincount(who[row], minlength=30)
+        assert times.min() >= samples // 30 and times.max() <= samples // 30 + 1
+        near = np.argsort(np.square(points[0][row] - references[0][0]).sum(axis=(1, 2)))
+        place = np.empty(30, int)
+        place[near] = np.arange(30)
+        for side in (place[who[row]] < 15, place[who[row]] >= 15):  # near and far rows are seen from everywhere
+            assert np.diff(np.sort(along[row][side]), prepend=0, append=1).max() < 5 / samples
+    others = [_lattice(points, references, samples, seed) for seed in range(200)]
+    assert np.mean([o[1] for o in others], axis=0) == pytest.approx(np.full((2, samples), 0.5), abs=0.1)
 
 
 @pytest.mark.parametrize("method", [expected_gradients, integrated_gradients])
@@ -217,6 +214,36 @@ def test_what_is_compiled_follows_the_model_and_goes_with_it(method):
     del model
     gc.collect()
     assert gone() is None
+
+
+def test_the_base_is_remembered_until_a_weight_changes():
+    model = explain_check.image_model()
+    background = np.random.default_rng(3).normal(size=(20, 8, 8, 2)).astype("float32")
+    subject = subject_of(model, None, background, None, kind="image")
+    raw = subject.check(explain_check.rows()[0])
+    calls = []
+
+    def check(subject, background):
+        found = expected_gradients(subject, raw, np.array([0, 1, 2]), clock=Clock(), samples=50)
+        expected = subject.predict({"image": background}).mean(axis=0)
+        np.testing.assert_allclose(found.base, expected, atol=1e-6)
+        np.testing.assert_allclose(total(found), subject.predict(raw)[range(3), range(3)], atol=1e-6)
+        calls.append(found.calls)
+        return expected
+
+    first = check(subject, background)
+    check(subject, background)
+    assert calls[-1] == 3 * 51  # gradients alone
+    check(subject_of(model, None, background[:10], None, kind="image"), background[:10])
+    model.compile(keras.optimizers.SGD(1.0), "mse")
+    model.train_on_batch(background, np.full((20, 3), 4.0, "float32"))
+    assert np.abs(check(subject, background) - first).max() > 1e-3
+    assert calls[-1] == 3 * 51 + 20
+    bias = model.get_layer("logits").bias
+    bias.assign(bias + np.array([0.01, 0, 0], "float32"))
+    second = check(subject, background)
+    bias.assign(bias - np.array([0.01, 0, 0], "float32"))
+    assert np.abs(check(subject, background) - second).max() > 1e-4
 
 
 def test_deep_is_the_rescale_rule_on_a_small_network():

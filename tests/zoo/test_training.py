@@ -177,7 +177,7 @@ def test_every_optimiser_lowers_the_loss(name):
     assert float(np.sum(np.square(variable.numpy()))) < start
 
 
-@pytest.mark.parametrize("name", recipes.AUGMENTATIONS)
+@pytest.mark.parametrize("name", [name for name in recipes.AUGMENTATIONS if name != "mosaic"])  # which is for boxes
 def test_augmentation_keeps_shape_range_and_mass_of_targets(name):
     from zoo.training import augment
 

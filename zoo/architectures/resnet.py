@@ -76,7 +76,7 @@ def _check(input_shape, stem, depth):
                     url="https://huggingface.co/timm/resnet18.a1_in1k/resolve/ebd61f9c7420e5b5b53262b8ce6bbe311e1e872a/model.safetensors",
                     checksum="sha256:80c49dee3da4822c009c5a7fe591e9223c5a2cfcf95a4067ca4dfb5a7b89c612",
                     licence="Apache-2.0, as the model card states",
-                    inputs="RGB in 0 … 1, minus (0.485, 0.456, 0.406), over (0.229, 0.224, 0.225)",
+                    inputs="torch",
                 )
             },
         ),
@@ -89,7 +89,7 @@ def _check(input_shape, stem, depth):
                     url="https://storage.googleapis.com/tensorflow/keras-applications/resnet/resnet101_weights_tf_dim_ordering_tf_kernels.h5",
                     checksum="md5:f1aeb4b969a6efcfb50fad2f0c20cfc5",
                     licence="MIT, as keras-applications states",
-                    inputs="BGR in 0 … 255, minus (103.939, 116.779, 123.68)",
+                    inputs="caffe",
                 )
             },
         ),
@@ -101,7 +101,7 @@ def _check(input_shape, stem, depth):
                     url="https://storage.googleapis.com/tensorflow/keras-applications/resnet/resnet152_weights_tf_dim_ordering_tf_kernels.h5",
                     checksum="md5:100835be76be38e30d865e96f2aaae62",
                     licence="MIT, as keras-applications states",
-                    inputs="BGR in 0 … 255, minus (103.939, 116.779, 123.68)",
+                    inputs="caffe",
                 )
             },
         ),
@@ -114,13 +114,13 @@ def _check(input_shape, stem, depth):
             url="https://storage.googleapis.com/tensorflow/keras-applications/resnet/resnet50_weights_tf_dim_ordering_tf_kernels.h5",
             checksum="md5:2cb95161c43110f7111970584f804107",
             licence="MIT, as keras-applications states",
-            inputs="BGR in 0 … 255, minus (103.939, 116.779, 123.68)",
+            inputs="caffe",
         ),
         "timm": dict(
             url="https://huggingface.co/timm/resnet50.a1_in1k/resolve/5d9e13b8fdab4d9718bcf2c8f5c3af01878367e8/model.safetensors",
             checksum="sha256:773525d5821de224f8f30c33377b7a795d7863e08522698200d3217d3f2a41bb",
             licence="Apache-2.0, as the model card states",
-            inputs="RGB in 0 … 1, minus (0.485, 0.456, 0.406), over (0.229, 0.224, 0.225)",
+            inputs="torch",
         ),
     },
 )
@@ -190,7 +190,7 @@ def resnet(
             url="https://storage.googleapis.com/tensorflow/keras-applications/resnet/resnet50v2_weights_tf_dim_ordering_tf_kernels.h5",
             checksum="md5:3ef43a0b657b3be2300d5770ece849e0",
             licence="MIT, as keras-applications states",
-            inputs="RGB over 127.5, minus 1",
+            inputs="tf",
         )
     },
 )

@@ -407,7 +407,7 @@ def _copy(model):
         raise ValueError(
             f"model {model.name!r} cannot be copied: {reason} Give its own layers a get_config that returns all arguments"
         ) from error
-    copy.set_weights(model.get_weights())
+    copy.set_weights(graph(model).get_weights())  # a model may hold more, for its training
     return copy
 
 

@@ -354,7 +354,7 @@ class _Bench:
         self.reference: float | None = None
 
     def score(self, answers: dict[str, np.ndarray]) -> float:
-        return self.task.score(self.splits.validation.y, answers[self.task.output])
+        return self.task.score(self.splits.validation.y, self.task.scored(answers))
 
     def add(self, share: float, run: Run) -> None:
         """Measure a run's model in each form; where 8-bit integers alone lose too much, train it under quantization."""

@@ -14,6 +14,8 @@ from keras import layers
 from keras.src.ops import nn
 from keras.src.ops import numpy as array_ops
 
+from zoo.layers.capsules import ClassCapsules
+
 # Operations of `keras.ops` that multiply; without a rule below their cost is not known.
 _PRODUCTS = {
     "Matmul", "Dot", "Einsum", "Tensordot", "Inner", "Outer", "Kron", "Vdot", "Vecdot", "DotProductAttention",
@@ -406,3 +408,9 @@ def _convolution_operation(operation, of_weight, shapes, x, kernel):
 @_counts(layers.Embedding)
 def _look_up(layer, of_weight, shapes, x):
     return 0
+
+
+@_counts(ClassCapsules)
+def _class_capsules(layer, of_weight, shapes, x):
+    votes = _number(of_weight(layer.kernel))
+    return votes + (2 * layer.iterations - 1) * votes // _number(x.shape[2:])

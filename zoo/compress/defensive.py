@@ -32,8 +32,8 @@ class Tempered(Method):
         self.temperature = temperature
 
     def check(self, network, data, recipe):
-        if data.signature.task == "regression":
-            raise ValueError("a temperature softens classes, and the task is regression")
+        if not data.signature.one_label:
+            raise ValueError(f"a temperature softens classes of rows, and the task is {data.signature.task}")
 
     def loss(self, loss):
         return TemperedLoss(loss, self.temperature)

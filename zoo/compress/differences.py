@@ -333,6 +333,11 @@ def changes(
         for side in sides:
             check_fit(own, side.known)
     signature, part = splits[0].signature, getattr(splits[0], split)
+    if not signature.one_number:
+        raise ValueError(
+            f"changes are told of answers with one label or value, and the task is {signature.task}; "
+            "compare the two with zoo.evaluate.compare"
+        )
     _check_rows(splits, split)
     found = [side.ask(getattr(own, split).x, own.signature) for side, own in zip(sides, splits, strict=True)]
     for side, answer in zip(sides, found, strict=True):
@@ -424,7 +429,8 @@ def _load(source: Any, recipe: dict[str, Any], shape: tuple[int, ...] | None) ->
     shape = shape if shape and len(shape) == 3 else None
     seeds = recipe.get("split_seed"), recipe.get("seed")
     seed = next((seed for seed in seeds if seed is not None), 0)
-    return datasets.load(source, input_shape=shape, target=recipe.get("target") or None, seed=seed)
+    found = datasets.load(source, input_shape=shape, target=recipe.get("target") or None, seed=seed)
+    return datasets.scaled(found, recipe.get("scaling", ""))
 
 
 def _splits(side: _Side, sides: list[_Side], data: Any) -> Data:

@@ -22,7 +22,6 @@ from keras import layers, ops
 from zoo import data as datasets
 from zoo import registry, tasks
 from zoo.data import images
-from zoo.data.signature import ImagePreprocess
 from zoo.evaluate.report import opened, predictor
 from zoo.training import Run, as_run, check_folder, load, train, tune
 from zoo.training.fit import Method
@@ -238,8 +237,7 @@ class Teacher:
                 f"augmented rows of a table cannot be shown to {self.name!r}, which was trained on other rows; "
                 "leave augment out"
             )
-        pixels = x * np.asarray(step.std, np.float32) + np.asarray(step.mean, np.float32)
-        return self.of_raw(self.raw({"image": np.clip(np.rint(pixels), 0, 255).astype(np.uint8)}))
+        return self.of_raw(self.raw({"image": np.clip(np.rint(step.pixels(x)), 0, 255).astype(np.uint8)}))
 
     def of_raw(self, x):
         """Logits, or values standardised as the student's; then features. `x` is raw, in the teacher's size."""
@@ -273,7 +271,7 @@ def _at(signature, shape, name):
         raise ValueError(
             f"the teacher {name!r} reads {shape}, the data has {step.shape}; give it as a run, which knows its preprocessing"
         )
-    return dataclasses.replace(signature, preprocess=ImagePreprocess(*shape[:2], step.mean, step.std))
+    return dataclasses.replace(signature, preprocess=dataclasses.replace(step, height=shape[0], width=shape[1]))
 
 
 def _layer(model, name, role):
@@ -345,6 +343,11 @@ class Distillation(Method):
                 )
 
     def check(self, network, data, recipe):
+        if not data.signature.one_number:
+            raise ValueError(
+                f"a teacher's answers are one label or value for each row, and the task is {data.signature.task}; "
+                "train the smaller model from the labels"
+            )
         if not len(data.train) or not len(data.validation):
             raise ValueError(f"data {data.name!r} has no rows for training or validation; distillation needs both")
         shapes = [tuple(_layer(network, name, "student").output.shape[1:]) for name in self.pairs.values()]

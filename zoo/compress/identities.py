@@ -1,6 +1,6 @@
 """Which channels of a graph are one: every axis of every tensor is followed from where it is made to where it is read.
 
-Every place along an axis has an identity. A rule per layer kind (`layer_rules`, `operation_rules`) says which
+Every place along an axis has an identity. A rule per layer kind (`layer_rules`, `operation_rules`, `own_rules`) says which
 identities a call passes on, which it makes, and along which axes of its weights they lie; what must have the same
 length, such as two tensors that are added, becomes one identity. What ends as one is removed together or not at all,
 which is the dependency grouping of Fang, Ma, Song, Mi & Wang, "DepGraph: Towards Any Structural Pruning" (CVPR 2023,
@@ -91,7 +91,7 @@ class Identities:
     """
 
     def __init__(self, model, keep):
-        from zoo.compress import layer_rules, operation_rules  # noqa: F401 they fill the table of rules
+        from zoo.compress import layer_rules, operation_rules, own_rules  # noqa: F401 they fill the table of rules
 
         self.model = graph(model)
         self.keep = keep

@@ -91,7 +91,7 @@ def _rows(model, data, loss):
         rows = np.random.default_rng(0).permutation(len(data.train.y))[:_ROWS]
         x = signature.inputs({name: values[rows] for name, values in data.train.x.items()})
         y = task.encode(signature.targets(data.train.y[rows]), signature.outputs)
-        loss = loss or task.loss("", 0.0)
+        loss = loss or task.loss_for(model, "", 0.0)
     else:
         if not isinstance(data, tuple | list) or len(data) != 2:
             raise TypeError(f"data must be (inputs, targets) or zoo.data.Data, got a {type(data).__name__}")

@@ -8,14 +8,25 @@ from pathlib import Path
 
 import numpy as np
 
-from zoo.data import images, splits
+from zoo.data import images, splits, targets
 from zoo.data.builtin import BUILTIN
 from zoo.data.online import ONLINE
 from zoo.data.rows import TEST, TRAIN, VALIDATION, Rows, digests, fingerprint
 from zoo.data.signature import ImagePreprocess, Signature, TablePreprocess
 from zoo.registry import suggest
 
-__all__ = ["Data", "ImagePreprocess", "Rows", "Signature", "Split", "TablePreprocess", "from_rows", "load", "names"]
+__all__ = [
+    "Data",
+    "ImagePreprocess",
+    "Rows",
+    "Signature",
+    "Split",
+    "TablePreprocess",
+    "from_rows",
+    "load",
+    "names",
+    "scaled",
+]
 
 
 @dataclass(frozen=True)
@@ -24,7 +35,8 @@ class Split:
 
     Attributes:
         x: raw inputs by name, see `zoo.data.signature`.
-        y: class indices int64 `(rows,)`, or regression targets float32 `(rows,)` in their own unit.
+        y: class indices int64 `(rows,)`, regression targets float32 `(rows,)` in their own unit, or what else
+            `zoo.data.targets` has, such as masks uint8 `(rows, height, width)`.
     """
 
     x: dict[str, np.ndarray]
@@ -97,11 +109,16 @@ class Data:
             for name in ("mean", "std", "min", "max"):
                 rows.append((name, *(f"{getattr(np, name)(s.y):.4g}" if len(s) else "-" for s in self.splits.values())))
         else:
-            counts = [np.bincount(s.y, minlength=self.signature.outputs) for s in self.splits.values()]
-            rows = [("class", *self.splits, "share")]
+            kind, classes = targets.of(self.signature.task), self.signature.outputs
+            present = [kind.present(s.y, classes).sum(axis=0) for s in self.splits.values()]
+            counts = sum(kind.counts(s.y, classes) for s in self.splits.values())
+            rows = [("class" if self.signature.one_label else "rows with", *self.splits, "share")]
             for index, label in enumerate(self.signature.labels):
-                own = [int(count[index]) for count in counts]
-                rows.append((label, *(f"{n:,}" for n in own), f"{sum(own) / total:.1%}"))
+                share = counts[index] / max(1, counts.sum())
+                rows.append((label, *(f"{int(rows_of[index]):,}" for rows_of in present), f"{share:.1%}"))
+            whole = [kind.whole(s.y) for s in self.splits.values()]
+            if whole[0] is not None:
+                rows.append(("identities", *(f"{len(np.unique(codes)):,}" for codes in whole), ""))
             rows.append(("all", *(f"{len(s):,}" for s in self.splits.values()), "100.0%"))
         width = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
         table = [
@@ -153,9 +170,10 @@ def load(
     """Read a data set and split it.
 
     Args:
-        source: a name from `names()`; a folder with one folder of images per class, or with `train`, `validation` and
-            `test` folders of these; a `.csv` or `.parquet` file; an `.npz` file with arrays `x, y` or
-            `x_train, y_train, x_test, y_test`; or a `Data`, which is returned as it is.
+        source: a name from `names()`; a folder with one folder of images per class, or with folders `images` and
+            `masks` (see `zoo.data.masks`), or with `train`, `validation` and `test` folders of these; a `.csv` or
+            `.parquet` file; an `.npz` file with arrays `x, y` or `x_train, y_train, x_test, y_test`; or a `Data`, which
+            is returned as it is.
         input_shape: `(height, width, channels)` to resize and convert images to; None keeps their own.
         target: column to predict, for CSV and Parquet.
         task: "classification" or "regression", where the target's type does not say it: text, true/false and up to
@@ -183,6 +201,29 @@ def load(
     return from_rows(
         _read(source, input_shape, target, task), input_shape=input_shape, seed=seed, validation=validation, test=test
     )
+
+
+def scaled(data: Data, scaling: str) -> Data:
+    """The same rows, with images scaled as pretrained weights expect.
+
+    Args:
+        data: splits; only their signature changes.
+        scaling: see `zoo.data.signature.read_scaling`; "fitted" for statistics of the training rows, "" to leave it as it
+            is.
+
+    Raises:
+        ValueError: there is no such scaling, or no images.
+    """
+    step = data.signature.preprocess
+    if not scaling or (scaling == "fitted" and not getattr(step, "scaling", "")):
+        return data
+    if not isinstance(step, ImagePreprocess):
+        raise ValueError(f"scaling is for images, {data.name!r} has {step.kind} inputs; leave it out")
+    if scaling == "fitted":
+        step = ImagePreprocess.fit(data.train.x["image"])
+    else:
+        step = ImagePreprocess.declared(scaling, step.shape)
+    return replace(data, signature=replace(data.signature, preprocess=step))
 
 
 def _read(source: str | Path, input_shape: tuple[int, ...] | None, target: str | None, task: str | None) -> Rows:
@@ -220,21 +261,25 @@ def from_rows(
     """
     if not len(rows.y):
         raise ValueError(f"{rows.source} has no rows; give it at least a few dozen")
-    if rows.task != "regression" and len(rows.labels) < 2:
+    kind = targets.of(rows.task)
+    if len(rows.labels) < kind.least:
         raise ValueError(
-            f"{rows.source} has one class only, {', '.join(rows.labels)!r}; classification needs at least two"
+            f"{rows.source} has one class only, {', '.join(rows.labels)!r}; {rows.task.removeprefix('image-')} needs at least two"
         )
-    rows = replace(rows, y=rows.y.astype(np.float32 if rows.task == "regression" else np.int64))
+    rows = replace(rows, y=rows.y.astype(kind.dtype))
     if "image" in rows.x:
-        rows = replace(rows, x={"image": images.resize(rows.x["image"], input_shape)})
+        resized = images.resize(rows.x["image"], input_shape)
+        y = kind.resized(rows.y, rows.x["image"].shape[1:], resized.shape[1:])
+        rows = replace(rows, x={"image": resized}, y=y)
     elif input_shape is not None and len(tuple(input_shape)) != 1:
         raise ValueError(f"{rows.source} is a table, got input_shape={tuple(input_shape)} for images; leave it out")
     part = splits.assign(rows, validation, test, seed)
+    y = kind.numbered(rows.y, part == TRAIN)
     random = np.random.default_rng(seed)
     found = {}
     for split in (TRAIN, VALIDATION, TEST):
         order = random.permutation(np.flatnonzero(part == split))
-        found[split] = Split({key: values[order] for key, values in rows.x.items()}, rows.y[order])
+        found[split] = Split({key: values[order] for key, values in rows.x.items()}, y[order])
     signature = _fit(rows, found[TRAIN])
     if input_shape is not None and signature.preprocess.shape != tuple(input_shape):
         raise ValueError(

@@ -4,40 +4,58 @@ from pathlib import Path
 
 import numpy as np
 
-from zoo.data import images
+from zoo.data import coco, identities, images, masks
 from zoo.data.rows import OPEN, PARTS, Rows
 from zoo.registry import suggest
 
 
 def read(path: Path, input_shape: tuple[int, ...] | None, target: str | None, task: str | None) -> Rows:
-    """Rows of a folder, `.csv`, `.parquet` or `.npz`; the arguments are those of `zoo.data.load`.
+    """Rows of a folder, `.csv`, `.parquet`, `.npz` or COCO `.json`; the arguments are those of `zoo.data.load`.
 
     Raises:
         ValueError: another kind of file, or something in it that cannot be used.
     """
-    if task not in (None, "classification", "image-classification", "regression"):
-        raise ValueError(f"task must be 'classification' or 'regression', got {task!r}")
     kind = "folder" if path.is_dir() else path.suffix.lower()
+    if kind == "folder" and task in (None, "embedding") and (task or (path / identities.PAIRS).is_file()):
+        if target is not None:
+            raise ValueError(f"target={target!r} names a column, but {path} has none; leave it out")
+        return identities.read_folder(path, input_shape)
+    if kind == "folder" and task in (None, "segmentation") and masks.parts_in(path):
+        if target is not None:
+            raise ValueError(f"target={target!r} names a column, but {path} has none; leave it out")
+        return masks.read(path, input_shape)
+    if task not in (None, "classification", "image-classification", "regression"):
+        raise ValueError(
+            f"task must be 'classification' or 'regression', got {task!r}; 'segmentation' and 'embedding' are for folders "
+            "of their own form"
+        )
     if kind in (".csv", ".tsv", ".parquet"):
         from zoo.data import tables
 
         return tables.read(path, target, task)
     if target is not None:
         raise ValueError(f"target={target!r} names a column, but {path} has none; leave it out")
+    if kind == ".json" or (kind == "folder" and coco.files_in(path)):
+        if task is not None:
+            raise ValueError(f"{path} holds boxes, which are for detection, got task={task!r}; leave it out")
+        return coco.read(path, input_shape)
     if kind == ".npz":
         return read_npz(path, task)
     if kind == "folder":
         if task == "regression":
             raise ValueError(f"{path} is a folder of images per class, got task='regression'; leave it out")
         return images.read_folder(path, input_shape)
-    raise ValueError(f"{path} is of no known kind; give a folder of images per class, or a .csv, .parquet or .npz file")
+    raise ValueError(
+        f"{path} is of no known kind; give a folder of images per class, or a .csv, .parquet, .npz or COCO .json file"
+    )
 
 
 def read_npz(path: Path, task: str | None = None) -> Rows:
     """Rows of arrays `x, y`, or `x_train, y_train` and any of `x_validation, y_validation, x_test, y_test`.
 
     Inputs are uint8 `(rows, height, width[, channels])` for images, or numbers `(rows, columns)` with NaN where
-    missing. Targets are class indices or names, or floats to regress. `labels` and `columns` may hold names.
+    missing. Targets are class indices or names, floats to regress, or for images masks `(rows, height, width)` of class
+    indices, 255 where nobody knows them. `labels` and `columns` may hold names.
 
     Raises:
         ValueError: the file is damaged, or an array is missing or of another shape or type.
@@ -70,18 +88,22 @@ def read_npz(path: Path, task: str | None = None) -> Rows:
         )
     x = np.concatenate([arrays[key] for key, _, _ in keys])
     y = np.concatenate([arrays[key] for _, key, _ in keys])
+    given = tuple(map(str, arrays["labels"].tolist())) if "labels" in arrays else ()
+    part = np.concatenate([np.full(len(arrays[key]), split, np.int8) for key, _, split in keys])
+    if y.ndim == 3 and x.ndim in (3, 4) and task is None:
+        raw, _ = _inputs(path, x, arrays)
+        y, labels = masks.checked(str(path), raw["image"], y, given)
+        return Rows(path.stem, "segmentation", raw, y, labels, source=path.name, part=part)
     if y.ndim == 2 and y.shape[1] == 1:
         y = y[:, 0]
     if y.ndim != 1:
         raise ValueError(
             f"{path}: y must be (rows,), one class or one value each, got {y.shape}; use numpy.argmax for one-hot rows"
         )
-    given = tuple(map(str, arrays["labels"].tolist())) if "labels" in arrays else None
     raw, columns = _inputs(path, x, arrays)
-    chosen, indices, labels = targets(y, task, str(path), "y", given)
+    chosen, indices, labels = targets(y, task, str(path), "y", given or None)
     if "image" in raw and chosen == "classification":
         chosen = "image-classification"
-    part = np.concatenate([np.full(len(arrays[key]), split, np.int8) for key, _, split in keys])
     return Rows(path.stem, chosen, raw, indices, labels, source=path.name, numbers=columns, part=part)
 
 

@@ -63,14 +63,14 @@ def read_folder(path: Path, input_shape: tuple[int, ...] | None) -> Rows:
     if not any(part == TRAIN for _, part in places):
         places = [(path, OPEN)]
     listed = [
-        (file, folder.name, part) for place, part in places for folder in _visible(place) for file in _images_in(folder)
+        (file, folder.name, part) for place, part in places for folder in visible(place) for file in pictures_in(folder)
     ]
     labels = tuple(sorted({label for _, label, _ in listed}))
     if len(labels) < 2:
         raise ValueError(
             f"{path} needs one folder of images for each of at least two classes, found {', '.join(map(repr, labels)) or 'none'}"
         )
-    shape = check_shape(input_shape) if input_shape is not None else _common_shape([file for file, _, _ in listed])
+    shape = check_shape(input_shape) if input_shape is not None else common_shape([file for file, _, _ in listed])
     images = np.empty((len(listed), *shape), np.uint8)
     for row, (file, _, _) in enumerate(listed):
         images[row] = open_image(file, shape)
@@ -107,7 +107,8 @@ def open_image(file: Path, shape: tuple[int, int, int] | None):
         raise ValueError(f"cannot read the image {file}: {reason}; repair or remove it") from error
 
 
-def _visible(folder: Path) -> list[Path]:
+def visible(folder: Path) -> list[Path]:
+    """Sorted entries of a folder without hidden ones, and without those that macOS and Windows add by themselves."""
     return sorted(
         entry
         for entry in folder.iterdir()
@@ -115,10 +116,15 @@ def _visible(folder: Path) -> list[Path]:
     )
 
 
-def _images_in(folder: Path) -> list[Path]:
+def pictures_in(folder: Path) -> list[Path]:
+    """Sorted files of a class folder.
+
+    Raises:
+        ValueError: it is no folder, is empty, or holds folders.
+    """
     if not folder.is_dir():
         raise ValueError(f"{folder} stands beside the folders of the classes; move it into one of them, or away")
-    files = _visible(folder)
+    files = visible(folder)
     if not files:
         raise ValueError(f"the class folder {folder} is empty; add images, or remove it")
     for file in files:
@@ -127,8 +133,12 @@ def _images_in(folder: Path) -> list[Path]:
     return files
 
 
-def _common_shape(files: list[Path]) -> tuple[int, int, int]:
-    """The size of all images; grey only if all are grey."""
+def common_shape(files: list[Path]) -> tuple[int, int, int]:
+    """The size of all images; grey only if all are grey.
+
+    Raises:
+        ValueError: they differ in size, or one cannot be read.
+    """
     first, *rest = [open_image(file, None) for file in files]
     for file, shape in zip(files[1:], rest, strict=True):
         if shape[:2] != first[:2]:

@@ -17,9 +17,9 @@ class Rows:
 
     Attributes:
         name: name of the data set.
-        task: "image-classification", "classification" or "regression".
+        task: "image-classification", "classification", "regression", "segmentation" …, see `zoo.tasks`.
         x: raw inputs, see `zoo.data.signature`.
-        y: class indices int64 `(rows,)`, or regression targets float32 `(rows,)`.
+        y: class indices int64 `(rows,)`, regression targets float32 `(rows,)`, or what else `zoo.data.targets` has.
         labels: class names in the order of the indices; for regression the target's name.
         numbers, categories: column names of a table.
         part: the split the source itself assigns to each row, `OPEN` where it does not.

@@ -16,6 +16,8 @@ from typing import Any
 
 import numpy as np
 
+from zoo.data import targets
+
 EDGE = 1e-6  # probabilities nearer to 0 or 1 have no log odds in float32
 STEEPEST = 80.0  # log odds whose exponential float32 still holds
 
@@ -25,15 +27,58 @@ def _divisors(std: np.ndarray, mean: np.ndarray) -> list[float]:
     return np.where(std > 1e-7 * np.abs(mean), std, 1.0).tolist()
 
 
+# What pretrained weights expect of RGB pixels, 0 … 255: mean, std, and whether the model then takes BGR. The names are those of
+# keras.applications' `preprocess_input`; "torch" has the ImageNet statistics of torchvision's and most of timm's models.
+SCALINGS: dict[str, tuple[tuple[float, ...], tuple[float, ...], bool]] = {
+    "caffe": ((123.68, 116.779, 103.939), (1.0, 1.0, 1.0), True),
+    "tf": ((127.5,), (127.5,), False),
+    "torch": ((123.675, 116.28, 103.53), (58.395, 57.12, 57.375), False),
+}
+
+
+def read_scaling(text: str) -> tuple[tuple[float, ...], tuple[float, ...], bool]:
+    """Mean and std of each channel on the 0 … 255 scale, and whether the model takes the first three in reverse.
+
+    Args:
+        text: a name in `SCALINGS`, or `MEAN/STD` with one number each, or one for each channel as it comes and commas
+            between, such as "0/255"; `bgr:` before it for models that then take blue first.
+
+    Raises:
+        ValueError: it is neither, or a std is not above 0.
+    """
+    if text in SCALINGS:
+        return SCALINGS[text]
+    try:
+        mean, std = (tuple(map(float, part.split(","))) for part in text.removeprefix("bgr:").split("/"))
+    except ValueError:
+        mean, std = (), ()
+    if not mean or len(mean) != len(std) or not np.isfinite([*mean, *std]).all() or min(std) <= 0:
+        raise ValueError(
+            f"scaling must be one of {', '.join(SCALINGS)}, or MEAN/STD on the 0 … 255 scale with as many numbers before as "
+            f"behind, such as 0/255 or bgr:124,117,104/1,1,1; got {text!r}"
+        )
+    return mean, std, text.startswith("bgr:")
+
+
 @dataclass(frozen=True)
 class ImagePreprocess:
-    """Pixels to `(pixel - mean) / std`, per channel; mean and std are on the 0 … 255 scale."""
+    """Pixels to `(pixel - mean) / std`, per channel, and then to the order of channels that the model takes.
+
+    Attributes:
+        height, width: of the images, in pixels.
+        mean, std: of each channel as it comes, on the 0 … 255 scale.
+        kind: "image".
+        order: places of the model's channels among those that come, such as (2, 1, 0) for BGR; () as they come.
+        scaling: "" where mean and std were fitted on the training images; else what was declared, see `read_scaling`.
+    """
 
     height: int
     width: int
     mean: tuple[float, ...]
     std: tuple[float, ...]
     kind: str = "image"
+    order: tuple[int, ...] = ()
+    scaling: str = ""
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -53,9 +98,58 @@ class ImagePreprocess:
         variance = (share * (np.arange(256) - mean[:, None]) ** 2).sum(1)
         return cls(height, width, tuple(mean.tolist()), tuple(_divisors(np.sqrt(variance), mean)))
 
+    @classmethod
+    def declared(cls, scaling: str, shape: tuple[int, ...]) -> "ImagePreprocess":
+        """What pretrained weights expect, for images `(height, width, channels)`.
+
+        One channel in place of several takes the average of their figures; more channels than there are figures take these
+        again from the first on, as the adapted first convolution takes its kernels (`zoo.weights`).
+
+        Args:
+            scaling: see `read_scaling`.
+            shape: of one image.
+
+        Raises:
+            ValueError: the scaling cannot be read.
+        """
+        height, width, channels = shape
+        mean, std, backwards = read_scaling(scaling)
+        if len(mean) == 1:
+            mean, std = mean * channels, std * channels
+        swapped = min(3, channels) if backwards and channels > 1 else 0
+        order = (*range(swapped)[::-1], *range(swapped, channels))
+        figures = np.array([mean, std])
+        if channels == 1:
+            figures = figures.mean(axis=1, keepdims=True)
+        elif channels != len(mean):
+            taken = figures[:, ::-1] if backwards else figures  # in the order of the file's kernels
+            figures = taken[:, np.arange(channels) % len(mean)][:, np.argsort(order)]
+        means, stds = figures.tolist()
+        return cls(height, width, tuple(means), tuple(stds), order=order if swapped else (), scaling=scaling)
+
+    @property
+    def declaration(self) -> str:
+        """Text from which `declared` makes this step for images of any size."""
+        if self.scaling:
+            return self.scaling
+        return f"{','.join(map(repr, self.mean))}/{','.join(map(repr, self.std))}"
+
+    def ordered(self, values: Any) -> np.ndarray:
+        """Values `(…, channels)` of the channels as they come, in the model's order, float32."""
+        values = np.asarray(values, np.float32)
+        return values[..., list(self.order)] if self.order else values
+
+    def unordered(self, values: np.ndarray) -> np.ndarray:
+        """Values `(…, channels)` of the model's channels, in the order in which they come."""
+        return values[..., np.argsort(self.order)] if self.order else values
+
+    def pixels(self, inputs: np.ndarray) -> np.ndarray:
+        """Pixels on the 0 … 255 scale, float32 and neither rounded nor clipped, of the model's inputs `(batch, …)`."""
+        return self.unordered(inputs) * np.asarray(self.std, np.float32) + np.asarray(self.mean, np.float32)
+
     def __call__(self, raw: dict[str, np.ndarray]) -> np.ndarray:
         images = raw["image"].astype(np.float32)
-        return (images - np.asarray(self.mean, np.float32)) / np.asarray(self.std, np.float32)
+        return self.ordered((images - np.asarray(self.mean, np.float32)) / np.asarray(self.std, np.float32))
 
 
 @dataclass(frozen=True)
@@ -156,7 +250,7 @@ class Signature:
     """Task, labels and preprocessing of a data set, as fitted on its training split.
 
     Attributes:
-        task: "image-classification", "classification" or "regression".
+        task: "image-classification", "classification", "regression", "segmentation" …, see `zoo.tasks`.
         labels: class names in the order of the logits; for regression the target's name.
         preprocess: raw inputs to model input.
         target_mean, target_std: a regression model is trained on `(target - mean) / std`; 0 and 1 otherwise.
@@ -172,17 +266,30 @@ class Signature:
 
     @property
     def outputs(self) -> int:
-        """Number of outputs of the model's head."""
+        """Number of outputs of the model's head; for a segmentation, of each pixel."""
         return len(self.labels)
+
+    @property
+    def one_label(self) -> bool:
+        """Whether an answer is the probabilities of one label for each row."""
+        return isinstance(targets.of(self.task), targets.Classes)
+
+    @property
+    def one_number(self) -> bool:
+        """Whether an answer is one label or one value for each row, and no mask, box or the like."""
+        return self.one_label or self.task == "regression"
 
     def inputs(self, raw: dict[str, np.ndarray]) -> np.ndarray:
         """Model input, float32, from raw inputs."""
         return self.preprocess(raw)
 
     def targets(self, y: np.ndarray) -> np.ndarray:
-        """What the loss compares with: class indices `(batch,)` int64, or standardised values `(batch, 1)` float32."""
+        """What a task encodes for the loss.
+
+        Class indices `(batch,)` int64, standardised values `(batch, 1)` float32, or what else `zoo.data.targets` has.
+        """
         if self.task != "regression":
-            return y.astype(np.int64)
+            return targets.of(self.task).encoded(y)
         return ((y.reshape(len(y), -1) - self.target_mean) / self.target_std).astype(np.float32)
 
     def save(self, path: str | Path) -> None:
@@ -197,7 +304,7 @@ class Signature:
     @classmethod
     def from_dict(cls, raw: dict[str, Any]) -> "Signature":
         preprocess = dict(raw["preprocess"])
-        for key in ("mean", "std", "numbers"):
+        for key in ("mean", "std", "order", "numbers"):
             if key in preprocess:
                 preprocess[key] = tuple(preprocess[key])
         if preprocess["kind"] == "image":

@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from zoo.data import targets
 from zoo.data.rows import OPEN, TEST, TRAIN, VALIDATION, Rows, digests
 
 NAMES = {TRAIN: "train", VALIDATION: "validation", TEST: "test"}
@@ -11,7 +12,8 @@ def assign(rows: Rows, validation: float, test: float, seed: int) -> np.ndarray:
     """Give each row a split.
 
     Rows that the source assigns stay where they are, except that validation rows are taken from its training rows
-    when it has none, and test rows when it has none. Equal rows count as one, so they end up together.
+    when it has none, and test rows when it has none. Equal rows count as one, so they end up together, and so do the
+    rows of one identity.
 
     Args:
         rows: what was read.
@@ -34,44 +36,70 @@ def assign(rows: Rows, validation: float, test: float, seed: int) -> np.ndarray:
     free = np.flatnonzero((part == OPEN) | (part == TRAIN))
     part[free] = TRAIN
     random = np.random.default_rng(seed)
-    strata = [free] if rows.task == "regression" else [free[rows.y[free] == label] for label in range(len(rows.labels))]
-    group = _groups(rows, free)
-    for label, stratum in enumerate(strata):
-        what = f"class {rows.labels[label]!r}" if rows.task != "regression" else "the data"
-        own = stratum[rows.y[group[stratum]] == rows.y[stratum]] if rows.task != "regression" else stratum
-        _deal(part, own, group, wanted, random, f"{rows.source}: {what}")
+    kind = targets.of(rows.task)
+    strata = kind.strata(rows.y, len(rows.labels))
+    whole = kind.whole(rows.y)
+    group = _groups(rows, free, whole)
+    unit = ("different row", "different rows") if whole is None else ("identity", "identities")
+    for label in range(len(rows.labels)) if kind.each else np.unique(strata[free]):
+        stratum = free[strata[free] == label]
+        what = f"class {rows.labels[label]!r}" if kind.each else "the data"
+        own = stratum[strata[group[stratum]] == label]
+        _deal(part, own, group, wanted, random, f"{rows.source}: {what}", unit)
     part[free] = part[group[free]]  # equal rows of another class follow the first of them
-    for label in range(len(rows.labels)) if rows.task != "regression" else ():
-        if not ((part == TRAIN) & (rows.y == label)).any():
-            raise ValueError(
-                f"{rows.source}: class {rows.labels[label]!r} has no row left for training; add rows of this class"
-            )
+    learned = kind.present(rows.y[part == TRAIN], len(rows.labels)).any(axis=0)
+    for label in np.flatnonzero(~learned):
+        raise ValueError(
+            f"{rows.source}: class {rows.labels[label]!r} has no row left for training; add rows of this class"
+        )
     return part
 
 
-def _groups(rows: Rows, free: np.ndarray) -> np.ndarray:
-    """For each free row the index of the first row equal to it; the rest point at themselves."""
+def _groups(rows: Rows, free: np.ndarray, whole: np.ndarray | None = None) -> np.ndarray:
+    """For each free row the index of the first row that belongs together with it; the rest point at themselves.
+
+    Equal rows belong together, and those with one number in `whole`.
+    """
     group = np.arange(len(rows.y))
     first: dict[bytes, int] = {}
     found = digests({key: values[free] for key, values in rows.x.items()})
     for row, digest in zip(free.tolist(), found, strict=True):
         group[row] = first.setdefault(digest, row)
+    if whole is not None:
+        group[free] = free[_joined(whole[free], group[free])]
     return group
 
 
-def _count(rows: int) -> str:
-    return f"only {rows} different row{'s' * (rows != 1)}"
+def _joined(*codes: np.ndarray) -> np.ndarray:
+    """For each row the first row that is linked with it by an equal code of either kind, directly or through others."""
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+
+    count = len(codes[0])
+    firsts = [np.unique(code, return_index=True, return_inverse=True) for code in codes]
+    ends = np.concatenate([first[index] for _, first, index in firsts])
+    rows = np.tile(np.arange(count), len(codes))
+    _, parts = connected_components(coo_array((np.ones(len(rows)), (rows, ends)), (count, count)), directed=False)
+    _, first, index = np.unique(parts, return_index=True, return_inverse=True)
+    return first[index]
 
 
 def _deal(
-    part: np.ndarray, stratum: np.ndarray, group: np.ndarray, wanted: dict, random: np.random.Generator, what: str
+    part: np.ndarray,
+    stratum: np.ndarray,
+    group: np.ndarray,
+    wanted: dict,
+    random: np.random.Generator,
+    what: str,
+    unit: tuple[str, str],
 ) -> None:
     """Deal the groups of one class to the splits, each time to the split that lacks most rows."""
     heads, sizes = np.unique(group[stratum], return_counts=True)
     if len(heads) < len(wanted) + 1:
         names = ", ".join(NAMES[split] for split in (TRAIN, *wanted))
         raise ValueError(
-            f"{what} has {_count(len(heads))}, which cannot be split into {names}; add rows of it, or leave it out"
+            f"{what} has only {len(heads)} {unit[len(heads) != 1]}, which cannot be split into {names}; "
+            "add rows of it, or leave it out"
         )
     lack = {split: max(1, round(len(stratum) * share)) for split, share in wanted.items()}
     lack[TRAIN] = max(1, len(stratum) - sum(lack.values()))

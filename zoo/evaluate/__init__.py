@@ -2,7 +2,7 @@
 
 `zoo.evaluate(model)` judges one model; `gap`, `cross_validate` and `learning_curve` tell how much the figure depends on
 the rows; `compare` and `against_baseline` say which of two is better; `calibrate` whether probabilities can be
-believed.
+believed; `segment` answers pictures larger than a segmentation's input.
 """
 
 import sys
@@ -11,6 +11,7 @@ from types import ModuleType
 from zoo.evaluate.calibration import Calibrated, Reliability, calibrate, reliability
 from zoo.evaluate.compare import Comparison, against_baseline, compare
 from zoo.evaluate.report import Report, evaluate, latency
+from zoo.evaluate.tiles import segment
 from zoo.evaluate.validate import Folds, Gap, Growth, cross_validate, gap, learning_curve
 
 __all__ = [
@@ -30,6 +31,7 @@ __all__ = [
     "latency",
     "learning_curve",
     "reliability",
+    "segment",
 ]
 
 

@@ -42,7 +42,7 @@ class Region(NamedTuple):
         step = signature.preprocess
         if step.kind == "image":
             mean, std = np.asarray(step.mean, np.float32), np.asarray(step.std, np.float32)
-            return cls(1 / std, (0 - mean) / std, (255 - mean) / std)
+            return cls(*map(step.ordered, (1 / std, (0 - mean) / std, (255 - mean) / std)))
         unit = np.zeros(step.shape, np.float32)
         unit[: len(step.numbers)] = 1  # categories stay as they are
         return cls(unit, np.float32(-np.inf), np.float32(np.inf))
@@ -86,6 +86,11 @@ def check(method: str, epsilon: float, norm: str, signature: Any) -> None:
         )
     if step.kind == "table" and not step.numbers:
         raise ValueError("attacks change numbers, and this table has categories only")
+    if not signature.one_number:
+        raise ValueError(
+            f"attacks are on answers of one label or value, and the task is {signature.task}; zoo.evaluate.robustness."
+            "corrupted takes any"
+        )
     if method == "margin" and signature.task == "regression":
         raise ValueError("a margin is between classes, and the task is regression; take fgsm or pgd")
 
@@ -318,7 +323,7 @@ def deliver(inputs: np.ndarray, raw: Raw, signature: Any, epsilon: float, norm: 
     step = signature.preprocess
     if step.kind == "image":
         start = raw["image"].astype(np.float32)
-        move = inputs * np.asarray(step.std, np.float32) + np.asarray(step.mean, np.float32) - start
+        move = step.pixels(inputs) - start
         whole = np.rint(move)
         if norm == "linf":
             whole = np.clip(whole, -np.floor(epsilon), np.floor(epsilon))

@@ -324,9 +324,10 @@ def calibrate(
         raise ValueError(f"level must be a share in (0, 1), got {level!r}")
     candidate = Candidate.of(model, data, precision=precision, target=target)
     splits = candidate.data
-    if splits.signature.task == "regression":
+    if not splits.signature.one_label:
+        found = "values" if splits.signature.task == "regression" else f"a {splits.signature.task}"
         raise ValueError(
-            f"{candidate.name} answers values, calibration is about probabilities; zoo.evaluate tells the coverage of intervals"
+            f"{candidate.name} answers {found}, calibration is about probabilities of one label; zoo.evaluate tells how good it is"
         )
     if not len(splits.validation) or not len(splits.test):
         raise ValueError(f"data {splits.name!r} has no validation or no test rows; calibration needs both")

@@ -30,10 +30,11 @@ class Comparison:
         metric: what the verdict is about.
         first, second: the metric of each, with 95 % intervals.
         difference: second - first, with its 95 % paired bootstrap interval.
-        p: of the permutation test: how often a difference at least so large comes about by chance alone.
+        p: of the permutation test: how often a difference at least so large comes about by chance alone; for embeddings, of
+            which pairs are judged, twice the share of bootstrap samples in which the difference has the other sign.
         differences: the same for every metric, in passing: without a test, and many at once.
-        only_first, only_second: rows that one of the two alone answers rightly; None for regression.
-        mcnemar: exact p of these counts, None for regression.
+        only_first, only_second: rows that one of the two alone answers rightly; None where an answer is not one class.
+        mcnemar: exact p of these counts, None likewise.
         mcnemar_mid: their mid-p, which is less conservative.
     """
 
@@ -198,9 +199,13 @@ def of_reports(
         score = float(others[name](whole)[0] - ones[name](whole)[0])
         low, high = metrics.percentiles(drawn[f"second {name}"] - drawn[f"first {name}"])
         differences[name] = Interval(score, low, high)
-    p = _permutation(task, y, first.answers, second.answers, metric, differences[metric].score, resamples, seed)
+    if task == "embedding":  # of which no row has an answer of its own that two models could trade
+        gaps = drawn[f"second {metric}"] - drawn[f"first {metric}"]
+        p = min(1.0, 2 * (1 + min((gaps <= 0).sum(), (gaps >= 0).sum())) / (1 + len(gaps)))
+    else:
+        p = _permutation(task, y, first.answers, second.answers, metric, differences[metric].score, resamples, seed)
     counts = {}
-    if task != "regression":
+    if first.signature.one_label:
         right = [report.answers.argmax(axis=1) == y for report in (first, second)]
         alone = int((right[0] & ~right[1]).sum()), int((right[1] & ~right[0]).sum())
         exact, mid = mcnemar(*alone)

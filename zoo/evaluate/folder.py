@@ -3,8 +3,11 @@
 import csv
 from pathlib import Path
 
+from zoo import tasks
 from zoo.evaluate import pictures
 from zoo.evaluate.calibration import reliability
+
+_SHOWN = 8
 
 
 def save(report, folder: Path, worst: int) -> Path:
@@ -12,9 +15,10 @@ def save(report, folder: Path, worst: int) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "metrics.json").write_text(report.to_json(), encoding="utf-8")
     parts = [f"# {report.name}", f"```\n{report}\n```"]
-    title = "Predicted against true" if report.confusion is None else "Confusion"
+    task = tasks.get(report.task)
+    title = task.picture
     parts += [f"## {title}", f"![{title}]({report.plot(folder / 'confusion.png').name})"]
-    if report.confusion is not None:
+    if report.signature.one_label:
         found = reliability(report.y, report.answers)
         path = pictures.reliability({"as answered": found}, folder / "reliability.png")
         parts += ["## Calibration", f"Expected calibration error {found}.", f"![reliability]({path.name})"]
@@ -22,6 +26,9 @@ def save(report, folder: Path, worst: int) -> Path:
         keys = [key for key in report.history[0] if f"val_{key}" in report.history[0] and key != "loss"]
         path = pictures.curves(report.history, keys[0] if keys else "loss", folder / "learning_curve.png")
         parts += ["## Learning curve", f"![learning curve]({path.name})"]
+    if task.pictorial and report.x is not None and "image" in report.x:
+        path = task.show(report, list(range(min(report.rows, _SHOWN))), folder / "examples.png")
+        parts += ["## The first rows", f"![first rows]({path.name})"]
     parts += ["## Worst answers", *_worst(report, folder, worst)]
     page = folder / "report.md"
     page.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
@@ -38,7 +45,7 @@ def _worst(report, folder: Path, count: int) -> list[str]:
         writer.writerows(rows)
     parts = ["`worst.csv` has them with all columns, `row` counts from 0 in the split."]
     if report.x is not None and "image" in report.x:
-        path = pictures.worst(rows, report.x["image"][[row["row"] for row in rows]], folder / "worst.png")
+        path = tasks.get(report.task).show(report, [row["row"] for row in rows], folder / "worst.png")
         return [*parts, f"![worst answers]({path.name})"]
     columns = [name for name in rows[0] if name in ("row", "true", "answer", "error", "probability")]
     table = ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]

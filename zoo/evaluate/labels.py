@@ -112,8 +112,9 @@ def doubtful_labels(
     """
     splits = splits_of(data, target, seed)
     signature = splits.signature
-    if signature.task == "regression":
-        raise ValueError(f"data {splits.name!r} has values, not labels; look at the worst errors of a run instead")
+    if not signature.one_label:
+        found = "values" if signature.task == "regression" else f"targets of a {signature.task}"
+        raise ValueError(f"data {splits.name!r} has {found}, not labels; look at the worst errors of a run instead")
     if model is None and overrides:
         raise TypeError(f"{next(iter(overrides))!r} is a setting of a named model; name one with model=")
     places = [(name, row) for name, split in splits.splits.items() for row in range(len(split))]

@@ -144,7 +144,11 @@ def splits_of(data: Any, target: str | None, seed: int) -> Data:
 
 def _differ(splits: Data, split: str, row: int, earlier: str, there: int) -> bool:
     one, other = splits.splits[split].y[row], splits.splits[earlier].y[there]
-    return bool(abs(one - other) > 1e-6 * abs(other)) if splits.signature.task == "regression" else bool(one != other)
+    return (
+        bool(abs(one - other) > 1e-6 * abs(other))
+        if splits.signature.task == "regression"
+        else bool(np.any(one != other))
+    )
 
 
 def described(splits: Data, x: dict[str, np.ndarray]) -> np.ndarray:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
+from zoo import tasks
 from zoo.tasks import Interval
 
 RESAMPLES = 1000
@@ -29,13 +30,14 @@ def measures(task: str, y: np.ndarray, answers: np.ndarray) -> dict[str, Measure
     present or answered), top-3 accuracy from 4 and top-5 from 11 classes, log loss (nats), the Brier score (Brier
     1950; sum over classes of the squared error, halved for two classes), and up to 30 classes the area under the ROC
     curve, one class against the rest and averaged. Regression has R2, RMSE, MAE and bias (mean of answer - target).
+    Other tasks say in their own files which they have.
 
     Args:
         task: task name.
-        y: class indices `(rows,)`, or values.
-        answers: probabilities `(rows, classes)`, or values `(rows, 1)`.
+        y: class indices `(rows,)`, or values, or what else `zoo.data.targets` has.
+        answers: probabilities `(rows, classes)`, or values `(rows, 1)`, or what else the task scores.
     """
-    return _regression(y, answers) if task == "regression" else _classification(y, answers)
+    return tasks.get(task).measures(y, answers)
 
 
 def intervals(
@@ -103,10 +105,8 @@ def percentiles(values: np.ndarray) -> tuple[float, float]:
 
 
 def losses(task: str, y: np.ndarray, answers: np.ndarray) -> np.ndarray:
-    """How wrong each answer is, `(rows,)`: minus the log of the true class' probability, or the absolute error."""
-    if task == "regression":
-        return np.abs(np.ravel(answers).astype(np.float64) - np.ravel(y))
-    return -np.log(np.maximum(answers[np.arange(len(y)), y].astype(np.float64), _LEAST))
+    """How wrong each answer is, `(rows,)`, such as minus the log of the true class' probability, or the absolute error."""
+    return tasks.get(task).losses(y, answers)
 
 
 def _chosen(known: dict[str, Measure], names: tuple[str, ...] | None) -> dict[str, Measure]:
@@ -121,7 +121,8 @@ def _mean(values: np.ndarray) -> Measure:
     return lambda weights: weights @ values / weights.sum(axis=1)
 
 
-def _regression(y: np.ndarray, answers: np.ndarray) -> dict[str, Measure]:
+def of_values(y: np.ndarray, answers: np.ndarray) -> dict[str, Measure]:
+    """Metrics of a regression, see `measures`."""
     y = np.ravel(y).astype(np.float64)
     gap = np.ravel(answers).astype(np.float64) - y
     centred = y - y.mean()  # so that the spread is no difference of large numbers
@@ -140,7 +141,8 @@ def _regression(y: np.ndarray, answers: np.ndarray) -> dict[str, Measure]:
     }
 
 
-def _classification(y: np.ndarray, answers: np.ndarray) -> dict[str, Measure]:
+def of_classes(y: np.ndarray, answers: np.ndarray) -> dict[str, Measure]:
+    """Metrics of a classification, see `measures`."""
     y = np.asarray(y, np.int64)
     rows, classes = answers.shape
     answers = answers.astype(np.float64)

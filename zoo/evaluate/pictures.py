@@ -55,7 +55,9 @@ def curves(history: list[dict[str, float]], metric: str, path: str | Path) -> Pa
     figure = _figure(9, 3.6)
     for axes, name in zip(figure.subplots(1, 2), ("loss", metric), strict=True):
         for key, label in ((name, "training"), (f"val_{name}", "validation")):
-            values = [row.get(key) for row in history]
+            values = [row.get(key, np.nan) for row in history]
+            if np.isnan(values).all():  # some losses are not defined for rows that training has not seen
+                continue
             axes.plot(range(1, len(values) + 1), values, label=label, marker="o" if len(values) < 3 else None)
         axes.set(xlabel="epoch", ylabel=name)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))

@@ -31,9 +31,11 @@ class Report:
         metric: name of `score`, larger is better.
         score: on the split, with a 95 % bootstrap interval.
         labels: class names, or the target's name.
-        confusion: `(classes, classes)` counts, true class by row; None for regression.
-        per_class: precision, recall, F1 and rows of each class; for regression the errors by name.
-        answers: probabilities `(rows, classes)`, or values `(rows, 1)` in the target's unit.
+        confusion: `(classes, classes)` counts, true class by row; None where the task has none, as regression.
+        per_class: precision, recall, F1 and rows of each class; for regression the errors by name; what else the task
+            has.
+        answers: probabilities `(rows, classes)`, values `(rows, 1)` in the target's unit, masks uint8 `(rows, height,
+            width)`, or what else the task scores.
         y: true targets.
         signature: task, labels and preprocessing of the rows.
         x: raw inputs of the rows, None where they were not at hand.
@@ -76,7 +78,7 @@ class Report:
         lines = [f"{self.metric} on {self.rows} {self.split} rows: {self.score}, 95 % interval"]
         others = {name: interval for name, interval in self.metrics.items() if name != self.metric}
         width = max(map(len, others))
-        form = ".4g" if self.confusion is None else ".4f"  # errors have a unit, shares do not
+        form = tasks.get(self.task).form
         lines += [f"  {name:<{width}}  {_shown(interval, form)}" for name, interval in others.items()]
         if self.intervals is not None:
             lines.append(f"  {self.intervals}")
@@ -107,32 +109,22 @@ class Report:
 
     def worst(self, count: int = 16) -> np.ndarray:
         """Places of the rows with the worst answers, worst first: the least probability of the true class, or the
-        largest error; for classes only rows that were answered wrongly.
+        largest error; of classes and masks only rows in which something was answered wrongly.
         """
-        found = metrics.losses(self.task, self.y, self.answers)
-        order = np.argsort(-found, kind="stable")
-        if self.confusion is not None:
-            order = order[self.answers[order].argmax(axis=1) != self.y[order]]
-        return order[:count]
+        task = tasks.get(self.task)
+        order = np.argsort(-task.losses(self.y, self.answers), kind="stable")
+        return order[task.wrong(self.y, self.answers)[order]][:count]
 
     def worst_rows(self, count: int = 16) -> list[dict]:
         """The rows with the worst answers: place in the split, truth, answer and, for tables, every column."""
-        found = []
-        for row in self.worst(count):
-            if self.confusion is None:
-                value = float(np.ravel(self.answers)[row])
-                told = {"true": float(np.ravel(self.y)[row]), "answer": value}
-                told["error"] = value - told["true"]
-            else:
-                best, truth = int(self.answers[row].argmax()), int(self.y[row])
-                told = {
-                    "true": self.labels[truth],
-                    "answer": self.labels[best],
-                    "probability": float(self.answers[row, best]),
-                    "probability_of_true": float(self.answers[row, truth]),
-                }
-            found.append({"row": int(row), **told, **self._columns(row)})
-        return found
+        task = tasks.get(self.task)
+        found = task.worst_rows(self, count)
+        if found is not None:
+            return found
+        return [
+            {"row": int(row), **task.told(self.y[row], self.answers[row], self.labels), **self._columns(row)}
+            for row in self.worst(count)
+        ]
 
     def _columns(self, row: int) -> dict:
         step = self.signature.preprocess
@@ -144,12 +136,8 @@ class Report:
         return found
 
     def plot(self, path: str | Path) -> Path:
-        """Picture of the confusion matrix, or of predicted against true values."""
-        from zoo.evaluate import pictures
-
-        if self.confusion is None:
-            return pictures.scatter(self.y, self.answers, self.labels[0], path)
-        return pictures.confusion(self.confusion, self.labels, path)
+        """Picture of the confusion matrix, of predicted against true values, or what else the task has."""
+        return tasks.get(self.task).plot(self, path)
 
     def save(self, folder: str | Path, worst: int = 16) -> Path:
         """Write `report.md` with its pictures and tables; files of that name are replaced.
@@ -280,7 +268,7 @@ class Candidate:
         return cls(predict, data, f"{name} ({precision})" if precision else name, getattr(model, "history", None) or [])
 
     def answers(self, split: str) -> np.ndarray:
-        """Probabilities `(rows, classes)` or values `(rows, 1)` on a split.
+        """Answers on a split as the task scores them, such as probabilities `(rows, classes)` or values `(rows, 1)`.
 
         Raises:
             ValueError: some are NaN or infinite.
@@ -358,17 +346,13 @@ def judge(signature: Signature, y: np.ndarray, answers: np.ndarray, split: str, 
     Args:
         signature: task and labels.
         y: true targets.
-        answers: probabilities `(rows, classes)`, or values `(rows, 1)` in the target's unit.
+        answers: as the task scores them, such as probabilities `(rows, classes)`.
         split: which rows these are.
         known: further attributes of the report: `x`, `name`, `history`, `intervals`.
     """
-    metric = tasks.get(signature.task).metric
-    if signature.task == "regression":
-        matrix, per_class = None, {signature.labels[0]: _errors(np.ravel(y), np.ravel(answers))}
-    else:
-        matrix = np.zeros((signature.outputs, signature.outputs), np.int64)
-        np.add.at(matrix, (y, answers.argmax(axis=-1)), 1)
-        per_class = _per_class(matrix, signature.labels)
+    task = tasks.get(signature.task)
+    metric = task.metric
+    matrix, per_class = task.tables(y, answers, signature.labels)
     score = metrics.intervals(signature.task, y, answers, (metric,))[metric]
     return Report(
         signature.task,
@@ -386,26 +370,6 @@ def judge(signature: Signature, y: np.ndarray, answers: np.ndarray, split: str, 
     )
 
 
-def _errors(y, answers):
-    gap = answers - y
-    return {
-        "rmse": float(np.sqrt(np.mean(gap**2))),
-        "mae": float(np.mean(np.abs(gap))),
-        "bias": float(np.mean(gap)),
-        "rows": len(y),
-    }
-
-
-def _per_class(matrix, labels):
-    hits, true, guessed = np.diag(matrix), matrix.sum(axis=1), matrix.sum(axis=0)
-    recall, precision = hits / np.maximum(true, 1), hits / np.maximum(guessed, 1)
-    f1 = 2 * recall * precision / np.maximum(recall + precision, 1e-12)
-    rows = zip(labels, precision, recall, f1, true, strict=True)
-    return {
-        label: {"precision": float(p), "recall": float(r), "f1": float(f), "rows": int(n)} for label, p, r, f, n in rows
-    }
-
-
 def predictor(model, precision=None):
     """A function `(raw inputs, signature) -> answers` and the model's input shape if it is known."""
     if hasattr(model, "model") and hasattr(model, "signature"):  # a run
@@ -421,7 +385,8 @@ def predictor(model, precision=None):
     def predict(x, _):
         rows = len(next(iter(x.values())))
         chunks = ({name: v[i : i + batch] for name, v in x.items()} for i in range(0, rows, batch))
-        return np.concatenate([next(iter(runtime.predict(chunk).values())) for chunk in chunks])
+        task = tasks.get(runtime.manifest.task)
+        return np.concatenate([task.scored(runtime.predict(chunk)) for chunk in chunks])
 
     return predict, port.shape[1:] if port.name == "image" else None
 
@@ -432,19 +397,18 @@ def answers(model, signature, x, batch=128) -> np.ndarray:
     Raises:
         ValueError: the model was built for other inputs or outputs than the data has.
     """
-    if tuple(model.input_shape[1:]) != signature.preprocess.shape or model.output_shape[-1] != signature.outputs:
-        raise ValueError(
-            f"the model maps {tuple(model.input_shape[1:])} to {model.output_shape[-1]} outputs, the data has "
-            f"{signature.preprocess.shape} and {signature.outputs}; give the data the model was trained on"
-        )
+    tasks.check_model(model, signature, "give the data the model was trained on")
+    task = tasks.get(signature.task)
     rows = len(next(iter(x.values())))
     parts = []
     for start in range(0, rows, batch):
         inputs = signature.inputs({name: values[start : start + batch] for name, values in x.items()})
         # one shape for all batches of all splits, so that the model is traced once
         padded = np.concatenate([inputs, np.zeros((batch - len(inputs), *inputs.shape[1:]), np.float32)])
-        parts.append(np.asarray(model.predict_on_batch(padded))[: len(inputs)])
-    return tasks.get(signature.task).answer(np.concatenate(parts), signature)
+        raw = model.predict_on_batch(padded)
+        some = [part[: len(inputs)] for part in raw] if isinstance(raw, list) else np.asarray(raw)[: len(inputs)]
+        parts.append(task.answer(some, signature))
+    return np.concatenate(parts)
 
 
 def latency(bundle, precision: str | None = None, rows: int = 1, repeats: int = 200) -> float:

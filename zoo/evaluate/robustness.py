@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from zoo import tasks
 from zoo.evaluate import attacks, masking, metrics, smoothing, transformations
 from zoo.evaluate.corruptions import CORRUPTIONS, without_column
 from zoo.evaluate.findings import Finding, over, table
@@ -328,9 +329,9 @@ def transformed(
     model = _run(model, data)
     candidate, x, y = _opened(model, data, split, rows, None, None)
     signature = candidate.data.signature
-    if signature.task == "regression":
+    if not signature.one_label:
         raise ValueError(
-            "transformations are judged by classes, and the task is regression; take attacked(transform=...)"
+            f"transformations are judged by classes, and the task is {signature.task}; take attacked(transform=...)"
         )
     network, names = _network(model), tuple(names)
     known = {name: _transformation(name, signature) for name in names}
@@ -434,12 +435,12 @@ def wilson(hits: int, rows: int) -> Interval:
 
 def _metric(signature):
     """Name of the score."""
-    return "r2" if signature.task == "regression" else "accuracy"
+    return tasks.get(signature.task).metric
 
 
 def _score(signature, y, answers) -> Interval:
-    if signature.task == "regression":
-        return metrics.intervals(signature.task, y, answers, ("r2",))["r2"]
+    if not signature.one_label:
+        return metrics.intervals(signature.task, y, answers, (_metric(signature),))[_metric(signature)]
     return wilson(int(np.sum(answers.argmax(axis=-1) == y)), len(y))
 
 

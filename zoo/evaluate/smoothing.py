@@ -57,8 +57,8 @@ class Smoothed:
 
     def __init__(self, predict: Callable[[Raw], np.ndarray], signature: Any, sigma: float, batch: int = 1024) -> None:
         step = signature.preprocess
-        if signature.task == "regression":
-            raise ValueError("randomized smoothing certifies classes, and the task is regression")
+        if not signature.one_label:
+            raise ValueError(f"randomized smoothing certifies classes of rows, and the task is {signature.task}")
         if step.kind not in ("image", "table") or (step.kind == "table" and not step.numbers):
             raise ValueError(
                 "randomized smoothing puts noise on the pixels of images or the numbers of tables; there are none"

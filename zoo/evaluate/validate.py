@@ -16,7 +16,7 @@ import numpy as np
 
 from zoo import data as datasets
 from zoo import recipes, registry
-from zoo.data import Data, Rows
+from zoo.data import Data, Rows, targets
 from zoo.data.rows import TEST, TRAIN, VALIDATION, digests
 from zoo.evaluate import metrics
 from zoo.evaluate.report import SPLITS, Candidate, Report, defined, evaluate
@@ -190,6 +190,10 @@ def cross_validate(
             f"validation must be a share in (0, 1), which chooses the epoch, got validation={validation!r}"
         )
     name, splits, overrides = _source(model, data, overrides)
+    if splits.signature.task == "embedding":
+        raise ValueError(
+            "folds are judged together, and embeddings of two trainings cannot be compared; train with several seeds instead"
+        )
     rows = _rows(splits, SPLITS if use_test else SPLITS[:2])
     place = deal(rows, folds, seed)
     reports: list[Report] = []
@@ -221,7 +225,8 @@ def deal(rows: Rows, folds: int, seed: int) -> np.ndarray:
     first: dict[bytes, int] = {}
     group = np.array([first.setdefault(digest, row) for row, digest in enumerate(digests(rows.x))])
     heads, sizes = np.unique(group, return_counts=True)
-    strata = rows.y[heads]
+    kind = targets.of(rows.task)
+    strata = rows.y[heads] if rows.task == "regression" else kind.strata(rows.y[heads], len(rows.labels))
     if rows.task == "regression":
         order = np.argsort(strata, kind="stable")
         strata = np.empty(len(heads), np.int64)
@@ -232,7 +237,7 @@ def deal(rows: Rows, folds: int, seed: int) -> np.ndarray:
     for stratum in np.unique(strata):
         own = random.permutation(np.flatnonzero(strata == stratum))
         if len(own) < folds:
-            what = "the data" if rows.task == "regression" else f"class {rows.labels[stratum]!r}"
+            what = f"class {rows.labels[stratum]!r}" if kind.each else "the data"
             raise ValueError(f"{rows.source}: {what} has {len(own)} different rows, too few for {folds} folds")
         own = own[np.argsort(-sizes[own], kind="stable")]
         count = np.zeros(folds, np.int64)
@@ -328,10 +333,8 @@ def learning_curve(
     with _counted(len(shares), "share", quiet) as told:
         for share in shares:
             chosen = order[: max(1, round(share * len(order)))]
-            if (
-                splits.signature.task != "regression"
-                and len(np.unique(splits.train.y[chosen])) < splits.signature.outputs
-            ):
+            kind = targets.of(splits.signature.task)
+            if not kind.present(splits.train.y[chosen], splits.signature.outputs).any(axis=0).all():
                 raise ValueError(f"a share of {share:g} leaves a class without training rows; begin with a larger one")
             report, _ = _trained(name, _with_train(splits, chosen), overrides, found)
             counts.append(len(chosen))
@@ -344,9 +347,9 @@ def _spread_out(y: np.ndarray, signature: Any, seed: int) -> np.ndarray:
     random = np.random.default_rng(seed)
     if signature.task == "regression":
         return random.permutation(len(y))
-    place = np.empty(len(y))
-    for label in np.unique(y):
-        own = random.permutation(np.flatnonzero(y == label))
+    place, strata = np.empty(len(y)), targets.of(signature.task).strata(y, signature.outputs)
+    for label in np.unique(strata):
+        own = random.permutation(np.flatnonzero(strata == label))
         place[own] = (np.arange(len(own)) + random.random()) / len(own)
     return np.argsort(place, kind="stable")
 

@@ -4,6 +4,7 @@ All of them explain the answer a client gets, a probability or a value in the ta
 reads behind the preprocessing; a table's one-hot features are added up to their column, an embedding's to its token.
 """
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,8 +17,7 @@ from zoo.explain.subject import Raw, Subject
 TOLERANCE = 1e-3  # of the output range
 STEPS = 500  # gradients per row at most
 SAMPLES = 200  # gradients per row; what shap's GradientExplainer takes
-PARTS = 8  # of the way from background to row
-PILOT = 0.4  # of the samples, spread evenly before the others go where it pays
+GOLDEN = (math.sqrt(5) - 1) / 2
 _NODES = 5  # of each interval's quadrature; odd, so that one of them is the middle, where it may be cut
 
 
@@ -163,10 +163,8 @@ def expected_gradients(
 ) -> Attributed:
     """Integrated gradients averaged over background rows, each row seen from points on the lines to them, (batch, ...).
 
-    The way from background to row is cut into `PARTS` equal parts. A first `PILOT` of the samples is spread evenly over
-    them; the others go where those found large contributions, at least one to each part, evenly inside it. Either set
-    counts by its number of samples, whatever was found, so that their mean is right on average. More than `SAMPLES`
-    come nearer when all are spread evenly, and are. Background rows take turns.
+    Background rows are taken in the order of their distance from the row, evenly, and the points that go with them lie on
+    a lattice: near background rows are seen from points far apart, and each n-th part of the way has one point.
 
     How far a sample's background row is from the mean of all, and what its contributions sum to, are known on average:
     contributions are corrected by both (control variates), which makes them less noisy, their sum right, and linear
@@ -185,59 +183,55 @@ def expected_gradients(
         ValueError: the model has no gradients, or fewer than 2 samples.
 
     Source: Erion, Janizek, Sturmfels, Lundberg & Lee 2021 (arXiv:1906.10670), section 3; Lundberg & Lee 2017 for the
-        relation to Shapley values; Neyman 1934, "On the two different aspects of the representative method", for the
-        numbers by part; Owen, "Monte Carlo theory, methods and examples" 2013, chapters 8.4, 8.9 and 10.1, for
-        stratified samples and control variates.
+        relation to Shapley values; Owen, "Monte Carlo theory, methods and examples" 2013, chapters 8.9 and 16, for
+        control variates and lattices.
     """
     if samples < 2:
         raise ValueError(f"expected_gradients needs at least 2 samples, got samples={samples!r}")
     network = Network(subject, raw, "expected_gradients")
     points, given = network.start(raw)
     references = network.references(points, raw)
-    generator = np.random.default_rng(seed)
-    chosen = generator.permutation(references[0].shape[1])[: 2 * samples]
+    chosen = np.sort(np.random.default_rng(seed).permutation(references[0].shape[1])[: 2 * samples])
     references = [values[:, chosen] for values in references]
-    rows, count = len(targets), len(chosen)
-    change = network.answered[np.arange(rows), targets] - (base := base_of(network, references, given, targets))
-    who = np.concatenate([generator.permutation(count) for _ in range(-(-samples // count))])
-    parts = int(np.clip(samples // 5, 1, PARTS))
-    if samples > SAMPLES:
-        samples = samples // parts * parts
-    first = parts * max(1, int(PILOT * samples) // parts) if samples <= SAMPLES else samples
-    along, weights = _drawn(np.full((rows, parts), first // parts), first / samples, [seed, 1])
-    gradients, sums, sizes = network.gradients(), _Sums(rows), np.zeros((rows, first))
-    block, used = max(1, network.chunk // rows), 0
+    rows = len(targets)
+    base = base_of(network, references, given, targets)
+    means = [b.mean(axis=1) for b in references]
+    who, along = _lattice(points, references, samples, seed)
+    gradients, sums = network.gradients(), _Sums(rows)
+    calls = math.ceil((1 + samples) / max(2, network.chunk // rows))
+    block, used, change = math.ceil((1 + samples) / calls), 0, np.zeros(rows)
     while used < samples and not (used and clock.over):
-        if used == first:
-            numbers = _allotted(sizes, along, parts, samples - first)
-            more = _drawn(numbers, 1 - first / samples, [seed, 2])
-            along, weights = (np.concatenate(pair, axis=1) for pair in zip((along, weights), more, strict=True))
-        some = slice(used, min(used + block, along.shape[1]))
-        size = some.stop - used
-        place = np.repeat(np.arange(rows), size)
-        moved, gaps = [], []
-        for x, b in zip(points, references, strict=True):
-            start = b[place % len(b), np.tile(who[some], rows)]
+        first = used == 0  # the rows themselves go with their first points
+        some = slice(used, min(used + block - first, samples))
+        place = np.repeat(np.arange(rows), some.stop - used)
+        moved, gaps, offsets = [], [], []
+        for x, b, mean in zip(points, references, means, strict=True):
+            start = b[place % len(b), who[:, some].ravel()]
             gaps.append(x[place] - start)
+            offsets.append(mean[place % len(b)] - start)
             moved.append(start + _column(along[:, some].ravel(), x) * gaps[-1])
-        _, slopes = gradients(moved, [g[place] for g in given], targets[place])
-        found = network.spread([slope * gap for slope, gap in zip(slopes, gaps, strict=True)])
-        sums.add(found, slopes, gaps, weights[:, some])
-        if used < first:
-            sizes[:, some] = np.square(found).reshape(rows, size, -1).sum(axis=2)
+        if first:
+            place = np.concatenate([place, np.arange(rows)])
+            moved = [np.concatenate(pair) for pair in zip(moved, points, strict=True)]
+        answers, slopes = gradients(moved, [g[place] for g in given], targets[place])
+        if first:
+            change = answers[-rows:] - base
+            slopes = [slope[:-rows] for slope in slopes]
+        parts = [slope * gap for slope, gap in zip(slopes, gaps, strict=True)]
+        found = network.spread(parts)
+        sums.add(found, parts, offsets)
         used = some.stop
         clock.tell(used, samples)
     settings = {
         "samples": used,
-        "background_rows": count,
+        "background_rows": len(chosen),
         "sampling_error": float(np.abs(change - sums.whole).max()),
         "unit": network.unit,
     }
     shape = (rows, *found.shape[1:])
     values, error = sums.mean, sums.error(adjust)
     if adjust:
-        gaps = [x - b.mean(axis=1) for x, b in zip(points, references, strict=True)]
-        values = sums.adjusted(change, network.spread(sums.shifts(gaps)))
+        values = sums.adjusted(change, network.spread(sums.shifts()))
     return Attributed(
         values.reshape(shape),
         base,
@@ -249,106 +243,102 @@ def expected_gradients(
     )
 
 
-def _drawn(numbers: np.ndarray, share: float, seed: list[int]) -> tuple[np.ndarray, np.ndarray]:
-    """Points on each row's way in a random order (rows, points), 0 … 1, and their weights, which sum to a share.
+def _lattice(points: Arrays, references: Arrays, samples: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Numbers of background rows, and points on the way from them, 0 … 1, both (rows, samples), in a random order.
+
+    Every background row, and any point with it, is as likely as the others. What a row gets depends on the row and the
+    seed alone.
 
     Args:
-        numbers: of points in each of the way's equal parts (rows, parts); each row's sum is the same.
-        share: sum of the weights; each part has as much of it as any other.
-        seed: of each row's points, so that they are those that it would get alone.
+        points: values of the rows (rows, ...), for each thing that is differentiated.
+        references: background rows (1 or rows, references, ...) for each of them.
     """
-    parts, along, weights = numbers.shape[1], [], []
-    for own in numbers:
-        generator = np.random.default_rng(seed)
-        part = np.repeat(np.arange(parts), own)
-        nth = np.arange(len(part)) - np.repeat(np.cumsum(own) - own, own)
-        order = generator.permutation(len(part))
-        along.append(((part + (nth + generator.random(len(part))) / own[part]) / parts)[order])
-        weights.append((share / parts / own[part])[order])
-    return np.stack(along), np.stack(weights)
-
-
-def _allotted(sizes: np.ndarray, along: np.ndarray, parts: int, number: int) -> np.ndarray:
-    """Numbers of points by the length of the contributions found in each part of the way (rows, parts), at least one.
-
-    Args:
-        sizes: squared lengths of contributions (rows, points), as many in each part.
-        along: where on the way they are (rows, points), 0 … 1.
-        parts: of the way.
-        number: of points to give away in each row.
-    """
-    known = np.nan_to_num(sizes, posinf=0.0)
-    by_part = np.take_along_axis(known, along.argsort(axis=1), axis=1).reshape(len(sizes), parts, -1)
-    length = np.pad(np.sqrt(by_part.mean(axis=2)), ((0, 0), (1, 1)), "edge")
-    smooth = length[:, :-2] / 4 + length[:, 1:-1] / 2 + length[:, 2:] / 4
-    share = np.round(smooth / np.maximum(smooth.sum(axis=1, keepdims=True), 1e-30), 3) + 1e-3
-    wanted = share / share.sum(axis=1, keepdims=True) * (number - parts)  # rounded, as sums in another order differ
-    numbers = np.floor(wanted).astype(int)
-    ranks = (numbers - wanted).argsort(axis=1, kind="stable").argsort(axis=1)
-    return 1 + numbers + (ranks < number - parts - numbers.sum(axis=1, keepdims=True))
+    generator = np.random.default_rng([seed, 1])
+    count, nth = references[0].shape[1], np.arange(samples)
+    order = generator.permutation(samples)
+    step = max(1, round(GOLDEN * samples))
+    while math.gcd(step, samples) > 1:
+        step += 1
+    evenly = np.minimum(count * (nth + generator.random()) / samples, count - 1).astype(int)
+    along = ((nth * step + generator.integers(samples)) % samples + generator.random(samples)) / samples
+    distance = np.zeros((len(points[0]), count))  # squared, but for what all background rows have in common
+    for x, b in zip(points, references, strict=True):
+        flat = b.reshape(*b.shape[:2], -1)
+        distance += np.square(flat).sum(axis=2) - 2 * np.matmul(flat, x.reshape(len(x), -1, 1))[..., 0]
+    who = np.argsort(distance, axis=1, kind="stable")[:, evenly[order]]
+    return who, np.tile(along[order], (len(who), 1))
 
 
 class _Sums:
-    """Weighted moments of contributions (rows, features) and of each sample's sum of them, added up over samples."""
+    """Moments of contributions (rows, features) and of each sample's sum of them, added up over samples."""
 
     def __init__(self, rows: int) -> None:
-        self.weight, self.squares = np.zeros(rows), np.zeros(rows)
+        self.number, self.rows = 0, rows
         self.moments: list[np.ndarray] = []  # contributions, their squares, contributions times their sum
         self.wholes = np.zeros((2, rows))  # the sums of contributions, and their squares
-        self.ways: list[np.ndarray] = []  # of each point: gradients and gaps (2, rows, numbers)
+        self.ways: list[np.ndarray] = []  # of each point: contributions, offsets, both's product, offsets' squares
 
-    def add(self, found: np.ndarray, slopes: Arrays, gaps: Arrays, weights: np.ndarray) -> None:
+    def add(self, found: np.ndarray, parts: Arrays, offsets: Arrays) -> None:
         """Add samples.
 
         Args:
             found: contributions (rows * samples, ...).
-            slopes: gradients for each point (rows * samples, ...).
-            gaps: from background rows, in the shapes of the gradients.
-            weights: of the samples (rows, samples).
+            parts: contributions for each point (rows * samples, ...).
+            offsets: how far each sample's gap to its background row is above the mean gap, in the shapes of the parts.
         """
-        rows, samples = weights.shape
+        samples = len(found) // self.rows
 
-        def total(values: np.ndarray, weights: np.ndarray = weights) -> np.ndarray:
-            return np.matmul(weights[:, None], values.reshape(rows, samples, -1))[:, 0]
+        def split(values: np.ndarray) -> np.ndarray:
+            return values.reshape(self.rows, samples, -1)
 
-        whole = found.reshape(rows, samples, -1).sum(axis=2, dtype=np.float64)
-        moments = [total(found), total(np.square(found, dtype=np.float64)), total(found, weights * whole)]
-        ways = [np.stack([total(slope), total(gap)]) for slope, gap in zip(slopes, gaps, strict=True)]
+        def total(one: np.ndarray, other: np.ndarray) -> np.ndarray:
+            """Sums of products over samples, in float64 as they may be large beside their differences."""
+            return np.einsum("rsf,rsf->rf", one, other, dtype=np.float64)
+
+        found = split(found)
+        whole = found.sum(axis=2, dtype=np.float64)
+        moments = [found.sum(axis=1, dtype=np.float64), total(found, found), np.matmul(whole[:, None], found)[:, 0]]
+        ways = []
+        for part, offset in zip(map(split, parts), map(split, offsets), strict=True):
+            means = (each.sum(axis=1, dtype=np.float64) for each in (part, offset))
+            ways.append(np.stack([*means, total(part, offset), total(offset, offset)]))
         if self.moments:
             moments = [a + b for a, b in zip(self.moments, moments, strict=True)]
             ways = [a + b for a, b in zip(self.ways, ways, strict=True)]
         self.moments, self.ways = moments, ways
-        self.shapes = [slope.shape[1:] for slope in slopes]
-        self.weight += weights.sum(axis=1)
-        self.squares += np.square(weights).sum(axis=1)
-        self.wholes += [(weights * whole).sum(axis=1), (weights * whole**2).sum(axis=1)]
+        self.shapes = [part.shape[1:] for part in parts]
+        self.number += samples
+        self.wholes += [whole.sum(axis=1), np.square(whole).sum(axis=1)]
 
     @property
     def mean(self) -> np.ndarray:
-        return self.moments[0] / self.weight[:, None]
+        return self.moments[0] / self.number
 
     @property
     def whole(self) -> np.ndarray:
         """Mean sum of a sample's contributions (rows,)."""
-        return self.wholes[0] / self.weight
+        return self.wholes[0] / self.number
 
     @property
     def variance(self) -> np.ndarray:
         """Of the sum of a sample's contributions (rows,)."""
-        return self.wholes[1] / self.weight - self.whole**2
+        return self.wholes[1] / self.number - self.whole**2
 
     def slope(self) -> np.ndarray:
         """How a contribution moves with the sum of its sample: covariance over variance, 0 where the sum is steady."""
-        together = self.moments[2] / self.weight[:, None] - self.mean * self.whole[:, None]
+        together = self.moments[2] / self.number - self.mean * self.whole[:, None]
         steady = self.variance <= 1e-12 * np.maximum(self.whole**2, 1e-12)
         return np.where(steady[:, None], 0.0, together / np.where(steady, 1.0, self.variance)[:, None])
 
-    def shifts(self, gaps: Arrays) -> Arrays:
-        """What moves contributions for each point to where its gaps would have had these means (rows, ...)."""
+    def shifts(self) -> Arrays:
+        """What moves contributions for each point to where the mean offset would have been 0 (rows, ...)."""
         shifts = []
-        for way, wanted, shape in zip(self.ways, gaps, self.shapes, strict=True):
-            gradient, gap = way / self.weight[:, None]
-            shifts.append((gradient * (wanted.reshape(len(wanted), -1) - gap)).reshape(-1, *shape))
+        for way, shape in zip(self.ways, self.shapes, strict=True):
+            part, offset, product, square = way / self.number
+            variance = square - offset**2
+            steady = variance <= 1e-6 * square
+            slope = np.where(steady, 0.0, (product - part * offset) / np.where(steady, 1.0, variance))
+            shifts.append((-slope * offset).reshape(-1, *shape))
         return shifts
 
     def adjusted(self, change: np.ndarray, shifts: np.ndarray) -> np.ndarray:
@@ -358,10 +348,10 @@ class _Sums:
 
     def error(self, adjust: bool) -> np.ndarray:
         """Standard error of each contribution as if samples were drawn independently, which is no less than it is."""
-        variance = self.moments[1] / self.weight[:, None] - self.mean**2
+        variance = self.moments[1] / self.number - self.mean**2
         if adjust:
             variance = variance - self.slope() ** 2 * self.variance[:, None]
-        return np.sqrt(np.maximum(variance, 0) * (self.squares / self.weight**2)[:, None])
+        return np.sqrt(np.maximum(variance, 0) / self.number)
 
 
 def base_of(network: Network, references: Arrays, given: Arrays, targets: np.ndarray) -> np.ndarray:
@@ -369,8 +359,7 @@ def base_of(network: Network, references: Arrays, given: Arrays, targets: np.nda
     rows = np.arange(len(targets))
     shared, count = references[0].shape[:2]
     if shared == 1 and len(network.points) == len(given) and all(layer is None for _, layer in network.points):
-        own = [values[0] for values in references]
-        return network.answers(own, own).mean(axis=0)[targets]  # nothing of a row stays
+        return network.usual([values[0] for values in references])[targets]  # nothing of a row stays
     found = []
     for row in rows:
         around = [np.repeat(values[row : row + 1], count, axis=0) for values in given]

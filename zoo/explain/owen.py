@@ -19,8 +19,8 @@ from zoo.explain.solving import Asked, Solved
 PARTITION_EVALS = 500
 ROUND = 32  # evaluations between two looks at where the next ones pay; later a fifth of those made
 # Measured on a LeNet and a ResNet-18, on digits, as the error against 100 random contexts of every node:
-PRIOR = 0.25  # contexts' worth of belief that both children are alike
-SPLIT = 0.3  # square of what the children of a node that was never expanded are expected to differ by, relative to it
+PRIOR = 0.25  # contexts' worth of belief that children differ as their distances from the background do
+SPLIT = 0.3  # square of what the children of a node that was never expanded differ by beyond that, relative to it
 SCATTER = 0.1  # of d / D, squared, as long as nothing else is known
 CAUTION = 3.0  # times the scatter of d / D that is expected of contexts that were not expanded
 
@@ -30,7 +30,8 @@ def partition(game: Game, *, max_evals: int | None, seed: int, clock: Clock) -> 
 
     A round expands the contexts that promise the largest drop of the squared error, all in one call of the model. What
     the contexts of a node that are not expanded would say is extrapolated: there, d is taken to be the same share of D
-    as in those that were. A node that was never expanded shares evenly among its players.
+    as in those that were. A node that was never expanded is shared among its players by their distance from the
+    background, as in a linear model of equal weights.
 
     Args:
         game: with a grid or a linkage as its tree.
@@ -46,14 +47,14 @@ def partition(game: Game, *, max_evals: int | None, seed: int, clock: Clock) -> 
         ValueError: the game has no tree, the tree does not fit, or `max_evals` is below 2.
 
     Source: Owen, "Values of Games with a Priori Unions", 1977, applied at every branching of the tree; the recursion in
-    contexts is that of Lundberg's partition explainer. Its contexts that are not expanded share evenly.
+    contexts is that of Lundberg's partition explainer, whose contexts that are not expanded share evenly.
     """
     asked = Asked(game, max_evals, clock)
     trivial = asked.trivial()
     if trivial is not None:
         return trivial
     limit = max_evals or PARTITION_EVALS
-    search = _Search(_Tree(linkage_of(game), game.varying), asked)
+    search = _Search(_Tree(linkage_of(game), game.distance), asked)
     while asked.evaluations + 2 <= limit and search.open and not clock.over:
         wanted = min(limit - asked.evaluations, max(ROUND, asked.evaluations // 5))
         search.expand(max(1, clock.portion(wanted) // 2), limit)
@@ -118,13 +119,15 @@ class _Tree:
 
     Attributes:
         leaf: places of the varying players in the order of the tree (leaves,).
+        far: their distances from the background, in that order (leaves,).
+        left, right: distances of the two children's players together (nodes,).
         start, middle, end: stretches [start, middle) and [middle, end) of the two children (nodes,).
         child: node numbers of the children, -1 for a single player (nodes, 2).
         levels: node numbers, one array for each depth.
     """
 
-    def __init__(self, links: np.ndarray, varying: np.ndarray):
-        players = len(varying)
+    def __init__(self, links: np.ndarray, distance: np.ndarray):
+        players, varying = len(distance), distance > 0
         branches = [(-1, -1)] * players + [tuple(pair) for pair in links[:, :2].astype(int).tolist()]
         count = varying.astype(int).tolist()
         for left, right in branches[players:]:
@@ -154,7 +157,15 @@ class _Tree:
             depth.append(deep)
         self.leaf, self.start, self.middle, self.end = map(np.array, (leaf, start, middle, end))
         self.child, depths = np.array(child), np.array(depth)
+        own = distance[varying].astype(np.float64)
+        self.far = (own / own.max())[self.leaf]
+        self.left, self.right = self.stretches(self.far)
         self.levels = np.split(np.argsort(depths, kind="stable"), np.cumsum(np.bincount(depths))[:-1])
+
+    def stretches(self, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Sums of leaves' values (leaves,) over the left and the right child of each node (nodes,)."""
+        sums = np.concatenate([[0], np.cumsum(values)])
+        return sums[self.middle] - sums[self.start], sums[self.end] - sums[self.middle]
 
 
 class _Search:
@@ -170,8 +181,9 @@ class _Search:
         self.weight, self.low, self.high = np.ones(1), np.array([asked.base]), np.array([asked.full])
         self.difference = np.full(1, np.nan)
         self.masks = np.packbits(np.zeros((1, asked.players), bool), axis=1)
-        left, right = tree.middle - tree.start, tree.end - tree.middle
-        self.spread = 0.25 * (1 / left + 1 / right)  # squared error of the players for one unit of error in d
+        left, right = tree.stretches(tree.far**2)
+        self.spread = (left / tree.left**2 + right / tree.right**2) / 4  # players' squared error for one unit in d
+        self.expected = (tree.left - tree.right) / (tree.left + tree.right)  # d / D of a linear model
         self.weigh()
 
     @property
@@ -193,7 +205,7 @@ class _Search:
         self.count = np.bincount(node, minlength=nodes)
         square = summed(w * big * big)
         share = np.divide(summed(w * d * big), square, out=np.zeros(nodes), where=square > 0)
-        self.share = np.clip(share, -1, 1) * self.count / (self.count + PRIOR)
+        self.share = (np.clip(share, -1, 1) * self.count + PRIOR * self.expected) / (self.count + PRIOR)
         expanded, differing = summed(w * big), summed(w * d)
         self.unknown = summed((self.weight * np.abs(whole))[~done], self.node[~done])
         self.value, self.delta = np.zeros(nodes), np.zeros(nodes)
@@ -261,7 +273,8 @@ class _Search:
         values, error = np.zeros(self.asked.players), np.zeros(self.asked.players)
         seen = self.count > 0
         square = (self.value[seen] ** 2).sum()
-        split = min((self.delta[seen] ** 2).sum() / square, 1.0) if square > 0 else 1.0
+        beyond = ((self.delta - self.expected * self.value)[seen] ** 2).sum()
+        split = min(beyond / square, 1.0) if square > 0 else 1.0
         doubt = np.zeros(len(seen))  # variance of the nodes' values
         reached = np.zeros(len(seen), bool)
         reached[0] = True
@@ -270,11 +283,11 @@ class _Search:
                 continue
             start, middle, end = tree.start[node], tree.middle[node], tree.end[node]
             if not seen[node]:
-                size = end - start
-                values[start:end] = self.value[node] / size
-                depth = math.log2(size)
+                part = tree.far[start:end] / (tree.left[node] + tree.right[node])
+                values[start:end] = self.value[node] * part
+                depth = math.log2(end - start)
                 own = self.value[node] ** 2 * ((1 + split) ** depth - 1)
-                error[start:end] = math.sqrt(own + doubt[node]) / size
+                error[start:end] = math.sqrt(own + doubt[node]) * part
                 continue
             fault = self.scatter * self.unknown[node] ** 2
             for side, sign, at in ((0, 1, start), (1, -1, middle)):

@@ -32,7 +32,9 @@ class Game:
             order.
         play: masks bool (coalitions, players) -> answers (coalitions,), averaged over the background.
         spread: contributions per player (players,) -> contributions in the shape of the input row.
-        varying: players whose value differs from the background (players,) bool; the others contribute nothing.
+        distance: of each player from the background (players,). Those at 0 contribute nothing; of two others the farther
+            is expected to contribute more, as to first order a contribution is gradient times distance. Bool where only
+            that is known.
         settings: figures of the game.
         calls: model rows evaluated so far.
         gather: contributions in the shape of the input row -> their sums per player (players,).
@@ -47,7 +49,7 @@ class Game:
     tree: tuple[int, int] | np.ndarray | None
     play: Callable[[np.ndarray], np.ndarray]
     spread: Callable[[np.ndarray], np.ndarray]
-    varying: np.ndarray
+    distance: np.ndarray
     settings: dict[str, Any]
     calls: int = 0
     gather: Callable[[np.ndarray], np.ndarray] = field(default=lambda values: values)
@@ -56,6 +58,11 @@ class Game:
     rows: int = 1
     play_rows: Callable[[np.ndarray, np.ndarray], np.ndarray] | None = None
 
+    @property
+    def varying(self) -> np.ndarray:
+        """Players whose value differs from the background (players,) bool."""
+        return self.distance > 0
+
 
 @dataclass
 class _Parts:
@@ -63,7 +70,7 @@ class _Parts:
 
     players: int
     build: Callable[[np.ndarray], Raw]
-    varying: np.ndarray
+    distance: np.ndarray
     tree: tuple[int, int] | None = None
     spread: Callable[[np.ndarray], np.ndarray] = lambda values: values
     gather: Callable[[np.ndarray], np.ndarray] = lambda values: values
@@ -111,7 +118,7 @@ def game(subject: Subject, row: Raw, target: int | Target, evaluations: int) -> 
         parts.tree,
         play,
         parts.spread,
-        parts.varying,
+        parts.distance,
         parts.settings,
         gather=parts.gather,
         names=parts.names,
@@ -166,12 +173,11 @@ def _table(subject: Subject, row: Raw, evaluations: int) -> _Parts:
             same |= np.isnan(own) & np.isnan(others)
         return ~same.all(axis=0)
 
-    varying = np.concatenate([differs(name) for name in background])
     settings = {"background_rows": few}
     return _Parts(
         len(subject.columns),
         build,
-        varying,
+        np.concatenate([differs(name) for name in background]),
         settings=settings,
         names=subject.columns,
         repeats=few,
@@ -189,7 +195,7 @@ def _image(subject: Subject, row: Raw) -> _Parts:
     return _Parts(
         players=grid[0] * grid[1],
         build=lambda masks: {"image": np.where(masks[:, owner][..., None], image, fill)},
-        varying=np.bincount(owner.ravel(), (image != fill).any(axis=-1).ravel()) > 0,
+        distance=np.bincount(owner.ravel(), _distance(image, fill).sum(axis=-1).ravel()),
         tree=grid,
         spread=lambda values: np.repeat((values / cells)[owner][..., None] / image.shape[2], image.shape[2], axis=-1),
         gather=lambda values: np.bincount(owner.ravel(), _flat(values, 2).ravel()),
@@ -212,10 +218,11 @@ def _series(subject: Subject, row: Raw) -> _Parts:
     segments = math.ceil(time / length)
     owner = _owners((time, channels), (length, 1), channels)
     cells = np.bincount(owner.ravel())
+    far = _distance(series, fill)  # each channel in a unit of its own
     return _Parts(
         players=segments * channels,
         build=lambda masks: {"series": np.where(masks[:, owner], series, fill)},
-        varying=np.bincount(owner.ravel(), (series != fill).ravel()) > 0,
+        distance=np.bincount(owner.ravel(), (far / np.maximum(far.mean(axis=0), 1e-300)).ravel()),
         tree=(segments, channels),
         spread=lambda values: (values / cells)[owner],
         gather=lambda values: np.bincount(owner.ravel(), values.ravel()),
@@ -263,7 +270,7 @@ def _tokens(subject: Subject, row: Raw) -> _Parts:
     return _Parts(
         players=len(places),
         build=build,
-        varying=tokens[places] != gap,
+        distance=tokens[places] != gap,
         tree=(1, len(places)),
         spread=spread,
         gather=lambda values: values[places],
@@ -352,7 +359,7 @@ def _pair(subject: Subject, side: Subject, row: Raw) -> Game:
         tree=_above(left.tree, right.tree),
         play=play,
         spread=spread,
-        varying=np.concatenate([left.varying, right.varying]),
+        distance=np.concatenate([left.distance, right.distance]),
         settings=left.settings,
         gather=gather,
         names=left.names + right.names,
@@ -373,6 +380,11 @@ def _above(one: tuple[int, int] | None, two: tuple[int, int] | None) -> tuple[in
 def _owners(shape: tuple[int, int], size: tuple[int, int], columns: int) -> np.ndarray:
     """Number of the cell that each place of a grid lies in, cells of `size` counted row by row."""
     return (np.arange(shape[0])[:, None] // size[0]) * columns + np.arange(shape[1])[None] // size[1]
+
+
+def _distance(own: np.ndarray, fill: np.ndarray) -> np.ndarray:
+    """Between numbers of any type, float64."""
+    return np.abs(own.astype(np.float64) - fill.astype(np.float64))
 
 
 def _flat(values: np.ndarray, rank: int) -> np.ndarray:

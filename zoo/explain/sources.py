@@ -71,6 +71,9 @@ def subject_of(
 
 
 def _of_kind(subject: Subject, kind: str | None) -> Subject:
+    """The subject, if it is of that kind; of a model that embeds, how alike it finds the two sides of a pair."""
+    if subject.task == "embedding":
+        subject = _pair(subject, ("similarity",))
     if kind not in (None, subject.kind):
         raise ValueError(f"{subject.name!r} takes inputs of kind {subject.kind!r}, got kind={kind!r}; leave it out")
     return subject
@@ -81,11 +84,12 @@ def _of_bundle(bundle: Any, background: Raw | None, precision: str | None) -> Su
     ports = {port.name: port for port in manifest.inputs}
     path = bundle.model(precision)
     live = _session(str(path), path.stat().st_mtime_ns)
-    output = manifest.outputs[0].name
+    outputs = [port.name for port in manifest.outputs if port.name != "activation_map"]
+    outputs = outputs if manifest.task == "detection" else outputs[:1]
 
-    def predict(raw: Raw) -> np.ndarray:
+    def predict(raw: Raw) -> Any:
         wire = {name: values.astype(object) if values.dtype.kind == "U" else values for name, values in raw.items()}
-        return live.run([output], wire)[0]
+        return _explained(dict(zip(outputs, live.run(outputs, wire), strict=True)), manifest.task)
 
     def maps(raw: Raw) -> np.ndarray:
         return live.run(["activation_map"], raw)[0]
@@ -109,6 +113,11 @@ def _of_bundle(bundle: Any, background: Raw | None, precision: str | None) -> Su
     )
 
 
+def _explained(answers: dict[str, np.ndarray], task: str) -> Any:
+    """What of a model's answers is explained: all of a detector's together, else the first."""
+    return answers if task == "detection" else next(iter(answers.values()))
+
+
 @lru_cache(maxsize=4)
 def _session(path: str, _changed: int) -> Any:
     import onnxruntime
@@ -119,10 +128,11 @@ def _session(path: str, _changed: int) -> Any:
 
 
 def _of_keras(model: Any, signature: Any, background: Raw | None) -> Subject:
-    def predict(raw: Raw) -> np.ndarray:
+    def predict(raw: Raw) -> Any:
         from zoo import tasks
 
-        return tasks.get(signature.task).answer(_logits(model, signature.inputs(raw)), signature)
+        raw_outputs = _logits(model, signature.inputs(raw))
+        return _explained(tasks.get(signature.task).answers(raw_outputs, signature), signature.task)
 
     made = subject_with(model.name, signature, predict, background)
     return replace(made, model=model, signature=signature, row_bytes=_row_bytes(model))
@@ -394,6 +404,14 @@ def examples(bundle: Any, image: str | Path | None = None, rows: int = 4) -> Raw
     """
     if rows < 1:
         raise ValueError(f"rows must be at least 1, got rows={rows}")
+    if bundle.manifest.task == "embedding":
+        if image is not None:
+            raise ValueError(
+                f"of {bundle.manifest.name!r} pairs are explained, got one image; give both in Python: "
+                'zoo.explain(bundle, {"left": …, "right": …})'
+            )
+        (values,) = _stored(bundle, "golden.npz").values()
+        return {"left": values[:-1][:rows], "right": values[1:][:rows]}
     if image is None:
         return {name: values[:rows] for name, values in _stored(bundle, "golden.npz").items()}
     if bundle.manifest.kind != "image":

@@ -189,6 +189,8 @@ def _box(box: Any, index: int | None, row: int, answers: Any, subject: Subject) 
             raise ValueError(f"{subject.name!r} finds no box in row {row}; give the box and its label")
     elif isinstance(one, tuple):
         score, classes = one
+        if box is None and not score.max() > 0:
+            raise ValueError(f"{subject.name!r} finds no box in row {row}; give the box and its label")
         near = score if box is None else overlap(boxes[row], box) * score
         best = int(np.argmax(near if index is None else np.where(classes == index, near, -1)))
         index = int(classes[best]) if index is None else index

@@ -97,6 +97,61 @@ class NonMaxSuppression(layers.Layer):
         return {**super().get_config(), **facts}
 
 
+@keras.saving.register_keras_serializable("zoo")
+class PlaceBoxes(layers.Layer):
+    """What a detector says at each place of its maps, with boxes as corners in pixels.
+
+    Call it with maps (batch, height, width, 5 + classes), finest first, each with the offset of a box's centre from the
+    upper left of its place and the logarithm of its sides, all in units of the map's stride, then logits. It gives
+    (batch, places, 5 + classes): left, top, right, bottom in pixels, and the logits as they are: of there being a
+    thing, and of each class.
+
+    Source: Ge et al. 2021, "YOLOX" (arXiv:2107.08430), section 2.1.
+
+    Args:
+        strides: pixels of the image per pixel of each map.
+    """
+
+    LONGEST = 8.0  # logarithm of a box's side in strides, above which it grows no further: the exponential stays finite
+
+    def __init__(self, strides: tuple[int, ...] = (8, 16, 32), **kwargs) -> None:
+        super().__init__(**{"dtype": "float32", **kwargs})  # half precision would round pixels
+        self.strides = tuple(strides)
+
+    def build(self, shapes):
+        if len(shapes) != len(self.strides):
+            raise ValueError(f"there must be a map for each of the strides {self.strides}, got {len(shapes)}")
+        self.sides = [tuple(shape[1:3]) for shape in shapes]
+
+    def places(self):
+        """Centre (x, y) in pixels and stride of each place: [[x, y, stride], …], in the order of the output."""
+        return [
+            [(column + 0.5) * stride, (row + 0.5) * stride, stride]
+            for stride, (height, width) in zip(self.strides, self.sides, strict=True)
+            for row in range(height)
+            for column in range(width)
+        ]
+
+    def call(self, maps):
+        flat = [ops.reshape(x, (-1, side[0] * side[1], x.shape[-1])) for x, side in zip(maps, self.sides, strict=True)]
+        x = ops.concatenate(flat, axis=1)
+        places = ops.convert_to_tensor(self.places(), "float32")  # (places, 3)
+        stride = places[:, 2:]
+        centre = x[..., :2] * stride + (places[:, :2] - 0.5 * stride)
+        half = 0.5 * stride * ops.exp(ops.minimum(x[..., 2:4], self.LONGEST))
+        return ops.concatenate([centre - half, centre + half, x[..., 4:]], axis=-1)
+
+    def scored(self, outputs):
+        """Boxes (batch, places, 4) and the probability of each class there (batch, places, classes)."""
+        return outputs[..., :4], ops.sigmoid(outputs[..., 4:5]) * ops.sigmoid(outputs[..., 5:])
+
+    def compute_output_shape(self, shapes):
+        return (shapes[0][0], sum(shape[1] * shape[2] for shape in shapes), shapes[0][-1])
+
+    def get_config(self):
+        return {**super().get_config(), "strides": self.strides}
+
+
 def intersection_over_union(first, second):
     """Overlap of each box with each: (batch, n, 4) and (batch, m, 4) -> (batch, n, m), in [0, 1]."""
     first, second = ops.expand_dims(first, 2), ops.expand_dims(second, 1)
@@ -105,6 +160,20 @@ def intersection_over_union(first, second):
     both = ops.prod(ops.maximum(high - low, 0.0), axis=-1)
     areas = [ops.prod(ops.maximum(box[..., 2:] - box[..., :2], 0.0), axis=-1) for box in (first, second)]
     return ops.divide_no_nan(both, areas[0] + areas[1] - both)
+
+
+def neighbours(points, size):
+    """The two pixels around each point along an axis of `size` pixels, and their weights.
+
+    The weights are 0 for points more than a pixel outside; `size` may differ from box to box.
+    """
+    limit = ops.cast(size, points.dtype)
+    near = ops.cast(ops.logical_and(points >= -1.0, points <= limit), points.dtype)
+    points = ops.minimum(ops.maximum(points, 0.0), limit - 1.0)
+    low = ops.floor(points)
+    high = ops.minimum(low + 1.0, limit - 1.0)
+    share = points - low
+    return [ops.cast(low, "int32"), ops.cast(high, "int32")], [(1.0 - share) * near, share * near]
 
 
 @keras.saving.register_keras_serializable("zoo")
@@ -136,8 +205,8 @@ class RoIAlign(layers.Layer):
     def call(self, features, boxes):
         batch, height, width, channels = ops.shape(features)
         x, y = self.points(boxes, 0), self.points(boxes, 1)  # (batch, boxes, size * samples)
-        rows, row_weights = self.neighbours(y, height)
-        columns, column_weights = self.neighbours(x, width)
+        rows, row_weights = neighbours(y, height)
+        columns, column_weights = neighbours(x, width)
         pixels = ops.reshape(features, (-1, channels))
         start = ops.reshape(ops.arange(batch) * (height * width), (-1, 1, 1, 1))
         total = 0.0
@@ -156,17 +225,6 @@ class RoIAlign(layers.Layer):
         count = self.size * self.samples
         steps = (ops.arange(count, dtype="float32") + 0.5) / count
         return start[..., None] + length[..., None] * steps
-
-    def neighbours(self, points, size):
-        """The two pixels around each point and their weights, 0 for points more than a pixel outside."""
-        limit = ops.cast(size, points.dtype)
-        inside = ops.cast(ops.logical_and(points >= -1.0, points <= limit), points.dtype)
-        points = ops.minimum(ops.maximum(points, 0.0), limit - 1.0)
-        low = ops.floor(points)
-        high = ops.minimum(low + 1.0, limit - 1.0)
-        share = points - low
-        places = [ops.cast(low, "int32"), ops.cast(high, "int32")]
-        return places, [(1.0 - share) * inside, share * inside]
 
     def compute_output_shape(self, features_shape, boxes_shape):
         return (features_shape[0], boxes_shape[1], self.size, self.size, features_shape[-1])

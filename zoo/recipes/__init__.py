@@ -16,15 +16,17 @@ from zoo.registry import suggest
 
 OPTIMIZERS = ("sgd", "momentum", "nesterov", "adagrad", "adadelta", "rmsprop", "adam", "adamw", "nadam", "lion")
 SCHEDULES = ("constant", "step", "exponential", "cosine", "warm_restarts", "one_cycle", "plateau")
-AUGMENTATIONS = ("shift", "crop", "flip", "rotate", "noise", "colour", "mixup", "cutmix")
+AUGMENTATIONS = ("shift", "crop", "flip", "rotate", "noise", "colour", "mixup", "cutmix", "mosaic")
 PRECISIONS = ("float32", "mixed_float16", "mixed_bfloat16")
 ADVERSARIAL = ("fgsm:8", "pgd:8", "pgd:8:10", "pgd-l2:64", "gaussian:32")  # examples; any figures will do
+SCALINGS = ("fitted", "caffe", "tf", "torch", "0/255")  # the last an example; any figures will do
 CHOICES = {
     "optimizer": OPTIMIZERS,
     "schedule": SCHEDULES,
     "augment": AUGMENTATIONS,
     "precision": PRECISIONS,
     "adversarial": ADVERSARIAL,
+    "scaling": SCALINGS,
 }
 
 
@@ -88,6 +90,13 @@ class Recipe:
         precision: one of `PRECISIONS`; mixed precision pays on GPUs only.
         averaging: decay of the running average of the weights that the run ends with, 0 for none.
         patience: epochs without a better validation score before the run stops, 0 to never stop.
+        weights: pretrained weights the run begins with, a declared name or a file; "" for fresh ones.
+        scaling: how images are scaled: "" as the weights expect, and fitted on the training images where there are none;
+            "fitted"; or a declared scaling, see `zoo.data.signature.read_scaling`.
+        freeze: the last part of the network that stands still, such as "stage1", "backbone" for all but the head, "" for
+            none; see `zoo.backbone.parts`.
+        unfreeze_every: epochs after which one more part learns, from the head to the input; 0 to keep them still.
+        rate_decay: learning rate of each part as a share of that of the part behind it, in (0, 1]; the head has the whole.
         seed: of the weights, the order and the augmentation, and of the split where `split_seed` is None.
         split_seed: of the split; the recipe of a run names the one its data was split with.
         expected: score on the held-out split that this run is known to reach, None if not known.
@@ -115,6 +124,11 @@ class Recipe:
     precision: str = "float32"
     averaging: float = 0.0
     patience: int = 0
+    weights: str = ""
+    scaling: str = ""
+    freeze: str = ""
+    unfreeze_every: int = 0
+    rate_decay: float = 1.0
     seed: int = 0
     split_seed: int | None = None
     expected: float | None = None
@@ -136,10 +150,16 @@ class Recipe:
             "precision": (self.precision in PRECISIONS, f"one of {', '.join(PRECISIONS)}"),
             "averaging": (0 <= self.averaging < 1, "in [0, 1)"),
             "patience": (self.patience >= 0, "at least 0"),
+            "unfreeze_every": (self.unfreeze_every >= 0, "at least 0"),
+            "rate_decay": (0 < self.rate_decay <= 1, "in (0, 1]"),
         }
         for name, (holds, wanted) in checks.items():
             if not holds:
                 raise ValueError(f"{name} must be {wanted}, got {getattr(self, name)!r}")
+        if self.unfreeze_every and not self.freeze:
+            raise ValueError(
+                f"unfreeze_every={self.unfreeze_every} has nothing to let go; say what stands still at first, such as freeze=backbone"
+            )
         if self.adversarial:
             Perturbation.parse(self.adversarial)
 
@@ -208,6 +228,15 @@ def _tuples(value: Any) -> Any:
 
 # The score is the lowest of seeds 0, 1 and 2 on the held-out split, rounded down; `benchmarks/recipes.py` repeats them.
 PROVEN: dict[tuple[str, str], dict[str, Any]] = {
+    ("face_embedding", "digit_identities"): dict(
+        arguments=dict(depth=(1, 1), width=24, latent=64),
+        epochs=20,
+        batch_size=64,
+        learning_rate=2e-3,
+        weight_decay=1e-2,
+        loss="arcface:0.5:16",
+        expected=0.993,
+    ),
     ("mlp", "digits"): dict(
         arguments=dict(dropout=0.3),
         epochs=60,
@@ -223,6 +252,16 @@ PROVEN: dict[tuple[str, str], dict[str, Any]] = {
         augment=("shift", "rotate"),
         expected=0.977,
     ),
+    ("vgg11", "digits"): dict(
+        arguments=dict(input_shape=(32, 32, 1), width=12, hidden=(64, 64), dropout=0.2),
+        epochs=20,
+        batch_size=64,
+        learning_rate=1.5e-3,
+        warmup=0.1,
+        label_smoothing=0.1,
+        augment=("shift", "rotate"),
+        expected=0.98,
+    ),
     ("resnet18", "digits"): dict(
         epochs=30,
         batch_size=64,
@@ -233,6 +272,25 @@ PROVEN: dict[tuple[str, str], dict[str, Any]] = {
         warmup=0.1,
         augment=("rotate", "noise"),
         expected=0.983,
+    ),
+    ("unet", "shapes"): dict(
+        arguments=dict(width=8, depth=3, normalised=True),
+        epochs=10,
+        batch_size=8,
+        learning_rate=3e-3,
+        warmup=0.05,
+        loss="combined",
+        augment=("flip",),
+        expected=0.963,
+    ),
+    ("unet", "cells"): dict(
+        arguments=dict(width=8, depth=3, normalised=True),
+        epochs=12,
+        batch_size=8,
+        learning_rate=3e-3,
+        warmup=0.05,
+        loss="combined",
+        augment=("flip",),
     ),
 }
 

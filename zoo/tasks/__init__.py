@@ -1,10 +1,13 @@
-"""Tasks: what a model is trained for decides its loss, its metric and how its output is read.
+"""Tasks: what a model is trained for decides its loss, its metric, how its output is read and how it is judged.
 
-A task object answers for every model that is trained for it; architecture files know nothing of losses or metrics.
+A task object answers for every model that is trained for it; architecture files know nothing of losses or metrics, and
+whoever trains, judges, exports or explains asks the task and does not look at its name. What true targets look like
+before any model sees them is in `zoo.data.targets`; what people get from a server is in `serve.codec`.
 """
 
 from dataclasses import dataclass
 from importlib import import_module
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -13,38 +16,163 @@ _FILES = {
     "classification": "classification",
     "image-classification": "classification",
     "regression": "regression",
+    "segmentation": "segmentation",
+    "embedding": "embedding",
+    "detection": "detection",
 }
 
 
-class Task(Protocol):
-    """What training, evaluation and export ask of a task.
+@dataclass(frozen=True)
+class Output:
+    """One named tensor of an answer.
 
     Attributes:
-        metric: name of the score, larger is better.
+        name: the same in the ONNX file, the manifest and the protocol.
+        dtype: Open Inference Protocol datatype, such as "FP32", "UINT8", "INT32" or "BOOL".
+        shape: sizes after the batch, -1 where free.
+        axes: a name for each.
+        range: smallest and largest meaningful value, None if unbounded.
+        unit: what a value means.
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    axes: tuple[str, ...]
+    range: tuple[float, float] | None = None
+    unit: str = ""
+
+
+class Task(Protocol):
+    """What training, evaluation, export and explanation ask of a task.
+
+    Three forms of an answer occur: **raw**, what the model gives (logits; one tensor, or a list where it gives several);
+    **answers**, named tensors as a file or a server gives them; and **scored**, the one array with a row for each row
+    of the data that figures are made from. A task whose answer is one array need only say its name as `output`.
+
+    Attributes:
+        metric: name of the score, larger is better; the first of `measures`.
         monitor: Keras metric followed while training.
         mode: "max" or "min", the better direction of `monitor`.
-        output: name of the tensor that answers hold.
+        output: name of the tensor that is scored, where it is one.
+        baseline_name: what `baseline` trains.
+        picture: title of what `plot` draws.
+        form: how a figure is printed.
+        pictorial: whether answers are best looked at; a report then shows the first rows too.
     """
 
     metric: str
     monitor: str
     mode: str
     output: str
+    baseline_name: str
+    picture: str
+    form: str = ".4f"
+    pictorial: bool = False
+
+    # ---- training
+
+    def raw_shape(self, signature: Any) -> tuple[int, ...] | None:
+        """Shape of the model's one raw output without the batch; None where the architecture decides it."""
+        return (signature.outputs,)
 
     def loss(self, name: str, label_smoothing: float) -> Any:
-        """Keras loss on `(targets, raw outputs)`; `name` is "" for the task's own."""
+        """Keras loss on `(encoded targets, raw outputs)`; `name` is "" for the task's own."""
+
+    def loss_for(self, model: Any, name: str, label_smoothing: float) -> Any:
+        """The same for a model at hand; to be replaced where a loss must know more of it than its outputs.
+
+        None for a model that computes its loss itself.
+        """
+        return self.loss(name, label_smoothing)
+
+    def learner(self, model: Any, data: Any, recipe: Any) -> Any:
+        """The model to train: the given one, with what only training needs behind it; it shares all layers."""
+        return model
+
+    def order(self, targets: np.ndarray, generator: np.random.Generator) -> np.ndarray:
+        """In which order an epoch takes the rows of training targets, as `Signature.targets` gives them."""
+        return generator.permutation(len(targets))
 
     def metrics(self) -> list[Any]:
-        """Fresh Keras metrics."""
+        """Fresh Keras metrics on the same."""
 
     def encode(self, targets: np.ndarray, outputs: int) -> np.ndarray:
-        """Targets as the loss wants them, `(batch, outputs)` float32."""
+        """Targets of a batch, as `Signature.targets` gives them, as the loss wants them; float32, batch first."""
 
-    def answer(self, raw: np.ndarray, signature: Any) -> np.ndarray:
-        """The model's raw outputs as a client reads them: probabilities, or values in the target's unit."""
+    # ---- answers
 
-    def score(self, y: np.ndarray, answer: np.ndarray) -> float:
+    def outputs(self, signature: Any) -> tuple[Output, ...]:
+        """Tensors of an answer, in the order of the file."""
+
+    def decode(self, raw: Any, signature: Any) -> dict[str, Any] | None:
+        """Raw outputs to answers, written in `keras.ops`: it becomes a part of every exported file.
+
+        None where `export.edges` writes the ONNX nodes itself.
+        """
+        return None
+
+    def answers(self, raw: Any, signature: Any) -> dict[str, np.ndarray]:
+        """The same as arrays. A task without `decode` computes them here."""
+        import keras
+
+        return {name: keras.ops.convert_to_numpy(value) for name, value in self.decode(raw, signature).items()}
+
+    def scored(self, answers: dict[str, np.ndarray]) -> np.ndarray:
+        """What figures are made from, a row for each row: one of the answers, or several packed into one array."""
+        return answers[self.output]
+
+    def answer(self, raw: Any, signature: Any) -> np.ndarray:
+        """`scored` of raw outputs; to be replaced where that needs less than all answers."""
+        return self.scored(self.answers(raw, signature))
+
+    # ---- judging
+
+    def measures(self, y: np.ndarray, scored: np.ndarray) -> dict[str, Any]:
+        """Metrics by name, the task's own first: functions of bootstrap weights, see `zoo.evaluate.metrics`."""
+
+    def score(self, y: np.ndarray, scored: np.ndarray) -> float:
         """The task's score of answers against true targets."""
+        return float(self.measures(y, scored)[self.metric](np.ones((1, len(y))))[0])
+
+    def losses(self, y: np.ndarray, scored: np.ndarray) -> np.ndarray:
+        """How wrong each row is, `(rows,)`, 0 where it is right."""
+
+    def wrong(self, y: np.ndarray, scored: np.ndarray) -> np.ndarray:
+        """Rows that may be shown among the worst, bool `(rows,)`."""
+        return np.ones(len(y), bool)
+
+    def constant(self, known: np.ndarray, rows: int, outputs: int) -> np.ndarray:
+        """Scored answers for so many rows that never change: the best that can be said without looking at a row.
+
+        Args:
+            known: training targets.
+            rows: how many.
+            outputs: labels that there are.
+        """
+
+    def baseline(self, data: Any) -> float:
+        """Held-out score of something simple that learned from the same training rows."""
+
+    def tables(
+        self, y: np.ndarray, scored: np.ndarray, labels: tuple[str, ...]
+    ) -> tuple[np.ndarray | None, dict[str, dict[str, float]]]:
+        """Confusion matrix, counts `(labels, labels)` with the true one by row, None where there is none; and for each
+        label (or the target) its figures by name, "rows" being counts.
+        """
+
+    def told(self, y: np.ndarray, scored: np.ndarray, labels: tuple[str, ...]) -> dict[str, Any]:
+        """Truth and answer of one row in words and figures, the same keys for every row."""
+
+    def worst_rows(self, report: Any, count: int) -> list[dict[str, Any]] | None:
+        """What a `zoo.evaluate.Report` shows as its worst, where that is no list of single rows; None where it is."""
+        return None
+
+    def plot(self, report: Any, path: str | Path) -> Path:
+        """Picture of a whole `zoo.evaluate.Report`."""
+
+    def show(self, report: Any, rows: list[int], path: str | Path) -> Path:
+        """Picture of some rows whose inputs are images, with truth and answer."""
 
 
 @dataclass(frozen=True)
@@ -70,19 +198,41 @@ def get(name: str) -> Task:
     return import_module(f"zoo.tasks.{_FILES[name]}").TASK
 
 
+def decodes(task: Task) -> bool:
+    """Whether the task writes its `decode` in `keras.ops`."""
+    return type(task).decode is not Task.decode
+
+
+def check_model(model: Any, signature: Any, advice: str) -> None:
+    """Refuse a model whose input is not the data's, or whose output is not what the task needs.
+
+    Args:
+        model: Keras model.
+        signature: `zoo.data.Signature`.
+        advice: end of the message.
+
+    Raises:
+        ValueError: it does not fit.
+    """
+    given, wanted = signature.preprocess.shape, get(signature.task).raw_shape(signature)
+    shapes = [tuple(tensor.shape[1:]) for tensor in model.outputs]
+    if tuple(model.input_shape[1:]) != given or (wanted is not None and shapes != [wanted]):
+        raise ValueError(
+            f"the model maps {tuple(model.input_shape[1:])} to {', '.join(map(str, shapes))}, {signature.task} of the data "
+            f"maps {given}{f' to {wanted}' if wanted else ''}; {advice}"
+        )
+
+
 def idle(signature: Any, known: np.ndarray, y: np.ndarray) -> float:
-    """Score of an answer that never changes: the mean of the targets known from training, or their commonest class.
+    """Score of an answer that never changes.
 
     Args:
         signature: `zoo.data.Signature`, with task and labels.
         known: training targets.
         y: targets to be scored on.
     """
-    if signature.task == "regression":
-        constant = np.full((len(y), 1), np.mean(known))
-    else:
-        constant = np.tile(np.bincount(known, minlength=signature.outputs), (len(y), 1))
-    return get(signature.task).score(y, constant)
+    task = get(signature.task)
+    return task.score(y, task.constant(known, len(y), signature.outputs))
 
 
 def interval(task: Task, y: np.ndarray, answer: np.ndarray, resamples: int = 1000, seed: int = 0) -> Interval:

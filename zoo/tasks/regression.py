@@ -3,16 +3,19 @@
 import keras
 import numpy as np
 
-from zoo.tasks import losses
+from zoo.tasks import Output, Task, baselines, losses
 
 
-class Regression:
+class Regression(Task):
     """Squared error, coefficient of determination."""
 
     metric = "r2"
     monitor = "val_rmse"
     mode = "min"
     output = "value"
+    baseline_name = "ridge regression"
+    picture = "Predicted against true"
+    form = ".4g"  # errors have a unit
 
     def loss(self, name, label_smoothing):
         return losses.get(name or "mean_squared_error")
@@ -23,13 +26,54 @@ class Regression:
     def encode(self, targets, outputs):
         return targets
 
-    def answer(self, raw, signature):
-        return np.asarray(raw, np.float32) * np.float32(signature.target_std) + np.float32(signature.target_mean)
+    def outputs(self, signature):
+        return (
+            Output(self.output, "FP32", (1,), ("targets",), unit=f"unit of {signature.labels[0]} in the training data"),
+        )
 
-    def score(self, y, answer):
-        y, answer = np.ravel(y), np.ravel(answer)
+    def answers(self, raw, signature):
+        scaled = np.asarray(raw, np.float32) * np.float32(signature.target_std)
+        return {self.output: scaled + np.float32(signature.target_mean)}
+
+    def measures(self, y, scored):
+        from zoo.evaluate import metrics
+
+        return metrics.of_values(y, scored)
+
+    def score(self, y, scored):
+        y, scored = np.ravel(y), np.ravel(scored)
         spread = np.sum((y - y.mean()) ** 2)
-        return float(1 - np.sum((y - answer) ** 2) / spread) if spread else float("nan")
+        return float(1 - np.sum((y - scored) ** 2) / spread) if spread else float("nan")
+
+    def losses(self, y, scored):
+        """The absolute error."""
+        return np.abs(np.ravel(scored).astype(np.float64) - np.ravel(y))
+
+    def constant(self, known, rows, outputs):
+        return np.full((rows, 1), np.mean(known))
+
+    def baseline(self, data):
+        inputs, new = (baselines.flat(data, part) for part in ("train", "test"))
+        return self.score(data.test.y, baselines.linear(inputs, np.ravel(data.train.y), new, values=True))
+
+    def tables(self, y, scored, labels):
+        gap = np.ravel(scored) - np.ravel(y)
+        errors = {
+            "rmse": float(np.sqrt(np.mean(gap**2))),
+            "mae": float(np.mean(np.abs(gap))),
+            "bias": float(np.mean(gap)),
+            "rows": len(gap),
+        }
+        return None, {labels[0]: errors}
+
+    def told(self, y, scored, labels):
+        true, answer = float(np.ravel(y)[0]), float(np.ravel(scored)[0])
+        return {"true": true, "answer": answer, "error": answer - true}
+
+    def plot(self, report, path):
+        from zoo.evaluate import pictures
+
+        return pictures.scatter(report.y, report.answers, report.labels[0], path)
 
 
 TASK = Regression()

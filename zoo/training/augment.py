@@ -2,44 +2,62 @@
 
 Images are standardised float32 `(batch, height, width, channels)`, so what comes in from beyond an edge is 0, the
 mean. Targets are one-hot, as mixing needs. A batch's draw depends on its seed, epoch and position alone.
+
+One-hot masks `(batch, height, width, classes)` move with their images, each pixel taking the class of the nearest; what
+comes in from beyond an edge is all zeros, which losses and metrics take for not known. Boxes are in `augment_boxes`.
 """
 
 import numpy as np
 from scipy import ndimage
 
+from zoo.training import augment_boxes
+
 
 def shift(images, targets, generator):
     """Move each image by up to an eighth of its side, at least one pixel."""
-    moved = np.zeros_like(images)
+    moved, masks = np.zeros_like(images), np.zeros_like(targets) if _masks(targets) else targets
     height, width = images.shape[1:3]
     reach = [max(1, side // 8) for side in (height, width)]
-    for image, out in zip(images, moved, strict=True):
+    for row in range(len(images)):
         down, right = (int(generator.integers(-r, r + 1)) for r in reach)
         rows, columns = slice(max(down, 0), height + min(down, 0)), slice(max(right, 0), width + min(right, 0))
-        out[rows, columns] = image[max(-down, 0) : height - max(down, 0), max(-right, 0) : width - max(right, 0)]
-    return moved, targets
+        source = slice(max(-down, 0), height - max(down, 0)), slice(max(-right, 0), width - max(right, 0))
+        moved[row, rows, columns] = images[row][source]
+        if _masks(targets):
+            masks[row, rows, columns] = targets[row][source]
+    return moved, masks
 
 
 def crop(images, targets, generator):
     """Cut out 70 to 100 % of each image's area and enlarge it to the old size (Szegedy et al. 2014)."""
     height, width = images.shape[1:3]
-    cut = np.empty_like(images)
-    for image, out in zip(images, cut, strict=True):
+    cut, masks = np.empty_like(images), np.empty_like(targets) if _masks(targets) else targets
+    for row in range(len(images)):
         scale = np.sqrt(generator.uniform(0.7, 1.0))
         top, left = generator.uniform(0, (1 - scale) * height), generator.uniform(0, (1 - scale) * width)
-        out[:] = ndimage.affine_transform(image, (scale, scale, 1), (top, left, 0), order=1, mode="nearest")
-    return cut, targets
+        place = (scale, scale, 1), (top, left, 0)
+        cut[row] = ndimage.affine_transform(images[row], *place, order=1, mode="nearest")
+        if _masks(targets):
+            masks[row] = ndimage.affine_transform(targets[row], *place, order=0, mode="nearest")
+    return cut, masks
 
 
 def flip(images, targets, generator):
     """Mirror half of the images left to right; not for digits or text."""
-    return np.where(generator.random((len(images), 1, 1, 1)) < 0.5, images[:, :, ::-1], images), targets
+    turned = generator.random((len(images), 1, 1, 1)) < 0.5
+    if _masks(targets):
+        targets = np.where(turned, targets[:, :, ::-1], targets)
+    return np.where(turned, images[:, :, ::-1], images), targets
 
 
 def rotate(images, targets, generator):
     """Turn each image by up to 15 degrees."""
-    turned = [ndimage.rotate(image, generator.uniform(-15, 15), reshape=False, order=1) for image in images]
-    return np.stack(turned), targets
+    angles = [generator.uniform(-15, 15) for _ in images]
+    if _masks(targets):
+        turned = zip(targets, angles, strict=True)
+        targets = np.stack([ndimage.rotate(mask, angle, reshape=False, order=0) for mask, angle in turned])
+    turned = zip(images, angles, strict=True)
+    return np.stack([ndimage.rotate(image, angle, reshape=False, order=1) for image, angle in turned]), targets
 
 
 def noise(images, targets, generator):
@@ -71,20 +89,40 @@ def cutmix(images, targets, generator):
     other = generator.permutation(len(images))
     mixed = images.copy()
     mixed[:, rows, columns] = images[other, rows, columns]
+    if _masks(targets):
+        pasted = targets.copy()
+        pasted[:, rows, columns] = targets[other, rows, columns]
+        return mixed, pasted
     share = np.float32(max(0, rows.stop - rows.start) * max(0, columns.stop - columns.start) / (height * width))
     return mixed, (1 - share) * targets + share * targets[other]
+
+
+def mosaic(images, targets, generator):
+    """Refuse targets without boxes; those with boxes are in `augment_boxes`."""
+    raise ValueError("augment 'mosaic' puts four images with boxes into one, the targets have none; use cutmix")
+
+
+def _masks(targets):
+    """Whether targets are masks, which move with the images."""
+    return targets.ndim == 4
 
 
 def apply(names, images, targets, generator):
     """Apply augmentations by name, in order.
 
     Raises:
-        ValueError: the inputs are not images.
+        ValueError: the inputs are not images, or one cannot move boxes.
     """
+    boxes = images.ndim == 4 and targets.ndim == 3
     for name in names:
         if images.ndim != 4 and name not in ("noise", "mixup"):
             raise ValueError(
                 f"augment {name!r} needs images, got inputs of shape {images.shape[1:]}; use noise or mixup"
             )
-        images, targets = globals()[name](images, targets, generator)
+        if boxes and name not in (*augment_boxes.BY_NAME, "noise", "colour"):
+            raise ValueError(
+                f"augment {name!r} does not move boxes; use some of {', '.join(augment_boxes.BY_NAME)}, noise, colour"
+            )
+        change = augment_boxes.BY_NAME.get(name) if boxes else None
+        images, targets = (change or globals()[name])(images, targets, generator)
     return images.astype(np.float32, copy=False), targets

@@ -68,16 +68,21 @@ class Keeper(keras.callbacks.Callback):
 
     siblings: tuple = ()  # other callbacks whose counters continue too
 
-    def resume(self):
-        """Load `state.npz` into the compiled, built model; returns (epoch, batch) to go on from.
+    def resume(self, fresh_optimizer=False):
+        """Load `state.npz` into the compiled, built model.
+
+        Args:
+            fresh_optimizer: the optimiser begins with this epoch, whatever the one before had reached.
 
         Raises:
             ValueError: the state belongs to another model or recipe.
         """
         path = self.folder / "state.npz"
         with np.load(path, allow_pickle=False) as saved:
-            position = json.loads(str(saved["position"]))
+            reached = json.loads(str(saved["position"]))
             variables = self._variables()
+            if fresh_optimizer:
+                variables = {key: v for key, v in variables.items() if not key.startswith("optimizer")}
             missing = [key for key, v in variables.items() if key not in saved or saved[key].shape != tuple(v.shape)]
             if missing and not all(key.startswith("metric") for key in missing):
                 raise ValueError(
@@ -87,11 +92,10 @@ class Keeper(keras.callbacks.Callback):
                 if not key.startswith("metric"):
                     variable.assign(saved[key])
             self._pending_metrics = {key: saved[key] for key in saved.files if key.startswith("metric")}
-        self.best, self.best_epoch, self.history = position["best"], position["best_epoch"], position["history"]
+        self.best, self.best_epoch, self.history = reached["best"], reached["best_epoch"], reached["history"]
         for callback in self.siblings:
-            vars(callback).update(position["callbacks"].get(type(callback).__name__, {}))
-        self.skip = position["batch"]
-        return position["epoch"], position["batch"]
+            vars(callback).update(reached["callbacks"].get(type(callback).__name__, {}))
+        self.skip = reached["batch"]
 
     def on_epoch_begin(self, epoch, logs=None):
         self.epoch = epoch
@@ -134,6 +138,13 @@ class Keeper(keras.callbacks.Callback):
                 self._best_weights = [saved[str(i)] for i in range(len(saved.files))]
         if self._best_weights is not None:
             self.model.set_weights(self._best_weights)
+
+
+def position(folder):
+    """Epoch and batch at which a killed run goes on."""
+    with np.load(Path(folder) / "state.npz", allow_pickle=False) as saved:
+        found = json.loads(str(saved["position"]))
+    return found["epoch"], found["batch"]
 
 
 def _write(path, arrays):

@@ -13,6 +13,7 @@ from zoo import tasks
 from zoo.evaluate.pictures import learning_rates
 from zoo.recipes import Recipe
 from zoo.training.fit import Batches, compile_for
+from zoo.training.transfer import Freezing
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,11 @@ def find_learning_rate(
     copy = keras.models.clone_model(model)
     copy.set_weights(model.get_weights())
     task = tasks.get(data.signature.task)
-    compile_for(copy, recipe.override(schedule="constant", warmup=0.0, learning_rate=low), task, steps)
+    freezing = Freezing(copy, recipe)
+    freezing.begin(0)
+    compile_for(
+        copy, recipe.override(schedule="constant", warmup=0.0, learning_rate=low), task, steps, freezing=freezing
+    )
     batches = Batches(data, recipe)
     rates = low * (high / low) ** (np.arange(steps) / (steps - 1))
     losses: list[float] = []

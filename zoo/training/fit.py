@@ -1,12 +1,16 @@
 """One training run of a model at hand: batches, compilation, callbacks, exact resumption."""
 
+from itertools import pairwise
+
 import keras
 import numpy as np
 
+from zoo import data as datasets
 from zoo import tasks
 from zoo.training import adversarial, augment
-from zoo.training.callbacks import GradientHealth, Keeper, NaNGuard, Progress
+from zoo.training.callbacks import GradientHealth, Keeper, NaNGuard, Progress, position
 from zoo.training.optimisers import optimiser
+from zoo.training.transfer import Freezing
 
 
 class Method:
@@ -73,11 +77,18 @@ class Batches(keras.utils.PyDataset):
         self.task = tasks.get(data.signature.task)
         self.rows = len(data.train.y)
         self._order = (None, None)  # epoch and its permutation
+        self._own = data.signature.preprocess
+        if (
+            recipe.augment
+        ):  # strengths are told in standard deviations of the training images, and edges filled with their mean
+            self._own = datasets.scaled(data, "fitted").signature.preprocess
         self.targets = data.signature.targets(data.train.y)
         self.class_weight = None
         if recipe.class_weights:
-            if data.signature.task == "regression":
-                raise ValueError("class_weights needs classes, the task is regression; leave it out")
+            if not data.signature.one_label:
+                raise ValueError(
+                    f"class_weights needs one class for each row, the task is {data.signature.task}; leave it out"
+                )
             counts = np.bincount(self.targets, minlength=data.signature.outputs)
             self.class_weight = (self.rows / np.maximum(counts, 1) / len(counts)).astype(np.float32)
 
@@ -93,15 +104,18 @@ class Batches(keras.utils.PyDataset):
         index += self.skip
         size = self.recipe.batch_size
         if self._order[0] != self.epoch:
-            self._order = (self.epoch, np.random.default_rng([self.recipe.seed, self.epoch]).permutation(self.rows))
+            generator = np.random.default_rng([self.recipe.seed, self.epoch])
+            self._order = (self.epoch, self.task.order(self.targets, generator))
         rows = self._order[1][index * size : (index + 1) * size]
         signature = self.data.signature
-        x = signature.inputs({name: values[rows] for name, values in self.data.train.x.items()})
+        x = self._own({name: values[rows] for name, values in self.data.train.x.items()})
         targets = self.targets[rows]
         y = self.task.encode(targets, signature.outputs)
         if self.recipe.augment:
             generator = np.random.default_rng([self.recipe.seed, self.epoch, index])
             x, y = augment.apply(self.recipe.augment, x, y, generator)
+        if self._own != signature.preprocess:
+            x = signature.inputs({"image": self._own.pixels(x)})
         y = self.method.targets("train", rows, x, y)
         return (x, y) if self.class_weight is None else (x, y, self.class_weight[targets])
 
@@ -110,8 +124,18 @@ class Batches(keras.utils.PyDataset):
         self.epoch = epoch
 
 
-def compile_for(model, recipe, task, steps, method=None):
-    """Compile with a recipe's loss, optimiser and penalties."""
+def compile_for(model, recipe, task, steps, method=None, freezing=None, start=0):
+    """Compile with a recipe's loss, optimiser and penalties.
+
+    Args:
+        model: Keras model.
+        recipe: `zoo.recipes.Recipe`.
+        task: from `zoo.tasks`.
+        steps: batches of an epoch.
+        method: `Method` by which it learns.
+        freezing: `zoo.training.transfer.Freezing` that tells the rate of each variable, None for the same rate.
+        start: epoch from which the optimiser counts.
+    """
     method = method or Method()
     if recipe.l1 or recipe.l2:
         penalty = keras.regularizers.L1L2(recipe.l1, recipe.l2)
@@ -120,9 +144,10 @@ def compile_for(model, recipe, task, steps, method=None):
                 variable.regularizer = penalty
     # XLA takes 7 to 18 s to compile a ResNet and gains nothing on a CPU, so it is left to GPUs
     on_tensorflow_cpu = keras.backend.backend() == "tensorflow" and not _has_gpu()
+    factors = freezing.factors(model.trainable_variables) if freezing else ()
     model.compile(
-        optimizer=optimiser(recipe, steps),
-        loss=method.loss(task.loss(recipe.loss, recipe.label_smoothing)),
+        optimizer=optimiser(recipe, steps, start * steps, tuple(factors)),
+        loss=method.loss(task.loss_for(model, recipe.loss, recipe.label_smoothing)),
         metrics=method.metrics(task.metrics()),
         jit_compile=False if on_tensorflow_cpu else "auto",
     )
@@ -173,17 +198,15 @@ def fit(
     """
     signature = data.signature
     task = tasks.get(signature.task)
-    if tuple(model.input_shape[1:]) != signature.preprocess.shape or model.output_shape[-1] != signature.outputs:
-        raise ValueError(
-            f"the model maps {tuple(model.input_shape[1:])} to {model.output_shape[-1]} outputs, data {data.name!r} has "
-            f"{signature.preprocess.shape} and {signature.outputs}; build it with these"
-        )
+    tasks.check_model(model, signature, f"build it for the data {data.name!r}")
     method = method or Method()
-    model = method.begin(model, data, recipe)
+    network, model = model, task.learner(method.begin(model, data, recipe), data, recipe)
+    freezing = Freezing(network, recipe, model)
     if recipe.adversarial:
         model = adversarial.hardened(model, data, recipe)
     steps = Batches(data, recipe).steps
-    compile_for(model, recipe, task, steps, method)
+    epoch, skip = position(folder) if resume else (0, 0)
+    compile_for(model, recipe, task, steps, method, freezing, freezing.begin(epoch))
 
     x = signature.inputs(data.validation.x)
     targets = task.encode(signature.targets(data.validation.y), signature.outputs)
@@ -201,20 +224,23 @@ def fit(
     keeper.siblings = tuple(extra)
     keeper.set_model(model)
 
-    epoch, skip = 0, 0
     if resume:
         # Keras creates the metrics' variables with the first batch; they must be there to take their saved sums
         model.compute_metrics(None, targets[:1], np.zeros((1, *model.output_shape[1:]), np.float32))
         model.reset_metrics()
-        epoch, skip = keeper.resume()
+        keeper.resume(fresh_optimizer=not skip and epoch in freezing.starts)
     shown = [] if quiet else [Progress(recipe.epochs, steps, epoch * steps + skip)]
     everything = [NaNGuard(), *extra, keeper, *shown]
     # a started epoch is finished on its own, since its first pass is shorter
     passes = [(epoch, epoch + 1, skip)] if skip else []
-    passes.append((epoch + len(passes), recipe.epochs, 0))
+    whole = epoch + len(passes)
+    cuts = [whole, *(start for start in freezing.starts if start > whole), recipe.epochs]
+    passes.extend((first, last, 0) for first, last in pairwise(cuts))
     try:
         for first, last, skipped in passes:
             if first < last and not (first > epoch and model.stop_training):
+                if first > epoch and first in freezing.starts:
+                    compile_for(model, recipe, task, steps, method, freezing, freezing.begin(first))
                 batches = Batches(data, recipe, first, skipped, method)
                 for callback in extra:
                     if hasattr(callback, "place"):  # a pass may be the rest of an epoch, or all but a resumed one
@@ -233,6 +259,7 @@ def fit(
                     verbose=0,
                 )
     finally:
+        freezing.end()
         for bar in shown:
             bar.close()
     if keep == "best" and not recipe.averaging:  # averaged weights are set at the end of the run and are the result

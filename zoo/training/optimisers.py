@@ -3,6 +3,8 @@
 import keras
 from keras import ops, optimizers
 
+from zoo.training.transfer import paced
+
 _CLASSES = {
     "sgd": (optimizers.SGD, {}),
     "momentum": (optimizers.SGD, {"momentum": 0.9}),
@@ -50,11 +52,11 @@ _SHAPES = {
 class Schedule(optimizers.schedules.LearningRateSchedule):
     """Learning rate by step: a linear warm-up, then a named shape over the rest of the run."""
 
-    def __init__(self, shape, peak, steps, warmup_steps=0):
-        self.shape, self.peak, self.steps, self.warmup_steps = shape, peak, steps, warmup_steps
+    def __init__(self, shape, peak, steps, warmup_steps=0, done=0):
+        self.shape, self.peak, self.steps, self.warmup_steps, self.done = shape, peak, steps, warmup_steps, done
 
     def __call__(self, step):
-        step = ops.cast(step, "float32")
+        step = ops.cast(step, "float32") + self.done
         rest = max(self.steps - self.warmup_steps, 1)
         p = ops.clip((step - self.warmup_steps) / rest, 0.0, 1.0)
         scale = _SHAPES[self.shape](p) if self.shape in _SHAPES else 1.0
@@ -63,19 +65,34 @@ class Schedule(optimizers.schedules.LearningRateSchedule):
         return self.peak * scale
 
     def get_config(self):
-        return {"shape": self.shape, "peak": self.peak, "steps": self.steps, "warmup_steps": self.warmup_steps}
+        return {
+            "shape": self.shape,
+            "peak": self.peak,
+            "steps": self.steps,
+            "warmup_steps": self.warmup_steps,
+            "done": self.done,
+        }
 
 
-def optimiser(recipe, steps_per_epoch):
-    """The Keras optimiser a recipe asks for, with its schedule over `epochs * steps_per_epoch` steps."""
+def optimiser(recipe, steps_per_epoch, done=0, factors=()):
+    """The Keras optimiser a recipe asks for, with its schedule over `epochs * steps_per_epoch` steps.
+
+    Args:
+        recipe: `zoo.recipes.Recipe`.
+        steps_per_epoch: batches of an epoch.
+        done: steps of the run that another optimiser took before.
+        factors: share of the learning rate for each variable, in the order it is built with; () for the same.
+    """
     steps = recipe.epochs * steps_per_epoch
     rate = recipe.learning_rate
     warmup = int(recipe.warmup * steps)
     if recipe.schedule not in ("constant", "plateau") or warmup:
         if recipe.schedule == "plateau":
             raise ValueError("schedule 'plateau' changes the rate between epochs and cannot warm up; set warmup=0")
-        rate = Schedule(recipe.schedule, recipe.learning_rate, steps, warmup)
+        rate = Schedule(recipe.schedule, recipe.learning_rate, steps, warmup, done)
     kind, settings = _CLASSES[recipe.optimizer]
+    if factors:
+        kind, settings = paced(kind), {**settings, "factors": factors}
     return kind(
         rate,
         weight_decay=recipe.weight_decay or (0.0 if recipe.optimizer == "adamw" else None),  # AdamW takes no None

@@ -7,13 +7,11 @@ import json
 import platform
 import shutil
 import time
-import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import keras
-import numpy as np
 
 from zoo import data as datasets
 from zoo import recipes, registry, tasks
@@ -74,7 +72,8 @@ def train(
         resume: go on with the killed run in `out`, exactly where its last saved state is.
         overwrite: replace a run folder that is there.
         quiet: no progress bar and no lines.
-        weights: pretrained weights, as in `zoo.get`.
+        weights: pretrained weights, as in `zoo.get`; images are then scaled as these expect, unless `scaling` says
+            otherwise.
         callbacks: further Keras callbacks.
         tensorboard: also write TensorBoard logs to `out/tensorboard`.
         diagnose: measure gradient norms and dead units after each epoch, with a picture.
@@ -97,7 +96,9 @@ def train(
     source = data if data is not None else entry.data
     folder = Path(out) if out else Path("runs") / f"{entry.name}-{Path(_name(source)).stem}"
     recipe = _recipe(entry, _name(source), folder if resume else None, overrides)
-    network, splits, recipe = _built(entry, source, recipe, weights)
+    if weights and not resume:
+        recipe = dataclasses.replace(recipe, weights=str(weights))
+    network, splits, recipe = _built(entry, source, recipe, fresh=resume)
     return _carry_out(
         network,
         splits,
@@ -155,7 +156,8 @@ def tune(
         raise ValueError(
             f"a finished model is tuned in float32, got precision={overrides['precision']!r}; leave it out"
         )
-    recipe = (_resumed(Path(out)) if resume else run.recipe).override(**{**overrides, "precision": "float32"})
+    settings = {**({} if resume else {"freeze": "", "unfreeze_every": 0}), **overrides, "precision": "float32"}
+    recipe = (_resumed(Path(out)) if resume else run.recipe).override(**settings)
     keras.utils.set_random_seed(recipe.seed)
     return _carry_out(
         network,
@@ -191,6 +193,7 @@ def load_data(run: Run, source: str | Path | None = None) -> Data:
             f"go where it was trained, or say where the data is (--data on the command line)"
         )
     splits = datasets.load(source, input_shape=shape, **run.recipe.data_options)
+    splits = datasets.scaled(splits, getattr(preprocess, "scaling", ""))
     if splits.signature != run.signature:
         raise ValueError(f"data {str(source)!r} differs from what {run.folder} was trained on; train again")
     return splits
@@ -224,6 +227,8 @@ def as_run(model: Any, data: Any = None) -> Run:
         raise ValueError("a Keras model needs its data: give data=, such as 'digits', or the run it comes from")
     shape = tuple(model.input_shape[1:])
     splits = datasets.load(data, input_shape=shape if len(shape) == 3 else None)
+    if not isinstance(data, Data) and hasattr(model, "pretrained"):
+        splits = datasets.scaled(splits, model.pretrained.scaling)
     known = model.name in registry.names()
     recipe = recipes.find(model.name, _name(data), registry.entry(model.name).recipe if known else {})
     return Run(model, splits.signature, recipe, None, [], {}, splits)
@@ -292,8 +297,11 @@ def _recipe(entry: registry.Entry, data: str, resumed: Path | None, overrides: d
     return recipe.override(**settings)
 
 
-def _built(entry: registry.Entry, source: Any, recipe: Recipe, weights: str | None = None) -> tuple[Any, Data, Recipe]:
-    """The network and the splits that a recipe asks for, and the recipe with arguments that follow from the splits."""
+def _built(entry: registry.Entry, source: Any, recipe: Recipe, fresh: bool = False) -> tuple[Any, Data, Recipe]:
+    """The network and the splits that a recipe asks for, and the recipe with what follows from splits and weights.
+
+    Where the weights are set by a saved state, `fresh` says that they need not be read before.
+    """
     splits = datasets.load(source, input_shape=recipe.arguments.get("input_shape"), **recipe.data_options)
     signature = splits.signature
     if signature.task not in entry.tasks:
@@ -301,15 +309,23 @@ def _built(entry: registry.Entry, source: Any, recipe: Recipe, weights: str | No
         raise ValueError(
             f"{entry.name!r} is for {', '.join(entry.tasks)}, data {splits.name!r} is {signature.task}; try {fitting}"
         )
-    arguments = {**recipe.arguments, "input_shape": signature.preprocess.shape, "classes": signature.outputs}
+    arguments = {**recipe.arguments, "input_shape": signature.preprocess.shape}
+    if "classes" in entry.signature:  # of which an embedding has none
+        arguments["classes"] = signature.outputs
     keras.utils.set_random_seed(recipe.seed)
     previous = keras.config.dtype_policy()
     keras.config.set_dtype_policy(recipe.precision)
     try:
-        network = registry.get(entry.name, weights=weights, **arguments)
+        network = registry.get(entry.name, weights=None if fresh else recipe.weights or None, **arguments)
     finally:
         keras.config.set_dtype_policy(previous)
-    return network, splits, dataclasses.replace(recipe, arguments=arguments)
+    scaling = recipe.scaling
+    if hasattr(network, "pretrained"):
+        arguments = {**network.pretrained.arguments, **arguments}
+        scaling = scaling or network.pretrained.scaling
+    splits = datasets.scaled(splits, scaling)
+    scaling = getattr(splits.signature.preprocess, "scaling", "") or recipe.scaling
+    return network, splits, dataclasses.replace(recipe, arguments=arguments, scaling=scaling)
 
 
 def _resumed(folder: Path) -> Recipe:
@@ -473,30 +489,8 @@ def _report(run: Run, split: str) -> Report:
 
 
 def baseline(data: Data) -> float:
-    """Held-out score of scikit-learn's logistic (or ridge) regression, fitted on at most 10,000 training rows.
-
-    The solver finds the optimum of what the entry `logistic_regression` approaches by steps.
-    """
-    from sklearn.exceptions import ConvergenceWarning
-    from sklearn.linear_model import LogisticRegression, Ridge
-    from threadpoolctl import threadpool_limits
-
-    signature = data.signature
-    flat = {
-        part: signature.inputs(getattr(data, part).x).reshape(len(getattr(data, part).y), -1)
-        for part in ("train", "test")
-    }
-    rows = np.random.default_rng(0).permutation(len(flat["train"]))[:10_000]
-    model = Ridge() if signature.task == "regression" else LogisticRegression(max_iter=300)
-    # several threads gain little on so few rows, and where others use the processor they take 200 times as long
-    with warnings.catch_warnings(), threadpool_limits(1):
-        warnings.simplefilter("ignore", ConvergenceWarning)  # 300 steps are near enough
-        fitted = model.fit(flat["train"][rows], np.ravel(data.train.y)[rows])
-    if signature.task == "regression":
-        found = fitted.predict(flat["test"])
-    else:
-        found = np.eye(signature.outputs)[fitted.predict(flat["test"])]
-    return tasks.get(signature.task).score(data.test.y, found)
+    """Held-out score of the task's baseline, such as scikit-learn's logistic regression, on the same training rows."""
+    return tasks.get(data.signature.task).baseline(datasets.scaled(data, "fitted"))
 
 
 def environment(data: Data) -> dict[str, Any]:
@@ -520,11 +514,11 @@ def environment(data: Data) -> dict[str, Any]:
 
 def _write_report(run: Run, report: Report, verdict: str, health: list) -> None:
     folder, scores = run.folder, run.metrics
-    monitored = tasks.get(run.signature.task).monitor.removeprefix("val_")
+    task = tasks.get(run.signature.task)
+    monitored = task.monitor.removeprefix("val_")
     pictures.curves(run.history, monitored, folder / "learning_curve.png")
     report.plot(folder / "confusion.png")
     better = scores["test"] - scores["baseline"]
-    name = "ridge regression" if run.signature.task == "regression" else "logistic regression"
     unit = ""
     if run.signature.task == "regression":
         unit = f"\nLoss and rmse are in standard deviations of the target, {run.signature.target_std:.4g}.\n"
@@ -545,7 +539,7 @@ def _write_report(run: Run, report: Report, verdict: str, health: list) -> None:
 | validation | {scores["validation"]:.4f} |
 | training | {scores["train"]:.4f} |
 | generalisation gap (training - test) | {scores["gap"]:+.4f} |
-| baseline, {name} on the same splits | {scores["baseline"]:.4f} |
+| baseline, {task.baseline_name} on the same splits | {scores["baseline"]:.4f} |
 | better than the baseline by | {better:+.4f} |
 
 {verdict}
@@ -554,9 +548,9 @@ def _write_report(run: Run, report: Report, verdict: str, health: list) -> None:
 
 ![learning curve](learning_curve.png)
 {unit}
-## {"Predicted against true" if report.confusion is None else "Confusion"}
+## {task.picture}
 
-![{"scatter" if report.confusion is None else "confusion matrix"}](confusion.png)
+![{task.picture.lower() if report.confusion is None else "confusion matrix"}](confusion.png)
 
 ```
 {report}

@@ -12,14 +12,13 @@ from typing import Any
 import numpy as np
 
 from zoo.data import cache
+from zoo.data.signature import ImagePreprocess, Signature
 from zoo.registry import suggest
 from zoo.weights import files, layouts
 
-__all__ = ["Source", "build_with"]
+__all__ = ["Pretrained", "Source", "build_with"]
 
 log = logging.getLogger("zoo.weights")
-
-HEAD = ("logits/kernel", "logits/bias")
 
 
 @dataclass(frozen=True)
@@ -30,7 +29,7 @@ class Source:
         url: address; its last part names the file.
         checksum: `algorithm:hexadecimal digest`, as the publisher states it.
         licence: terms of the weights, and who states them.
-        inputs: scale of the images they were trained on, which a new run may keep or learn again.
+        inputs: how the images were scaled that they were trained on, see `zoo.data.signature.read_scaling`.
     """
 
     url: str
@@ -39,11 +38,29 @@ class Source:
     inputs: str
 
 
+@dataclass(frozen=True)
+class Pretrained:
+    """What `build_with` found out, left on the model as its attribute `pretrained`.
+
+    Attributes:
+        path: the file.
+        arguments: the builder's arguments, with those that the file decided.
+        scaling: how the weights expect images to be scaled, see `zoo.data.signature.read_scaling`; "" where nobody says.
+        licence: terms of the weights, "" where nobody says.
+    """
+
+    path: Path
+    arguments: dict[str, Any]
+    scaling: str
+    licence: str = ""
+
+
 def build_with(entry: Any, weights: str | Path, arguments: dict[str, Any]) -> Any:
     """Build a model of the registry and load weights into it.
 
-    The file decides what `arguments` leaves open: the number of classes, the stem, and which convolution of a
-    bottleneck has the stride. `classes` given and different from the file's leaves a fresh head on the loaded backbone.
+    The file decides what `arguments` leaves open, such as the number of classes and the stem. `classes` given and
+    different from the file's leaves a fresh head on the loaded backbone. Images of another number of channels than the
+    file's three get an adapted first convolution, see `first_kernels`.
 
     Args:
         entry: `zoo.registry.Entry` of the model.
@@ -51,7 +68,7 @@ def build_with(entry: Any, weights: str | Path, arguments: dict[str, Any]) -> An
         arguments: builder arguments, as given by the caller.
 
     Returns:
-        `keras.Model` with the weights set.
+        `keras.Model` with the weights set, and `Pretrained` as its attribute `pretrained`.
 
     Raises:
         ValueError: no such weights, or the file does not fit; the message lists what differs.
@@ -61,20 +78,92 @@ def build_with(entry: Any, weights: str | Path, arguments: dict[str, Any]) -> An
     layout, tensors, unknown = layouts.convert(files.read(path), entry, path)
     arguments = _complete(entry, path, layout, tensors, arguments)
     model = entry.build(**arguments)
-    variables = {f"{layer.name}/{variable.name}": variable for layer in model.layers for variable in layer.weights}
-    fresh = HEAD[0] not in tensors or tensors[HEAD[0]].shape[-1] != arguments["classes"]
-    wanted = {name: tuple(variable.shape) for name, variable in variables.items() if not (fresh and name in HEAD)}
-    given = {name: tensor for name, tensor in tensors.items() if not (fresh and name in HEAD)}
+    variables = {variable.path: variable for layer in model.layers for variable in layer.weights}
+    classes = arguments.get("classes")  # an embedding has none, and its last layer is no head that could be fresh
+    head = layouts.head(entry)
+    fresh = classes is not None and (
+        head[0] not in tensors or tensors[head[0]].shape[-1] != variables[head[0]].shape[-1]
+    )
+    wanted = {name: tuple(variable.shape) for name, variable in variables.items() if not (fresh and name in head)}
+    given = {name: tensor for name, tensor in tensors.items() if not (fresh and name in head)}
+    given = layouts.fitted(entry, given, wanted)
+    adapted = first_kernels(model, wanted, given)
+    given |= adapted
     _compare(entry, path, layout, wanted, given, unknown)
     for name, tensor in given.items():
         variables[name].assign(tensor)
     log.info("%s: %d tensors loaded from %s (%s)", entry.name, len(given), path, layout.title)
     if fresh:
-        had = f"{tensors[HEAD[0]].shape[-1]} classes" if HEAD[0] in tensors else "no head"
+        had = f"{tensors[head[0]].shape[-1]} classes" if head[0] in tensors else "no head"
         log.info(
             "%s: the file has %s, so the head for %d classes is fresh: train it", entry.name, had, arguments["classes"]
         )
+    for name, tensor in adapted.items():
+        how = (
+            "summed over its channels"
+            if tensor.shape[-2] == 1
+            else "repeated over the channels and scaled to the same sum"
+        )
+        log.info("%s: the file's %s is for RGB; for %d channels it is %s", entry.name, name, tensor.shape[-2], how)
+    licence = entry.weights.get(str(weights), {}).get("licence", "")
+    model.pretrained = Pretrained(path, arguments, _scaling(entry, str(weights), layout, path), licence)
     return model
+
+
+def first_kernels(
+    model: Any, wanted: dict[str, tuple[int, ...]], given: dict[str, np.ndarray]
+) -> dict[str, np.ndarray]:
+    """Kernels for RGB, adapted to a model of another number of channels.
+
+    One channel takes the sum over the three, which answers as the same grey in all three would; more channels repeat the
+    three in turn, times 3 / channels, so that a constant image is answered alike. That is how timm adapts them.
+
+    Args:
+        model: Keras model; only convolutions that read its input itself, but for layers without weights such as a padding,
+            are adapted.
+        wanted: shapes of its variables by name.
+        given: tensors of the file by name.
+
+    Returns:
+        The adapted kernels `(height, width, channels, filters)` by name; none where they fit as they are.
+    """
+    found = {}
+    for layer in _first_layers(model):
+        name = f"{layer.name}/kernel"
+        if name not in wanted or name not in given:
+            continue
+        kernel, shape = given[name], wanted[name]
+        if kernel.ndim == len(shape) == 4 and kernel.shape[2] == 3 != shape[2]:
+            channels = shape[2]
+            if channels == 1:
+                found[name] = kernel.sum(axis=2, keepdims=True)
+            else:
+                found[name] = kernel[:, :, np.arange(channels) % 3] * np.float32(3 / channels)
+    return found
+
+
+def _first_layers(model: Any) -> list[Any]:
+    """Layers with weights that read an input of the model, directly or through layers without weights."""
+    raw = {id(tensor) for tensor in model.inputs}
+    found = []
+    for layer in model.layers:
+        if not raw.isdisjoint(id(tensor) for node in layer._inbound_nodes for tensor in node.input_tensors):
+            if layer.weights:
+                found.append(layer)
+            else:
+                raw.update(id(tensor) for node in layer._inbound_nodes for tensor in node.output_tensors)
+    return found
+
+
+def _scaling(entry: Any, weights: str, layout: layouts.Layout, path: Path) -> str:
+    """How the images are scaled that weights expect: as declared, as the run says that wrote them, or as usual."""
+    if weights in entry.weights:
+        return Source(**entry.weights[weights]).inputs
+    beside = path.with_name("signature.json")
+    if path.name == "model.keras" and beside.is_file():
+        step = Signature.load(beside).preprocess
+        return step.declaration if isinstance(step, ImagePreprocess) else ""
+    return layout.scaling
 
 
 def _locate(entry: Any, weights: str) -> Path:
@@ -107,14 +196,14 @@ def _complete(
             raise ValueError(
                 f"{path} is a {layout.title} file, which was made with {name}={value!r}, got {name}={found[name]!r}; leave it out"
             )
-    if "stem" in entry.signature and "stem_conv/kernel" in tensors:
-        found.setdefault("stem", "imagenet" if tensors["stem_conv/kernel"].shape[0] == 7 else "small")
-    if "classes" not in found:
-        if HEAD[0] not in tensors:
+    found = {**layouts.decided(entry, tensors), **found}
+    if "classes" not in found and "classes" in entry.signature:
+        head = layouts.head(entry)[0]
+        if head not in tensors:
             raise ValueError(
                 f"{path} has no head, so the number of classes is unknown; pass classes=... for a fresh one"
             )
-        found["classes"] = int(tensors[HEAD[0]].shape[-1])
+        found["classes"] = int(tensors[head].shape[-1])
     return found
 
 

@@ -1,6 +1,7 @@
 """Tensors by name in a weights file, read without running anything in it."""
 
 import io
+import re
 import zipfile
 from pathlib import Path
 from typing import BinaryIO
@@ -8,8 +9,13 @@ from typing import BinaryIO
 import numpy as np
 
 PICKLED = (".pt", ".pth", ".bin", ".ckpt", ".pkl", ".pickle", ".tar")
-_NORM = ("gamma", "beta", "moving_mean", "moving_variance")
-_PLAIN = ("kernel", "bias")
+_NAMES = {  # of the variables of a layer, in its order, where they are not kernel and bias
+    "batch_normalization": ("gamma", "beta", "moving_mean", "moving_variance"),
+    "layer_normalization": ("gamma", "beta"),
+    "p_re_lu": ("alpha",),
+    "class_token": ("token", "position"),
+    "positions": ("grid",),
+}
 
 
 def read(path: Path) -> dict[str, np.ndarray]:
@@ -81,17 +87,29 @@ def _hdf5(stream: BinaryIO, path: Path) -> dict[str, np.ndarray]:
 
 
 def _old_name(file, name: str) -> str:
-    """`conv1_conv/conv1_conv/kernel:0` -> `conv1_conv/kernel`; a saved model has its weights under `model_weights`."""
-    parts = name.removeprefix("model_weights/").split("/")
-    return "" if parts[0] == "optimizer_weights" or len(parts) < 2 else f"{parts[0]}/{parts[-1].partition(':')[0]}"
+    """`conv1_conv/conv1_conv/kernel:0` -> `conv1_conv/kernel`; a saved model has its weights under `model_weights`.
+
+    Where a layer holds others, their names stay: `block0/block0/query/kernel` -> `block0/query/kernel`.
+    """
+    layer, *inner = name.removeprefix("model_weights/").partition(":")[0].split("/")
+    if layer == "optimizer_weights" or not inner:
+        return ""
+    below = inner.index(layer) + 1 if layer in inner else len(inner) - 1
+    return "/".join((layer, *inner[below:]))
 
 
 def _new_name(file, name: str) -> str:
-    """`layers/conv2d_3/vars/0` -> `conv1_conv/kernel`; the group knows the layer's name, the number its variable."""
+    """`layers/conv2d_3/vars/0` -> `conv1_conv/kernel`; the group knows the layer's name, the number its variable.
+
+    Where a layer holds others, their names follow: `layers/attention/query_dense/vars/0` -> `block0/query/kernel`.
+    """
     parts = name.split("/")
-    if len(parts) != 4 or parts[0] != "layers" or parts[2] != "vars":
+    if len(parts) < 4 or parts[0] != "layers" or parts[-2] != "vars":
         return ""
-    layer = file["/".join(parts[:3])].attrs.get("name", parts[1])
-    names = _NORM if parts[1].startswith("batch_normalization") else _PLAIN
-    index = int(parts[3])
-    return f"{layer}/{names[index] if index < len(names) else index}"
+    groups = (file.get("/".join((*parts[:end], "vars"))) for end in range(2, len(parts) - 1))
+    layers = [group.attrs.get("name", group.name.split("/")[-2]) for group in groups if group is not None]
+    names = _NAMES.get(re.sub(r"_\d+$", "", parts[-3]), ("kernel", "bias"))
+    if len(names) - len(file["/".join(parts[:-1])]) == 1 and names[0] == "gamma":  # a normalisation without scale
+        names = names[1:]
+    index = int(parts[-1])
+    return "/".join((*layers, names[index] if index < len(names) else str(index)))

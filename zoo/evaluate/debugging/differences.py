@@ -137,7 +137,7 @@ def check_gradients(
     def measured(kind: str) -> list[LayerCheck]:
         with _floats(kind):
             network = _retyped(plain, kind)
-            own = loss or task.loss(run.recipe.loss, run.recipe.label_smoothing)
+            own = loss or task.loss_for(network, run.recipe.loss, run.recipe.label_smoothing)
             if isinstance(loss, keras.losses.Loss):
                 own = type(loss).from_config(loss.get_config())  # one that computes in this float type
             return _measure(network, x.astype(kind), y.astype(kind), own, kind, directions, seed, progress)

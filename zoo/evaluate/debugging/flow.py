@@ -133,7 +133,7 @@ def flow(model: Any, data: Any = None, *, steps: int = 20, progress: bool = Fals
     network = keras.models.clone_model(run.model)
     network.set_weights(run.model.get_weights())
     compile_for(network, recipe, task, steps)
-    loss = task.loss(recipe.loss, recipe.label_smoothing)
+    loss = task.loss_for(network, recipe.loss, recipe.label_smoothing)
     batches = Batches(run.data, recipe)
     variables = network.trainable_variables
     losses: list[float] = []

@@ -131,7 +131,7 @@ def overfit(
     part = run.data.train
     x = signature.inputs({key: values[chosen] for key, values in part.x.items()})
     y = task.encode(signature.targets(part.y[chosen]), signature.outputs)
-    own = task.loss(run.recipe.loss, 0.0)
+    own = task.loss_for(network, run.recipe.loss, 0.0)
     idle = _number(own(y, _constant(signature.task, y)))
     if not idle > 0:
         raise ValueError(f"the {len(chosen)} rows of the batch all have the same target; give more rows, or other data")

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from zoo.data import targets
 from zoo.data.rows import digests
 from zoo.training.run import Run, as_run, untrained
 
@@ -47,8 +48,9 @@ def few_rows(run: Run, rows: int, split: str = "train") -> np.ndarray:
     order = order[np.sort(first)]
     if run.signature.task != "regression":
         turn = np.zeros(len(order), int)  # how many rows of the same class stand before
-        for label in np.unique(part.y[order]):
-            own = part.y[order] == label
+        strata = targets.of(run.signature.task).strata(part.y[order], run.signature.outputs)
+        for label in np.unique(strata):
+            own = strata == label
             turn[own] = np.arange(own.sum())
         order = order[np.argsort(turn, kind="stable")]
     return order[:rows]

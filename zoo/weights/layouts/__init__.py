@@ -1,6 +1,9 @@
 """From the names and conventions of a file to those of our layers; each module here knows the files of one family.
 
-A module exports `LAYOUTS`. Layouts are recognised by a tensor that only they have.
+A module exports `LAYOUTS`, which are recognised by a tensor that only they have, and may export `arguments`: tensors by
+`layer/variable` of ours -> builder arguments that can be read off them; and `fit`: the same tensors and the shapes that
+the model wants -> tensors in these shapes, as far as the family knows how; and `HEAD`: names of the variables that another
+number of classes replaces.
 """
 
 import importlib
@@ -30,6 +33,8 @@ class Layout:
         rename: tensor name in the file -> `layer/variable` of ours, "" if unknown.
         arguments: builder arguments that the layout fixes.
         adapt: renamed tensors -> tensors as our layers hold them; as they are if None.
+        scaling: how the images were scaled that such files are trained on, see `zoo.data.signature.read_scaling`; "" where
+            that differs from file to file.
     """
 
     title: str
@@ -38,16 +43,45 @@ class Layout:
     rename: Callable[[str], str]
     arguments: dict[str, Any] = field(default_factory=dict)
     adapt: Callable[[Tensors], Tensors] | None = None
+    scaling: str = ""
 
 
 OWN = Layout("this package", "", "logits/kernel", lambda name: name)
 
 
 @cache
+def _modules() -> tuple[Any, ...]:
+    return tuple(importlib.import_module(f"{__name__}.{found.name}") for found in pkgutil.iter_modules(__path__))
+
+
 def known() -> tuple[Layout, ...]:
     """Every layout, this package's own last."""
-    modules = (importlib.import_module(f"{__name__}.{found.name}") for found in pkgutil.iter_modules(__path__))
-    return (*(layout for module in modules for layout in module.LAYOUTS), OWN)
+    return (*(layout for module in _modules() for layout in module.LAYOUTS), OWN)
+
+
+def decided(entry: Any, tensors: Tensors) -> dict[str, Any]:
+    """Builder arguments that can be read off the tensors, by `arguments(tensors)` in the module of the entry's family."""
+    arguments = _function(entry, "arguments")
+    return arguments(tensors) if arguments else {}
+
+
+def fitted(entry: Any, tensors: Tensors, wanted: dict[str, tuple[int, ...]]) -> Tensors:
+    """Tensors by our names in the model's shapes, by `fit(tensors, wanted)` in the module of the entry's family."""
+    fit = _function(entry, "fit")
+    return fit(tensors, wanted) if fit else tensors
+
+
+def head(entry: Any) -> tuple[str, ...]:
+    """Variables that another number of classes replaces; the last axis of the first is as long as there are classes."""
+    return _function(entry, "HEAD") or ("logits/kernel", "logits/bias")
+
+
+def _function(entry: Any, name: str) -> Any:
+    """What the module of the entry's family calls so."""
+    for module in _modules():
+        if hasattr(module, name) and any(layout.family == entry.family for layout in module.LAYOUTS):
+            return getattr(module, name)
+    return None
 
 
 def convert(tensors: Tensors, entry: Any, path: Path) -> tuple[Layout, Tensors, list[str]]:

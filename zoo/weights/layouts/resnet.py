@@ -82,8 +82,18 @@ def _fold(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     return folded
 
 
+def arguments(tensors: dict[str, np.ndarray]) -> dict[str, str]:
+    """The stem, by the size of its kernel."""
+    if "stem_conv/kernel" not in tensors:
+        return {}
+    return {"stem": "imagenet" if tensors["stem_conv/kernel"].shape[0] == 7 else "small"}
+
+
+_FIRST = {"stride_first": True}
+_SECOND = {"stride_first": False}
+
 LAYOUTS = (
-    Layout("keras.applications ResNet", "resnet", "conv1_bn/gamma", _keras_v1, {"stride_first": True}, adapt=_fold),
-    Layout("keras.applications ResNetV2", "resnet_v2", "post_bn/gamma", _keras_v2),
-    Layout("torchvision or timm ResNet", "resnet", "bn1.weight", _torch, {"stride_first": False}, adapt=from_torch),
+    Layout("keras.applications ResNet", "resnet", "conv1_bn/gamma", _keras_v1, _FIRST, _fold, scaling="caffe"),
+    Layout("keras.applications ResNetV2", "resnet_v2", "post_bn/gamma", _keras_v2, scaling="tf"),
+    Layout("torchvision or timm ResNet", "resnet", "bn1.weight", _torch, _SECOND, from_torch, scaling="torch"),
 )

@@ -1,0 +1,62 @@
+"""The table of every model and stage: figures where a stage ran, reasons where it did not."""
+
+import json
+
+import pytest
+
+from zoo import matrix
+
+REGRESSION = "logistic_regression"
+
+
+@pytest.fixture(scope="module")
+def row(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("matrix")
+    return matrix.walk(REGRESSION, folder), folder
+
+
+def test_each_stage_has_a_figure_or_a_reason(row):
+    cells, folder = row
+    assert tuple(cells) == matrix.STAGES
+    assert {stage: cell.state for stage, cell in cells.items() if cell.state != matrix.DONE} == {
+        "prune": matrix.NONE
+    }, cells
+    assert all(cell.figures and cell.text for cell in cells.values() if cell.state == matrix.DONE)
+    assert cells["build"].figures["parameters"] == 15
+    assert cells["train"].figures["score"] > 0.9
+    assert cells["onnx"].figures["parity"] <= 1e-4 and cells["edge"].figures["difference"] <= 1e-4
+    assert cells["serve"].figures["difference"] <= 1e-4
+    assert json.loads((folder / "cells.json").read_text())["save"]["figures"] == {"difference": 0.0}
+
+
+def test_the_page_has_the_reasons_below_the_table(row):
+    page = matrix.to_markdown({REGRESSION: row[0]}, proven=False, versions="today")
+    [line] = [line for line in page.splitlines() if line.startswith(f"| `{REGRESSION}`")]
+    assert line.count(" | ") == len(matrix.STAGES) and "*does not apply*" in line and "15 parameters" in line
+    assert f"- `{REGRESSION}`, prune: it has no channels between its inputs and its outputs" in page
+    told = json.loads(matrix.to_json({REGRESSION: row[0]}, proven=False))
+    assert told["models"][REGRESSION]["build"]["figures"]["parameters"] == 15
+
+
+def test_a_stage_that_fails_takes_only_those_along_that_need_it(tmp_path, monkeypatch):
+    def fail(self):
+        raise ArithmeticError("no luck")
+
+    monkeypatch.setattr(matrix._Road, "train", fail)
+    cells = matrix.walk(REGRESSION, tmp_path)
+    assert cells["build"].state == matrix.DONE
+    assert (cells["train"].state, cells["train"].text) == (matrix.FAILED, "ArithmeticError: no luck")
+    assert {cells[stage].state for stage in matrix.STAGES[2:]} == {matrix.NONE}
+    assert cells["onnx"].text == "there is no trained model" and cells["serve"].text == "there is no bundle"
+
+
+def test_a_process_that_hangs_is_ended_and_told_of():
+    [(name, cells)] = matrix.matrix(["logistic_regression"], seconds=0.05)
+    assert name == REGRESSION
+    assert (cells["build"].state, cells["build"].text) == (matrix.FAILED, "it took more than 0.05 s")
+    assert cells["serve"].text == "build failed"
+
+
+def test_a_misspelt_name_is_told_before_anything_runs():
+    with pytest.raises(KeyError, match="Did you mean 'logistic_regression'"):
+        next(matrix.matrix(["logistic_regresion"]))

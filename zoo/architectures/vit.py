@@ -1,0 +1,120 @@
+"""Vision transformers: an image is a sequence of patches, and every block lets all of them look at each other.
+
+Dosovitskiy, Beyer, Kolesnikov et al., "An Image is Worth 16x16 Words: Transformers for Image Recognition at Scale",
+ICLR 2021 (arXiv:2010.11929), section 3.1 and table 1; tiny and small are those of Touvron et al. 2020
+(arXiv:2012.12877), table 1. The head is one linear layer, as for fine-tuning. Departure: an image whose sides are no
+multiple of the patch is filled up with 0, the mean, on the right and below.
+"""
+
+import keras
+from keras import layers
+
+from zoo.layers.tokens import ClassToken, Positions
+from zoo.registry import Tensor, register
+
+
+def _patches(x, patch, width):
+    """(batch, height, width, channels) -> (batch, rows, columns, units): each patch through one linear layer."""
+    below, right = (-side % patch for side in x.shape[1:3])
+    if below or right:
+        x = layers.ZeroPadding2D(((0, below), (0, right)), name="patches_pad")(x)
+    return layers.Conv2D(width, patch, patch, name="patches")(x)
+
+
+def _dropped(x, dropout, name):
+    return layers.Dropout(dropout, name=f"{name}_dropout")(x) if dropout else x
+
+
+def _norm(x, epsilon, name):
+    return layers.LayerNormalization(epsilon=epsilon, name=name)(x)
+
+
+def _block(x, heads, hidden, epsilon, dropout, name):
+    """Attention and two dense layers, each on a normalised copy that is added to x: (batch, length, width) in and out."""
+    width = x.shape[-1]
+    y = _norm(x, epsilon, f"{name}_norm0")
+    y = layers.MultiHeadAttention(heads, width // heads, name=f"{name}_attention")(y, y)
+    x = layers.Add(name=f"{name}_add0")([x, _dropped(y, dropout, f"{name}_attention")])
+    y = _norm(x, epsilon, f"{name}_norm1")
+    y = layers.Dense(hidden, activation="gelu", name=f"{name}_hidden")(y)
+    y = layers.Dense(width, name=f"{name}_output")(_dropped(y, dropout, f"{name}_hidden"))
+    return layers.Add(name=f"{name}_add1")([x, _dropped(y, dropout, f"{name}_output")])
+
+
+@register(
+    "vit_tiny",
+    task="image-classification",
+    inputs={"image": Tensor("height", "width", "channels", unit="zero mean, unit variance")},
+    paper="Dosovitskiy et al. 2021",
+    params=5_717_416,
+    params_source="timm",
+    variants={
+        "vit_small": dict(params=22_050_664, width=384, heads=6),
+        "vit_base": dict(params=86_567_656, width=768, heads=12),
+    },
+    tiny=dict(input_shape=(8, 8, 3), classes=3, patch=4, width=8, depth=2, heads=2),
+    aliases=("vit",),
+    data="digits",
+)
+def vit(
+    input_shape: tuple[int, int, int] = (224, 224, 3),
+    classes: int = 1000,
+    patch: int = 16,
+    width: int = 192,
+    depth: int = 12,
+    heads: int = 3,
+    hidden: int = 0,
+    pool: str = "token",
+    epsilon: float = 1e-6,
+    dropout: float = 0.0,
+) -> keras.Model:
+    """Build a vision transformer.
+
+    Args:
+        input_shape: `(height, width, channels)` in pixels, each side at least one patch.
+        classes: number of logits.
+        patch: pixels of a patch's side; 4 suits images of 32 pixels. Time grows with the square of the patches' number.
+        width: units of each patch's vector, a multiple of `heads`.
+        depth: number of blocks.
+        heads: of each attention layer.
+        hidden: units of the first dense layer of each block; 0 for four times `width`.
+        pool: "token" reads the answer at a class token, "mean" averages the patches and has no class token
+            (appendix D.3).
+        epsilon: added to the variance in each normalisation; 1e-6 in the authors' code and timm, 1e-12 in Hugging
+            Face's.
+        dropout: share dropped in training behind the positions, the attention and each dense layer, in [0, 1).
+
+    Returns:
+        Functional model, `(batch, height, width, channels) -> (batch, classes)` logits.
+
+    Raises:
+        ValueError: an argument is out of range, or the image smaller than a patch.
+    """
+    if pool not in ("token", "mean"):
+        raise ValueError(f"pool must be 'token' or 'mean', got {pool!r}")
+    if len(input_shape) != 3 or min(input_shape) < 1:
+        raise ValueError(f"input_shape must be (height, width, channels), each at least 1, got {input_shape!r}")
+    if min(patch, width, depth, heads) < 1 or hidden < 0:
+        raise ValueError(
+            f"patch, width, depth and heads must be at least 1 and hidden at least 0, got patch={patch!r}, "
+            f"width={width!r}, depth={depth!r}, heads={heads!r}, hidden={hidden!r}"
+        )
+    if width % heads:
+        raise ValueError(f"width must be a multiple of heads, got width={width!r}, heads={heads!r}")
+    if min(input_shape[:2]) < patch:
+        raise ValueError(
+            f"input_shape must be at least {patch} pixels a side for patches of {patch}, got {input_shape!r}; "
+            f"resize the images, or pass a smaller patch"
+        )
+    image = keras.Input(input_shape, name="image")
+    x = Positions(name="positions")(_patches(image, patch, width))
+    x = layers.Reshape((x.shape[1] * x.shape[2], width), name="sequence")(x)
+    if pool == "token":
+        x = ClassToken(name="class_token")(x)
+    x = _dropped(x, dropout, "positions")
+    for block in range(depth):
+        x = _block(x, heads, hidden or 4 * width, epsilon, dropout, f"block{block}")
+    # each vector is normalised by itself, so the one that is read is enough
+    x = x[:, 0] if pool == "token" else layers.GlobalAveragePooling1D(name="mean")(x)
+    x = _norm(x, epsilon, "features")
+    return keras.Model(image, layers.Dense(classes, name="logits")(x), name="vit")

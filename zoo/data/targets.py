@@ -1,0 +1,200 @@
+"""What the true targets of each task look like before any model sees them. numpy only.
+
+A data set's `y` is one array with a row for each row of `x`, so that `y[rows]`, `len(y)` and hashing mean the same for
+every task:
+
+- classes: int64 `(rows,)`, index of the label
+- values: float32 `(rows,)`, in the target's own unit
+- masks: uint8 `(rows, height, width)`, index of the label of each pixel, `UNKNOWN` where nobody knows it
+- boxes: float32 `(rows, most, 5)`, left, top, right, bottom in pixels and the index of the label; `NOTHING` in place of
+  the index where a row has fewer
+- identities: int64 `(rows, 1 + most)`, whose picture it is and the numbers of the pairs it is judged in, `NOTHING` where
+  it is in fewer
+
+Targets of which a row may hold any number (such as boxes) are padded to the largest number of any row, by entries that
+say so themselves.
+"""
+
+import numpy as np
+
+UNKNOWN = 255  # in a mask: a pixel that is neither learned from nor judged
+NOTHING = -1  # label of a box that is none; number of a pair that is none
+_IN_FOLD = 2**32  # numbers that the pairs of one fold may have
+_FEW = 10  # rows that a kind of row needs, to be dealt to the splits on its own
+
+
+class Kind:
+    """Targets of one task.
+
+    Attributes:
+        dtype: of `y`.
+        least: labels that there must be.
+        each: whether every label must be in a row of every split that is dealt out.
+    """
+
+    dtype: type = np.int64
+    least = 1
+    each = False
+
+    def present(self, y: np.ndarray, classes: int) -> np.ndarray:
+        """Which labels are in which row, bool `(rows, classes)`; `(rows, 0)` where targets are no labels."""
+        return np.zeros((len(y), 0), bool)
+
+    def counts(self, y: np.ndarray, classes: int) -> np.ndarray:
+        """How often each label is there, counted in its own unit (rows, pixels, boxes), `(classes,)`."""
+        return self.present(y, classes).sum(axis=0)
+
+    def strata(self, y: np.ndarray, classes: int) -> np.ndarray:
+        """Kind of each row, int64 `(rows,)`; every split gets its share of each.
+
+        Where a row holds several labels, the rarest of them decides; kinds of fewer than ten rows go together.
+        """
+        present = self.present(y, classes)
+        if not present.shape[1]:
+            return np.zeros(len(y), np.int64)
+        order = np.argsort(present.sum(axis=0), kind="stable")
+        found = np.where(present.any(axis=1), order[present[:, order].argmax(axis=1)], classes)
+        sizes = np.bincount(found, minlength=classes + 1)
+        return np.where(sizes[found] < _FEW, classes + 1, found)
+
+    def resized(self, y: np.ndarray, was: tuple[int, ...], now: tuple[int, ...]) -> np.ndarray:
+        """Targets that follow their pictures from one `(height, width, channels)` to another."""
+        return y
+
+    def encoded(self, y: np.ndarray) -> np.ndarray:
+        """Targets in the type that travels to a task's `encode`."""
+        return y
+
+    def whole(self, y: np.ndarray) -> np.ndarray | None:
+        """A number for each row, `(rows,)`: rows of one number belong in one split; None where any row may be anywhere."""
+        return None
+
+    def numbered(self, y: np.ndarray, learned: np.ndarray) -> np.ndarray:
+        """The same targets, numbered as suits training; `learned` says which rows are trained on, bool `(rows,)`."""
+        return y
+
+
+class Classes(Kind):
+    """One label for each row."""
+
+    least = 2
+    each = True
+
+    def present(self, y: np.ndarray, classes: int) -> np.ndarray:
+        return y[:, None] == np.arange(classes)
+
+    def strata(self, y: np.ndarray, classes: int) -> np.ndarray:
+        return y.astype(np.int64)
+
+    def encoded(self, y: np.ndarray) -> np.ndarray:
+        return y.astype(np.int64)
+
+
+class Values(Kind):
+    """One number for each row."""
+
+    dtype = np.float32
+
+
+class Masks(Kind):
+    """One label for each pixel."""
+
+    dtype = np.uint8
+    least = 2
+
+    def present(self, y: np.ndarray, classes: int) -> np.ndarray:
+        return np.stack([(y == label).any(axis=(1, 2)) for label in range(classes)], axis=1)
+
+    def counts(self, y: np.ndarray, classes: int) -> np.ndarray:
+        return np.bincount(y.ravel(), minlength=UNKNOWN + 1)[:classes]
+
+    def resized(self, y: np.ndarray, was: tuple[int, ...], now: tuple[int, ...]) -> np.ndarray:
+        """Each pixel takes the label of the pixel whose centre is nearest."""
+        places = [
+            np.minimum(((np.arange(new) + 0.5) * old / new).astype(int), old - 1)
+            for old, new in zip(was[:2], now[:2], strict=True)
+        ]
+        return y[:, places[0]][:, :, places[1]]
+
+
+class Boxes(Kind):
+    """Any number of labelled boxes for each row."""
+
+    dtype = np.float32
+
+    def present(self, y: np.ndarray, classes: int) -> np.ndarray:
+        return (y[..., 4, None] == np.arange(classes)).any(axis=1)
+
+    def counts(self, y: np.ndarray, classes: int) -> np.ndarray:
+        return (y[..., 4, None] == np.arange(classes)).sum(axis=(0, 1))
+
+    def resized(self, y: np.ndarray, was: tuple[int, ...], now: tuple[int, ...]) -> np.ndarray:
+        """Corners at the same places of the new picture."""
+        down, across = now[0] / was[0], now[1] / was[1]
+        return y * np.array([across, down, across, down, 1], np.float32)
+
+    @staticmethod
+    def padded(boxes: "list[np.ndarray]", labels: "list[np.ndarray]") -> np.ndarray:
+        """Boxes `(count, 4)` and labels `(count,)` of each row as one array, with room for at least one in each."""
+        y = np.zeros((len(boxes), max([1, *map(len, boxes)]), 5), np.float32)
+        y[..., 4] = NOTHING
+        for row, (own, kinds) in enumerate(zip(boxes, labels, strict=True)):
+            y[row, : len(own), :4] = own
+            y[row, : len(own), 4] = kinds
+        return y
+
+
+class Identities(Kind):
+    """Whose picture each row is. No identity is in two splits; those of training have the numbers from 0 on."""
+
+    least = 0
+
+    def encoded(self, y: np.ndarray) -> np.ndarray:
+        return y[:, 0]
+
+    def whole(self, y: np.ndarray) -> np.ndarray | None:
+        return y[:, 0]
+
+    def numbered(self, y: np.ndarray, learned: np.ndarray) -> np.ndarray:
+        names, index = np.unique(y[:, 0], return_inverse=True)
+        later = ~np.isin(np.arange(len(names)), index[learned])
+        places = np.empty(len(names), np.int64)
+        places[np.argsort(later, kind="stable")] = np.arange(len(names))
+        return np.concatenate([places[index][:, None], y[:, 1:]], axis=1)
+
+    @staticmethod
+    def packed(identities: np.ndarray, pairs: "list[tuple[int, int, int]]" = ()) -> np.ndarray:  # type: ignore[assignment]
+        """Identities `(rows,)` and pairs of rows, `(row, row, fold)`, as one array."""
+        of_row: list[list[int]] = [[] for _ in identities]
+        for place, (one, other, fold) in enumerate(pairs):
+            for row in (one, other):
+                of_row[row].append(fold * _IN_FOLD + place)
+        y = np.full((len(identities), 1 + max(map(len, of_row), default=0)), NOTHING, np.int64)
+        y[:, 0] = identities
+        for row, own in enumerate(of_row):
+            y[row, 1 : 1 + len(own)] = own
+        return y
+
+    @staticmethod
+    def pairs(y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Pairs that have both their rows here, int64 `(pairs, 2)`, and the fold of each."""
+        rows, columns = np.nonzero(y[:, 1:] != NOTHING)
+        numbers = y[rows, columns + 1]
+        order = np.argsort(numbers, kind="stable")
+        twice = np.flatnonzero(numbers[order][1:] == numbers[order][:-1])
+        return np.stack([rows[order][twice], rows[order][twice + 1]], axis=1), numbers[order][twice] // _IN_FOLD
+
+
+KINDS: dict[str, Kind] = {
+    "classification": Classes(),
+    "image-classification": Classes(),
+    "regression": Values(),
+    "segmentation": Masks(),
+    "detection": Boxes(),
+    "embedding": Identities(),
+}
+
+
+def of(task: str) -> Kind:
+    """The kind of targets that a task has."""
+    return KINDS[task]
