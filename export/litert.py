@@ -224,7 +224,7 @@ def agreement_of(found: np.ndarray, truth: np.ndarray) -> float:
 
 
 def run(path: str | Path, inputs: parity.Arrays, threads: int | None = None) -> parity.Arrays:
-    """Answers of a LiteRT file by output name, float32 (batch, ...), with scales and zero points applied.
+    """Answers of a LiteRT file by output name, (batch, ...), with scales and zero points applied; figures are float32.
 
     Args:
         path: LiteRT file as `to_litert` writes it.
@@ -288,6 +288,8 @@ class _Live:
 
 def _read(detail: Any, values: np.ndarray) -> np.ndarray:
     scale, zero = detail["quantization"]
+    if not scale and values.dtype.kind in "biu":  # names of things
+        return values
     found = values.astype(np.float32)
     return (found - np.float32(zero)) * np.float32(scale) if scale else found
 

@@ -31,11 +31,10 @@ def calibrated(model: Any, splits: Any, method: str) -> tuple[Any, dict[str, Any
     from zoo.evaluate import calibration
 
     signature = splits.signature
+    if signature.task == "regression":
+        raise ExportError("a regression has no probabilities to calibrate; leave out calibrate=, or give conformal=0.9")
     if not signature.one_label:
-        instead = ", or give conformal=0.9" if signature.task == "regression" else ""
-        raise ExportError(
-            f"a {signature.task} has no probabilities of one label to calibrate; leave out calibrate={instead}"
-        )
+        raise ExportError(f"a {signature.task} has no probabilities of one label to calibrate; leave out calibrate=")
     name = tasks.get(signature.task).output
     held, test = (parity.keras_answers(model, signature, part.x)[name] for part in (splits.validation, splits.test))
     try:

@@ -157,7 +157,7 @@ def _sources(tensor: Any) -> list[Any]:
 def _factor(layer: Any) -> float:
     """By how much a layer's output is coarser than its input; 0 where places are not kept apart evenly."""
     kind = type(layer).__name__
-    if re.match(r"Global|Adaptive|Resizing|Flatten|Reshape|Permute|CenterCrop", kind):
+    if re.match(r"Global|Adaptive|Grid|Resizing|Flatten|Reshape|Permute|CenterCrop", kind):
         return 0.0
     if kind.startswith("UpSampling"):
         return 1 / max(layer.size)

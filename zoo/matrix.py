@@ -281,7 +281,10 @@ class _Road:
         return self._bundle
 
     def _explainable(self) -> dict[str, np.ndarray]:
-        """The first rows; of a detector, the first of those in which it finds something."""
+        """The first rows; as pairs where these are explained; of a detector, the first in which it finds something."""
+        if self._run.signature.task == "embedding":
+            (rows,) = self._rows(2 * ROWS).values()
+            return {"left": rows[:ROWS], "right": rows[ROWS:]}
         if self._run.signature.task != "detection":
             return self._rows(ROWS)
         from zoo.evaluate.report import answers

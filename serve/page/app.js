@@ -204,7 +204,7 @@ function reveal() {
 function bar(label, share, said, colour = "") {
   const fill = make("div");
   fill.style.width = `${100 * share}%`;
-  fill.style.background = colour;
+  fill.style.background = colour && label === "background" ? "var(--bar)" : colour;
   return make("li", {}, make("span", { className: "label", textContent: label }), make("span", { className: "track" }, fill), make("span", { className: "share", textContent: said }));
 }
 

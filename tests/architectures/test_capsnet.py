@@ -105,6 +105,15 @@ def test_the_decoder_sees_the_true_class_in_training(model):
     assert model.test_on_batch(images, targets) == pytest.approx(margin, rel=1e-5)
 
 
+def test_a_teachers_answers_behind_the_targets_are_not_drawn(model):
+    images, truth = _random(4, *SMALL["input_shape"]), np.arange(4)
+    error = np.mean(np.sum(np.square(_array(model.reconstruct(images, truth)) - images), axis=(1, 2, 3)))
+    model.compile("sgd", lambda targets, raw: 0.0 * ops.sum(raw, axis=-1))
+    targets = np.hstack([np.eye(4, dtype=np.float32), _random(4, 4)])
+    found = model.compute_loss(images, targets, model(images, training=True), training=True)
+    assert float(found) == pytest.approx(5e-5 * error, rel=1e-4)
+
+
 def test_the_decoder_sees_the_longest_capsule_otherwise(model):
     images = _random(5, *SMALL["input_shape"])
     longest = _array(model(images)).argmax(axis=-1)

@@ -211,7 +211,7 @@ def test_rows_are_limited(store_folder):
 
 
 def test_an_unexpected_failure_is_told_without_its_details(app, client, monkeypatch, caplog):
-    def fail(inputs, deadline):
+    def fail(inputs, outputs=None, *, deadline=None):
         raise KeyError(str(inputs))
 
     monkeypatch.setattr(app.extensions["store"].get("dose"), "predict", fail)

@@ -37,7 +37,7 @@ def every_builder():
     for name in names:
         entry = registry.entry(name)
         splits = images if "height" in next(iter(entry.inputs.values())).axes else table
-        if entry.tasks[0] in ("segmentation", "detection"):  # whose targets no other data have
+        if entry.tasks[0] in ("segmentation", "detection", "embedding"):  # whose targets no other data have
             splits = data.load(entry.data)
         part = {
             key: dataclasses.replace(
@@ -52,7 +52,7 @@ def every_builder():
         arguments = {
             **entry.tiny,
             "input_shape": splits.signature.preprocess.shape,
-            "classes": splits.signature.outputs,
+            **({"classes": splits.signature.outputs} if "classes" in entry.signature else {}),
         }
         keras.utils.set_random_seed(0)
         model = entry.build(**arguments)

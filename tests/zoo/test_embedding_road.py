@@ -69,6 +69,14 @@ def test_a_report_shows_the_pairs_judged_wrongly(run, tmp_path):
             assert min(picture.size) > 150
 
 
+def test_two_models_are_compared_on_the_same_pairs(run, data):
+    fresh = zoo.get("face_embedding", input_shape=(8, 16, 1), depth=(1,), width=4, latent=8)
+    found = zoo.evaluate.compare(zoo.evaluate(fresh, data), zoo.evaluate(run), resamples=200)
+    assert found.difference.low > 0 and found.p <= 2 / 201
+    with pytest.raises(ValueError, match="embeddings of two trainings cannot be compared"):
+        zoo.evaluate.cross_validate(run, data, quiet=True)
+
+
 def _few(split, identities):
     rows = np.isin(split.y[:, 0], np.unique(split.y[:, 0])[:identities])
     return Split({"image": split.x["image"][rows]}, split.y[rows])

@@ -243,7 +243,11 @@ def test_the_base_is_remembered_until_a_weight_changes():
     bias.assign(bias + np.array([0.01, 0, 0], "float32"))
     second = check(subject, background)
     bias.assign(bias - np.array([0.01, 0, 0], "float32"))
-    assert np.abs(check(subject, background) - second).max() > 1e-4
+    third = check(subject, background)
+    assert np.abs(third - second).max() > 1e-4
+    model.get_layer("first").activation = keras.activations.tanh
+    model.make_predict_function(force=True)
+    assert np.abs(check(subject, background) - third).max() > 1e-4
 
 
 def test_deep_is_the_rescale_rule_on_a_small_network():

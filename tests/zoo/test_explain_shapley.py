@@ -184,6 +184,53 @@ def test_owen_values_come_near_with_few_evaluations_and_know_how_near():
     assert np.linalg.norm(everything.values - truth) < 0.1 * np.linalg.norm(truth)
 
 
+def test_players_far_from_the_background_are_expected_to_contribute_more():
+    random = np.random.default_rng(4)
+    tiny = np.where(np.arange(64) % 3, 1.0, 1e-30)
+    found = solve("partition", game_of(lambda z: z @ tiny, 64, (8, 8), tiny), 40)
+    np.testing.assert_allclose(found.values, tiny, atol=1e-3)
+    distance = random.random(64) ** 3 + 0.01
+    found = solve("partition", game_of(lambda z: 3 + z @ (2 * distance), 64, (8, 8), distance), 2)
+    np.testing.assert_allclose(found.values, 2 * distance, atol=1e-9)
+    missed, told = {}, {}
+    for seed in range(4):
+        alike = (
+            np.kron(random.standard_normal((12, 4, 4)), np.ones((2, 2))).reshape(12, 64).T
+        )  # neighbours pull one way
+        first, second = alike * distance[:, None], random.random(12)
+
+        def worth(z, first=first, second=second):
+            return np.tanh(z @ first) @ second
+
+        truth = solve("permutation", game_of(worth, 64), 8_000, seed).values
+        for known, given in (("far", distance), ("varying", np.ones(64, bool))):
+            found = solve("partition", game_of(worth, 64, (8, 8), given), 50)
+            assert found.values.sum() == pytest.approx(truth.sum(), abs=1e-9)
+            missed.setdefault(known, []).append(np.linalg.norm(found.values - truth) / np.linalg.norm(truth))
+            told.setdefault(known, []).append(np.linalg.norm(found.standard_error) / np.linalg.norm(truth))
+    assert np.mean(missed["far"]) < 0.9 * np.mean(missed["varying"])
+    assert np.mean(missed["far"]) / 3 < np.mean(told["far"]) < 3 * np.mean(missed["far"])
+
+
+def test_distances_are_those_of_pixels_and_of_each_channel_in_its_own_unit():
+    random = np.random.default_rng(5)
+    image, fill = random.integers(0, 256, (2, 1, 12, 20, 3), dtype=np.uint8)
+    image[0, :2, :2] = fill[0, :2, :2]
+    subject = Subject.of_function(lambda x: x.mean(axis=(1, 2)), "image", background=fill)
+    made = players_game(subject, {"image": image}, 0, 100)
+    gaps = np.abs(image[0].astype(float) - fill[0]).sum(axis=2)
+    np.testing.assert_allclose(made.distance, made.gather(gaps))
+    assert made.varying.tolist() == (made.distance > 0).tolist() and not made.varying[0]
+    series = random.standard_normal((1, 30, 2)).astype(np.float32)
+    series[0, 4, 1] = 0
+    for unit in (1, 1000):
+        scaled = series * np.float32([1, unit])
+        subject = Subject.of_function(lambda x: x.mean(axis=1), "series", background=np.zeros_like(series))
+        made = players_game(subject, {"series": scaled}, 0, 100)
+        np.testing.assert_allclose(made.distance, np.abs(series[0] / np.abs(series[0]).mean(axis=0)).ravel(), rtol=1e-5)
+        assert not made.varying[9] and made.varying.sum() == 59
+
+
 @pytest.mark.parametrize("method", SOLVERS)
 def test_symmetric_players_share_and_dummies_get_nothing(method):
     def worth(z):  # 0 and 3 are alike, 2 does nothing, 5 adds its own

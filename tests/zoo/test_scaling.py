@@ -138,7 +138,7 @@ def test_contributions_belong_to_the_channels_that_were_sent(images):
     for method in ("gradient_times_input", "integrated_gradients"):
         background = {"image": np.zeros((1, *SHAPE), np.uint8)}
         found = zoo.explain(model, {"image": images[:1]}, method=method, signature=signature, background=background)
-        values = np.abs(np.asarray(found.values)).reshape(-1, *SHAPE)
+        values = np.abs(found.attributions).reshape(-1, *SHAPE)
         assert values[..., 0].max() > 0
         assert values[..., 1:].max() == 0
 

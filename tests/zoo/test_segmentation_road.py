@@ -129,6 +129,7 @@ def test_devices_get_both_tensors(run, tmp_path):
     path = export.to_litert(run.model, tmp_path / "model.tflite", signature=run.signature)
     found = litert.run(path, {"image": run.data.test.x["image"][:3]})
     assert found["probabilities"].shape == (3, 32, 32, 4) and found["mask"].shape == (3, 32, 32)
+    assert found["mask"].dtype == np.uint8
     np.testing.assert_array_equal(found["probabilities"].argmax(-1), found["mask"])
 
 

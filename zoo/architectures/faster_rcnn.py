@@ -103,7 +103,7 @@ class TwoStages(keras.Model):
 
     def compute_metrics(self, x, y, y_pred, sample_weight=None):
         if isinstance(y_pred, dict):  # in training there are no answers to judge
-            return {"loss": self.get_metrics_result()["loss"]}
+            return {metric.name: metric.result() for metric in self.metrics if metric.name == "loss"}
         return super().compute_metrics(x, y, y_pred, sample_weight)
 
 

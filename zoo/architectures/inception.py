@@ -113,7 +113,7 @@ def _is_small(kind, input_shape, stem, depth, most):
     paper="Szegedy, Liu, Jia et al. 2014",
     params=6_624_904,
     params_source="torchvision without auxiliary classifiers",
-    tiny=dict(input_shape=(8, 8, 3), classes=3, depth=(1, 1, 1), width=8),
+    tiny=dict(input_shape=(8, 8, 3), classes=3, depth=(1, 1, 1), width=12),
     aliases=("googlenet",),
     data="digits",
 )
@@ -172,7 +172,7 @@ def inception_v1(
     paper="Szegedy, Vanhoucke, Ioffe, Shlens & Wojna 2015",
     params=23_817_352,
     params_source="keras.applications: 23,851,784 with 34,432 moving means and variances",
-    tiny=dict(input_shape=(8, 8, 3), classes=3, depth=(1, 1, 1), width=2),
+    tiny=dict(input_shape=(8, 8, 3), classes=3, depth=(1, 1, 1), width=5),
     data="digits",
     weights={
         "keras": dict(

@@ -21,7 +21,7 @@ def _pair(x, maps, name, normalised):
             maps, 3, padding="same", use_bias=not normalised, kernel_initializer="he_normal", name=f"{name}_conv{index}"
         )(x)
         if normalised:
-            x = layers.BatchNormalization(name=f"{name}_norm{index}")(x)
+            x = layers.BatchNormalization(momentum=0.9, name=f"{name}_norm{index}")(x)  # few batches, large pictures
         x = layers.ReLU(name=f"{name}_relu{index}")(x)
     return x
 

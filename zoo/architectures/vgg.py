@@ -8,6 +8,7 @@ as torchvision does, where the paper crops or rescales every image to 224 pixels
 import keras
 from keras import layers
 
+from zoo.layers.pooling import GridAverage
 from zoo.registry import Tensor, register
 
 GRID = 7  # places a side that the fully connected layers read, of images of 224 pixels
@@ -103,7 +104,7 @@ def vgg(
     height, width_left = x.shape[1:3]
     places = (grid, grid) if grid else (min(GRID, height), min(GRID, width_left))
     if places != (height, width_left):
-        x = layers.AdaptiveAveragePooling2D(places, name="pool")(x)
+        x = GridAverage(places, name="pool")(x)
     x = layers.Flatten(name="flatten")(x)
     for units, name in zip(hidden, ("hidden", "features"), strict=True):
         x = layers.Dense(units, activation="relu", kernel_initializer="he_normal", name=name)(x)

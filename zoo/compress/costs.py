@@ -11,10 +11,12 @@ from typing import NamedTuple
 
 import keras
 from keras import layers
+from keras.src.models.functional import functional_like_constructor
 from keras.src.ops import nn
 from keras.src.ops import numpy as array_ops
 
 from zoo.layers.capsules import ClassCapsules
+from zoo.layers.regions import Proposals, PyramidAlign, RankBoxes
 
 # Operations of `keras.ops` that multiply; without a rule below their cost is not known.
 _PRODUCTS = {
@@ -118,6 +120,14 @@ def graph(model: keras.Model) -> keras.Model:
             "call its layers on a keras.Input and make keras.Model(inputs, outputs)"
         )
     return keras.Model(model.input, model.output, name=model.name)
+
+
+def in_kind(model: keras.Model, plain: keras.Model) -> keras.Model:
+    """A plain functional model as one of the class of `model`, which may have a way of its own to learn."""
+    kind = type(model)
+    if kind in (type(plain), keras.Sequential) or not functional_like_constructor(kind):
+        return plain
+    return kind(plain.input, plain.output, name=plain.name)
 
 
 def nodes(model):
@@ -414,3 +424,13 @@ def _look_up(layer, of_weight, shapes, x):
 def _class_capsules(layer, of_weight, shapes, x):
     votes = _number(of_weight(layer.kernel))
     return votes + (2 * layer.iterations - 1) * votes // _number(x.shape[2:])
+
+
+@_counts(PyramidAlign)
+def _cut_out(layer, of_weight, shapes, maps, boxes):
+    return 4 * layer.samples**2 * _number(shapes[0][1:])  # each sample is a mean of four pixels
+
+
+@_counts(Proposals, RankBoxes)
+def _boxes(layer, of_weight, shapes, *args):
+    return 0  # they compare and choose

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import keras
 import numpy as np
 
-from zoo.compress.costs import graph, multiplications, nodes
+from zoo.compress.costs import graph, in_kind, multiplications, nodes
 
 Axes = tuple["np.ndarray | None", ...]
 _RULES: dict[type, Callable] = {}
@@ -93,6 +93,7 @@ class Identities:
     def __init__(self, model, keep):
         from zoo.compress import layer_rules, operation_rules, own_rules  # noqa: F401 they fill the table of rules
 
+        self.given = model
         self.model = graph(model)
         self.keep = keep
         self.weights = {}  # id of a variable -> Weight
@@ -333,7 +334,7 @@ class Identities:
         for old, new in made.values():
             if isinstance(old, keras.layers.Layer) and old.weights and id(old) not in self._nested and new.built:
                 new.set_weights([self._slice(weight, stays) for weight in old.weights])
-        return result
+        return in_kind(self.given, result)
 
     def smaller(self, layer):
         """Configuration of a wrapped layer without what is removed, for use in a function given to `resize`."""

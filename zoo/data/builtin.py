@@ -116,7 +116,7 @@ def shapes() -> Rows:
 
 
 def shapes_boxes() -> Rows:
-    """3,000 generated pictures of 64x64 pixels with up to three circles, squares and triangles, and their boxes."""
+    """1,500 generated pictures of 64x64 pixels with up to three circles, squares and triangles, and their boxes."""
     drawn = drawing.draw(1_500, 64, least=0, most=3, seed=0)
     return Rows(
         name="shapes_boxes",

@@ -41,15 +41,13 @@ def read_folder(path: Path, input_shape: tuple[int, ...] | None) -> Rows:
     judged = _pictures(path / PAIRS, pairs, people)
     named = {name for name, _ in judged}
     left = len(people) - len(named)
-    if left < (2 if named else 4):
-        told = (
-            f"{PAIRS} names {len(named)} of its {len(people)} people, which leaves {left}" if named else f"has {left}"
-        )
+    if named and left < 2:
         raise ValueError(
-            f"{path}: {told}; training and validation need at least two more people"
-            if named
-            else f"{path} {told} people; training, validation and test need at least four"
+            f"{path}: {PAIRS} names {len(named)} of its {len(people)} people, which leaves {left}; training and validation "
+            "need at least two more people"
         )
+    if not named and left < 4:
+        raise ValueError(f"{path} has {left} people; training, validation and test need at least four")
     files = [file for name, own in people.items() if name not in named for file in own]
     files += judged.values()
     labels = sorted(people)

@@ -15,6 +15,8 @@ Targets of which a row may hold any number (such as boxes) are padded to the lar
 say so themselves.
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 
 UNKNOWN = 255  # in a mask: a pixel that is neither learned from nor judged
@@ -163,7 +165,7 @@ class Identities(Kind):
         return np.concatenate([places[index][:, None], y[:, 1:]], axis=1)
 
     @staticmethod
-    def packed(identities: np.ndarray, pairs: "list[tuple[int, int, int]]" = ()) -> np.ndarray:  # type: ignore[assignment]
+    def packed(identities: np.ndarray, pairs: Sequence[tuple[int, int, int]] = ()) -> np.ndarray:
         """Identities `(rows,)` and pairs of rows, `(row, row, fold)`, as one array."""
         of_row: list[list[int]] = [[] for _ in identities]
         for place, (one, other, fold) in enumerate(pairs):

@@ -76,6 +76,7 @@ class Network:
             )
         self.subject, self.method = subject, method
         self.calls = 0
+        self._kept = kept(self.model)
         given = self.inputs(raw)
         self.points: list[tuple[int, Any]] = []
         for place, values in enumerate(given):
@@ -91,16 +92,18 @@ class Network:
                 )
         if not self.points:
             raise ValueError(f"{method} needs an input with gradients; {subject.name!r} takes none")
-        self._floats = _floats(self.model, given)
+        self._floats = self._kept.get(("floats", *(x.shape[1:] for x in given)), lambda: _floats(self.model, given))
         self.chunk = int(np.clip(BYTES // (8 * self._floats), 1, 256))
-        self._raw = raw
-        mark = kept(self.model, "mark", object)  # another one when a layer becomes another
+        self._raw, outputs = raw, None
         known, reading = vars(subject).get("_zoo_reading", (None, ()))
-        if logits or known is not mark:
-            reading = self._read_as(self._outputs(self.start(raw)[0], given), raw, logits)
+        if logits or known is not self._kept:  # it is another one when a layer has become another
+            outputs = self._outputs(self.start(raw)[0], given)
+            reading = self._read_as(outputs, raw, logits)
             if not logits and reading[2] == "answer":
-                vars(subject)["_zoo_reading"] = mark, reading
+                vars(subject)["_zoo_reading"] = self._kept, reading
         self._reading, self._read, self.unit, self.bounded = reading
+        if outputs is not None:
+            self.answered = self._numbers(outputs)
 
     @functools.cached_property
     def answered(self) -> np.ndarray:
@@ -153,7 +156,8 @@ class Network:
             *given, targets = fixed
             return _answer(read, _forward(model, places, points, given), targets), []
 
-        function = kept(model, ("gradients", places, self._reading), lambda: differentiable(model, run, reused=True))
+        key = "gradients", places, self._reading
+        function = self._kept.get(key, lambda: differentiable(model, run, reused=True))
 
         def all_rows(points: Arrays, given: Arrays, targets: np.ndarray) -> tuple[np.ndarray, Arrays]:
             answers, slopes, _ = self.in_chunks(function, points, [*given, targets.astype(np.int32)])
@@ -177,9 +181,9 @@ class Network:
         if sum(math.prod(weight.shape) for weight in weights) > len(rows[0]) * self._floats:
             return self.answers(rows, rows).mean(axis=0)
         seen = hashlib.sha256()
-        for values in (*map(ops.convert_to_numpy, weights), *rows):
+        for values in (*(ops.convert_to_numpy(weight.value) for weight in weights), *rows):
             seen.update(values.tobytes())
-        known = kept(self.model, ("usual", tuple(self.points), self._reading), dict)
+        known = self._kept.get(("usual", tuple(self.points), self._reading), dict)
         key = seen.digest()
         if key not in known:
             if len(known) >= REMEMBERED:
@@ -199,7 +203,7 @@ class Network:
             points, given = keras.tree.map_structure(keras.ops.convert_to_tensor, (points, given))
             return first_of(_forward(model, places, points, given))
 
-        function = kept(model, ("outputs", places), lambda: compiled(run, model, after=PASSES))
+        function = self._kept.get(("outputs", places), lambda: compiled(run, model, after=PASSES))
         return self.in_chunks(lambda *arrays: (keras.ops.convert_to_numpy(function(*arrays)), [], []), points, given)[0]
 
     def _numbers(self, outputs: np.ndarray) -> np.ndarray:

@@ -76,30 +76,36 @@ def differentiable(
     return lambda points, fixed: keras.tree.map_structure(keras.ops.convert_to_numpy, function(points, fixed))
 
 
-class _Kept:
-    """What was made for a model whose parts were these objects."""
-
-    def __init__(self, parts: list[Any]) -> None:
-        self.parts = parts
-        self.made: dict[Any, Any] = {}
-
-
-def kept(model: Any, key: Any, make: Callable[[], Any]) -> Any:
-    """What `make()` gave for this key, kept in the model until one of its layers or variables is another object.
+class Kept:
+    """What was made for a model whose parts were these objects.
 
     What is made may hold the model, since it goes when the model goes; it should not hold rows.
     """
-    parts = [*layers_of(model), *model.variables]
-    for layer in layers_of(model):
+
+    def __init__(self, parts: list[Any]) -> None:
+        self.parts = parts
+        self._made: dict[Any, Any] = {}
+
+    def get(self, key: Any, make: Callable[[], Any]) -> Any:
+        """What `make()` gave for this key when it was first asked for."""
+        with _ONE_AT_A_TIME:
+            if key not in self._made:
+                self._made[key] = make()
+            return self._made[key]
+
+
+def kept(model: Any) -> Kept:
+    """What was made for a model, kept in it until one of its layers or variables is another object."""
+    layers = layers_of(model)
+    parts = [*layers, *model.variables]
+    for layer in layers:
         own = vars(layer)
         parts += [own.get("call"), getattr(layer, "activation", None), getattr(layer, "quantization_mode", None)]
     with _ONE_AT_A_TIME:
         found = vars(model).get("_zoo_kept")
         if found is None or len(parts) != len(found.parts) or any(map(operator.is_not, parts, found.parts)):
-            found = vars(model)["_zoo_kept"] = _Kept(parts)
-        if key not in found.made:
-            found.made[key] = make()
-        return found.made[key]
+            found = vars(model)["_zoo_kept"] = Kept(parts)
+        return found
 
 
 def called(model: Any, tensors: Sequence[Any]) -> Any:

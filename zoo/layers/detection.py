@@ -141,10 +141,6 @@ class PlaceBoxes(layers.Layer):
         half = 0.5 * stride * ops.exp(ops.minimum(x[..., 2:4], self.LONGEST))
         return ops.concatenate([centre - half, centre + half, x[..., 4:]], axis=-1)
 
-    def scored(self, outputs):
-        """Boxes (batch, places, 4) and the probability of each class there (batch, places, classes)."""
-        return outputs[..., :4], ops.sigmoid(outputs[..., 4:5]) * ops.sigmoid(outputs[..., 5:])
-
     def compute_output_shape(self, shapes):
         return (shapes[0][0], sum(shape[1] * shape[2] for shape in shapes), shapes[0][-1])
 

@@ -82,7 +82,7 @@ class Recipe:
         weight_decay: decoupled decay per step, relative to the learning rate.
         clip_norm: largest global norm of the gradients, None for no clipping.
         l1, l2: penalty on kernels; both together are the elastic net.
-        loss: "" for the task's own, else a name from `zoo.tasks.losses`.
+        loss: "" for the task's own, else a name from `zoo.tasks.losses`; of an embedding such as "arcface:0.5:64".
         label_smoothing: share of the target spread over all classes, in [0, 1).
         augment: names from `AUGMENTATIONS`, applied to training batches in this order.
         adversarial: "" for none, else what each training and validation batch is changed by, see `Perturbation`.
@@ -262,6 +262,25 @@ PROVEN: dict[tuple[str, str], dict[str, Any]] = {
         augment=("shift", "rotate"),
         expected=0.98,
     ),
+    ("inception_v1", "digits"): dict(
+        arguments=dict(input_shape=(16, 16, 1), depth=(2, 2, 1), width=16),
+        epochs=20,
+        batch_size=64,
+        optimizer="nesterov",
+        learning_rate=0.05,
+        weight_decay=1e-3,
+        label_smoothing=0.1,
+        warmup=0.1,
+        augment=("rotate", "noise"),
+        expected=0.983,
+    ),
+    ("capsnet", "digits"): dict(
+        arguments=dict(input_shape=(16, 16, 1), width=64, capsules=8, hidden=(128, 256), kernel=5),
+        epochs=20,
+        batch_size=64,
+        learning_rate=3e-3,
+        expected=0.972,
+    ),
     ("resnet18", "digits"): dict(
         epochs=30,
         batch_size=64,
@@ -283,6 +302,13 @@ PROVEN: dict[tuple[str, str], dict[str, Any]] = {
         augment=("flip",),
         expected=0.963,
     ),
+    ("yolo_tiny", "shapes_boxes"): dict(
+        arguments=dict(width=12, depth=(1, 1, 1, 1)),
+        epochs=24,
+        learning_rate=6e-3,
+        warmup=0.1,
+        augment=("flip", "shift"),
+    ),
     ("unet", "cells"): dict(
         arguments=dict(width=8, depth=3, normalised=True),
         epochs=12,
@@ -291,6 +317,7 @@ PROVEN: dict[tuple[str, str], dict[str, Any]] = {
         warmup=0.05,
         loss="combined",
         augment=("flip",),
+        expected=0.977,
     ),
 }
 

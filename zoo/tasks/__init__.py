@@ -215,7 +215,9 @@ def check_model(model: Any, signature: Any, advice: str) -> None:
         ValueError: it does not fit.
     """
     given, wanted = signature.preprocess.shape, get(signature.task).raw_shape(signature)
-    shapes = [tuple(tensor.shape[1:]) for tensor in model.outputs]
+    found = model.output_shape
+    every = list(found.values()) if isinstance(found, dict) else found if isinstance(found, list) else [found]
+    shapes = [tuple(shape[1:]) for shape in every]
     if tuple(model.input_shape[1:]) != given or (wanted is not None and shapes != [wanted]):
         raise ValueError(
             f"the model maps {tuple(model.input_shape[1:])} to {', '.join(map(str, shapes))}, {signature.task} of the data "

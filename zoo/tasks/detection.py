@@ -79,8 +79,8 @@ class Detection(Task):
         )
 
     def decode(self, raw, signature):
-        scores = ops.sigmoid(raw[..., 4:5]) * ops.sigmoid(raw[..., 5:])
-        boxes, scores, classes, _ = NonMaxSuppression(COUNT, OVERLAP, LEAST, COMPETING)(raw[..., :4], scores)
+        choose = NonMaxSuppression(COUNT, OVERLAP, LEAST, COMPETING)
+        boxes, scores, classes, _ = choose(raw[..., :4], _probabilities(raw))
         return {"boxes": boxes, "scores": scores, "classes": classes}
 
     def answers(self, raw, signature):
@@ -188,6 +188,11 @@ class Detection(Task):
         return box_pictures.shown(report.x["image"][rows], things, boxes, report.labels, titles, path)
 
 
+def _probabilities(raw):
+    """Of each class at each place, (batch, places, classes)."""
+    return ops.sigmoid(raw[..., 4:5]) * ops.sigmoid(raw[..., 5:])
+
+
 def _classes(y, scored):
     return 1 + max(0, int(y[..., 4].max(initial=NOTHING)), int(scored[..., 5].max(initial=0)))
 
@@ -228,7 +233,7 @@ class RoughPrecision(keras.metrics.Metric):
     def update_state(self, y_true, y_pred, sample_weight=None):
         y_true = ops.cast(y_true, "float32")
         raw = ops.cast(y_pred, "float32")
-        scores = ops.sigmoid(raw[..., 4:5]) * ops.sigmoid(raw[..., 5:])
+        scores = _probabilities(raw)
         best, kinds = ops.max(scores, axis=-1), ops.cast(ops.argmax(scores, axis=-1), "float32")
         best, places = ops.top_k(best, min(_CANDIDATES, raw.shape[1]))  # (batch, boxes)
         kinds = ops.take_along_axis(kinds, places, axis=1)

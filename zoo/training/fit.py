@@ -78,9 +78,7 @@ class Batches(keras.utils.PyDataset):
         self.rows = len(data.train.y)
         self._order = (None, None)  # epoch and its permutation
         self._own = data.signature.preprocess
-        if (
-            recipe.augment
-        ):  # strengths are told in standard deviations of the training images, and edges filled with their mean
+        if recipe.augment:  # its strengths count standard deviations of the training images, and its 0 is their mean
             self._own = datasets.scaled(data, "fitted").signature.preprocess
         self.targets = data.signature.targets(data.train.y)
         self.class_weight = None

@@ -102,7 +102,7 @@ def build_with(entry: Any, weights: str | Path, arguments: dict[str, Any]) -> An
         how = (
             "summed over its channels"
             if tensor.shape[-2] == 1
-            else "repeated over the channels and scaled to the same sum"
+            else f"repeated over the channels, times 3/{tensor.shape[-2]}"
         )
         log.info("%s: the file's %s is for RGB; for %d channels it is %s", entry.name, name, tensor.shape[-2], how)
     licence = entry.weights.get(str(weights), {}).get("licence", "")
@@ -115,8 +115,8 @@ def first_kernels(
 ) -> dict[str, np.ndarray]:
     """Kernels for RGB, adapted to a model of another number of channels.
 
-    One channel takes the sum over the three, which answers as the same grey in all three would; more channels repeat the
-    three in turn, times 3 / channels, so that a constant image is answered alike. That is how timm adapts them.
+    One channel takes the sum over the three, which answers as the same grey in all three would; other numbers repeat the
+    three in turn, times 3 / channels, so that what follows stays about as large. That is how timm adapts them.
 
     Args:
         model: Keras model; only convolutions that read its input itself, but for layers without weights such as a padding,
