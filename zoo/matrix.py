@@ -234,7 +234,7 @@ class _Road:
         from zoo.demo import post, server
 
         bundle = self._need_bundle()
-        with np.load(bundle.folder / "golden.npz") as stored:
+        with np.load(bundle.folder / "golden.npz", allow_pickle=False) as stored:
             golden = dict(stored)
         name = bundle.manifest.name
         from serve import protocol

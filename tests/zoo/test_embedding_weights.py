@@ -11,6 +11,7 @@ from safetensors.numpy import save_file
 
 import zoo
 from zoo import registry
+from zoo.compress.costs import macs
 from zoo.weights.layouts import face_embedding as layout
 
 GOLDEN = Path(__file__).parent.parent / "golden" / "face_embedding.npz"
@@ -102,6 +103,12 @@ def test_what_the_file_decides_need_not_be_said_and_other_lengths_are_refused(fi
 def test_a_file_with_other_stages_is_refused_by_name(file):
     with pytest.raises(ValueError, match=r"its stages have \(2, 1, 1, 1\) blocks, the model's \(2, 2, 2, 2\)"):
         zoo.get("iresnet18", weights=file, input_shape=BUILT["input_shape"])
+
+
+def test_multiply_accumulates_are_those_of_convolutions_and_the_dense_layer():
+    model = zoo.get("face_embedding", input_shape=(8, 8, 3), depth=(1,), width=4, latent=6)
+    before_stride, behind = 64 * 9 * (3 + 4) * 4, 16 * (9 + 1) * 4 * 4
+    assert macs(model) == before_stride + behind + 16 * 4 * 6
 
 
 def test_own_files_load_again(tmp_path):

@@ -146,14 +146,23 @@ def test_an_image_is_filled_up_to_whole_patches():
     assert np.abs(answers(odd, images) - answers(even, filled)).max() <= 1e-6
 
 
+@pytest.mark.parametrize(("side", "patch"), [(5, 1), (8, 1), (32, 4), (63, 7), (64, 16), (224, 16)])
+def test_small_images_have_small_patches(side, patch):
+    model = zoo.get("vit_tiny", input_shape=(side, side + 9, 3), width=6, depth=1)
+    assert model.get_layer("patches").kernel_size == (patch, patch)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         ({"pool": "max"}, "pool must be 'token' or 'mean', got 'max'"),
-        ({"input_shape": (8, 32, 3)}, r"at least 16 pixels a side for patches of 16, got \(8, 32, 3\); resize"),
+        (
+            {"input_shape": (8, 32, 3), "patch": 16},
+            r"at least 16 pixels a side for patches of 16, got \(8, 32, 3\); resize",
+        ),
         ({"width": 100}, "width must be a multiple of heads, got width=100, heads=3"),
         ({"depth": 0}, "depth and heads must be at least 1"),
-        ({"hidden": -1}, "hidden at least 0"),
+        ({"hidden": -1}, "patch and hidden at least 0"),
         ({"input_shape": (32, 32)}, "input_shape must be"),
     ],
 )

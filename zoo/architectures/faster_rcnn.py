@@ -103,8 +103,17 @@ class TwoStages(keras.Model):
 
     def compute_metrics(self, x, y, y_pred, sample_weight=None):
         if isinstance(y_pred, dict):  # in training there are no answers to judge
-            return {metric.name: metric.result() for metric in self.metrics if metric.name == "loss"}
+            return {"loss": self.get_metrics_result()["loss"]}
         return super().compute_metrics(x, y, y_pred, sample_weight)
+
+    def get_metrics_result(self):
+        """Of those metrics that have seen an answer; the compiled ones see none before the first validation."""
+        found = {}
+        for metric in self.metrics:
+            if getattr(metric, "built", True):
+                result = metric.result()
+                found |= result if isinstance(result, dict) else {metric.name: result}
+        return found
 
 
 def _pyramid(maps, width):

@@ -12,6 +12,8 @@ from keras import layers
 from zoo.layers.tokens import ClassToken, Positions
 from zoo.registry import Tensor, register
 
+SMALL = 64  # pixels a side below which patches are an eighth of the side
+
 
 def _patches(x, patch, width):
     """(batch, height, width, channels) -> (batch, rows, columns, units): each patch through one linear layer."""
@@ -59,7 +61,7 @@ def _block(x, heads, hidden, epsilon, dropout, name):
 def vit(
     input_shape: tuple[int, int, int] = (224, 224, 3),
     classes: int = 1000,
-    patch: int = 16,
+    patch: int = 0,
     width: int = 192,
     depth: int = 12,
     heads: int = 3,
@@ -71,9 +73,10 @@ def vit(
     """Build a vision transformer.
 
     Args:
-        input_shape: `(height, width, channels)` in pixels, each side at least one patch.
+        input_shape: `(height, width, channels)` in pixels, any size of at least one patch.
         classes: number of logits.
-        patch: pixels of a patch's side; 4 suits images of 32 pixels. Time grows with the square of the patches' number.
+        patch: pixels of a patch's side; 0 for 16, or for an eighth of the shorter side where that is below 64 pixels. Time
+            grows with the square of the patches' number.
         width: units of each patch's vector, a multiple of `heads`.
         depth: number of blocks.
         heads: of each attention layer.
@@ -94,14 +97,16 @@ def vit(
         raise ValueError(f"pool must be 'token' or 'mean', got {pool!r}")
     if len(input_shape) != 3 or min(input_shape) < 1:
         raise ValueError(f"input_shape must be (height, width, channels), each at least 1, got {input_shape!r}")
-    if min(patch, width, depth, heads) < 1 or hidden < 0:
+    if min(width, depth, heads) < 1 or min(patch, hidden) < 0:
         raise ValueError(
-            f"patch, width, depth and heads must be at least 1 and hidden at least 0, got patch={patch!r}, "
-            f"width={width!r}, depth={depth!r}, heads={heads!r}, hidden={hidden!r}"
+            f"width, depth and heads must be at least 1, patch and hidden at least 0, got width={width!r}, "
+            f"depth={depth!r}, heads={heads!r}, patch={patch!r}, hidden={hidden!r}"
         )
     if width % heads:
         raise ValueError(f"width must be a multiple of heads, got width={width!r}, heads={heads!r}")
-    if min(input_shape[:2]) < patch:
+    side = min(input_shape[:2])
+    patch = patch or (16 if side >= SMALL else max(1, side // 8))
+    if side < patch:
         raise ValueError(
             f"input_shape must be at least {patch} pixels a side for patches of {patch}, got {input_shape!r}; "
             f"resize the images, or pass a smaller patch"

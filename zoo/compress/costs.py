@@ -271,6 +271,11 @@ def _dense(layer, of_weight, shapes, x):
     return _number(of_weight(layer.kernel)) * _number(shapes[0][1:-1])
 
 
+@_counts(layers.PReLU)
+def _slopes(layer, of_weight, shapes, x):
+    return 0  # as any activation; its slopes may have the shape of a matrix and are none
+
+
 @_counts(layers.EinsumDense)
 def _einsum_dense(layer, of_weight, shapes, x):
     return _einsum(layer.equation, [_whole(x), of_weight(layer.kernel)])

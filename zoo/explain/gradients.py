@@ -264,7 +264,7 @@ def _lattice(points: Arrays, references: Arrays, samples: int, seed: int) -> tup
     distance = np.zeros((len(points[0]), count))  # squared, but for what all background rows have in common
     for x, b in zip(points, references, strict=True):
         flat = b.reshape(*b.shape[:2], -1)
-        distance += np.square(flat).sum(axis=2) - 2 * np.matmul(flat, x.reshape(len(x), -1, 1))[..., 0]
+        distance += np.square(flat).sum(axis=2) - 2 * np.einsum("rcf,rf->rc", flat, x.reshape(len(x), -1))
     who = np.argsort(distance, axis=1, kind="stable")[:, evenly[order]]
     return who, np.tile(along[order], (len(who), 1))
 
@@ -297,7 +297,8 @@ class _Sums:
 
         found = split(found)
         whole = found.sum(axis=2, dtype=np.float64)
-        moments = [found.sum(axis=1, dtype=np.float64), total(found, found), np.matmul(whole[:, None], found)[:, 0]]
+        together = np.einsum("rs,rsf->rf", whole, found)  # threads of a BLAS would spin beside those of the model
+        moments = [found.sum(axis=1, dtype=np.float64), total(found, found), together]
         ways = []
         for part, offset in zip(map(split, parts), map(split, offsets), strict=True):
             means = (each.sum(axis=1, dtype=np.float64) for each in (part, offset))

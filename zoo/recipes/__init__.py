@@ -308,6 +308,7 @@ PROVEN: dict[tuple[str, str], dict[str, Any]] = {
         learning_rate=6e-3,
         warmup=0.1,
         augment=("flip", "shift"),
+        expected=0.85,
     ),
     ("unet", "cells"): dict(
         arguments=dict(width=8, depth=3, normalised=True),

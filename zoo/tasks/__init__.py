@@ -46,6 +46,8 @@ class Output:
 class Task(Protocol):
     """What training, evaluation, export and explanation ask of a task.
 
+    Its file loads Keras inside the functions that need it, since a bundle is judged without Keras.
+
     Three forms of an answer occur: **raw**, what the model gives (logits; one tensor, or a list where it gives several);
     **answers**, named tensors as a file or a server gives them; and **scored**, the one array with a row for each row
     of the data that figures are made from. A task whose answer is one array need only say its name as `output`.

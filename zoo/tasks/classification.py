@@ -1,10 +1,9 @@
 """Classification of tables and images: one class of several, softmax over logits."""
 
-import keras
 import numpy as np
 
 from zoo.data.signature import softmax
-from zoo.tasks import Output, Task, baselines, losses
+from zoo.tasks import Output, Task, baselines
 
 
 class Classification(Task):
@@ -18,9 +17,13 @@ class Classification(Task):
     picture = "Confusion"
 
     def loss(self, name, label_smoothing):
+        from zoo.tasks import losses
+
         return losses.get(name or "cross_entropy", label_smoothing)
 
     def metrics(self):
+        import keras
+
         return [keras.metrics.CategoricalAccuracy(name="accuracy")]
 
     def encode(self, targets, outputs):

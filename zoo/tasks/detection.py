@@ -184,7 +184,8 @@ class Detection(Task):
         for row, (truth, own) in zip(rows, pairs, strict=True):
             found, right = _pair(truth, own)
             wrong = (~right).sum()
-            titles.append(f"row {row}: {found.sum()} of {len(found)} found" + (f", {wrong} wrong" if wrong else ""))
+            told = f"{found.sum()} of {len(found)} found" if len(found) else "nothing there"
+            titles.append(f"row {row}: {told}" + (f", {wrong} wrong" if wrong else ""))
         return box_pictures.shown(report.x["image"][rows], things, boxes, report.labels, titles, path)
 
 

@@ -1,9 +1,8 @@
 """Regression of one value; the model works on the standardised target, answers are in the target's unit."""
 
-import keras
 import numpy as np
 
-from zoo.tasks import Output, Task, baselines, losses
+from zoo.tasks import Output, Task, baselines
 
 
 class Regression(Task):
@@ -18,9 +17,13 @@ class Regression(Task):
     form = ".4g"  # errors have a unit
 
     def loss(self, name, label_smoothing):
+        from zoo.tasks import losses
+
         return losses.get(name or "mean_squared_error")
 
     def metrics(self):
+        import keras
+
         return [keras.metrics.RootMeanSquaredError(name="rmse")]
 
     def encode(self, targets, outputs):

@@ -1,11 +1,9 @@
 """Segmentation of images: the class of every pixel, softmax over logits `(batch, height, width, classes)`."""
 
-import keras
 import numpy as np
-from keras import ops
 
 from zoo.data.targets import UNKNOWN
-from zoo.tasks import Output, Task, baselines, losses
+from zoo.tasks import Output, Task, baselines
 
 _SHARES = 1000  # bootstrap samples
 
@@ -28,9 +26,13 @@ class Segmentation(Task):
         return (*signature.preprocess.shape[:2], signature.outputs)
 
     def loss(self, name, label_smoothing):
+        from zoo.tasks import losses
+
         return losses.get(name or "cross_entropy", label_smoothing)
 
     def metrics(self):
+        from zoo.tasks.mean_iou import MeanIoU
+
         return [MeanIoU()]
 
     def encode(self, targets, outputs):
@@ -52,6 +54,8 @@ class Segmentation(Task):
         )
 
     def decode(self, raw, signature):
+        from keras import ops
+
         return {"probabilities": ops.softmax(raw, axis=-1), "mask": ops.cast(ops.argmax(raw, axis=-1), "uint8")}
 
     def answer(self, raw, signature):
@@ -136,36 +140,6 @@ class Segmentation(Task):
         return mask_pictures.beside(
             report.x["image"][rows], report.y[rows], report.answers[rows], report.labels, rows, scores, path
         )
-
-
-class MeanIoU(keras.metrics.Metric):
-    """Mean intersection over union of the classes seen so far, of one-hot targets and logits, as `measures` has it."""
-
-    def __init__(self, name="iou", **kwargs):
-        super().__init__(name=name, **kwargs)
-        self.areas = None  # both, true and found pixels of each class, made with the first batch
-
-    def update_state(self, y_true, y_pred, sample_weight=None):
-        if self.areas is None:
-            shape, kinds = (y_pred.shape[-1],), ("both", "true", "found")
-            self.areas = [self.add_variable(shape=shape, initializer="zeros", name=kind) for kind in kinds]
-        y_true, y_pred = ops.convert_to_tensor(y_true, self.dtype), ops.convert_to_tensor(y_pred, self.dtype)
-        known = ops.sum(y_true, axis=-1, keepdims=True)  # 0 where the class is not known
-        found = ops.one_hot(ops.argmax(y_pred, axis=-1), y_pred.shape[-1], dtype=self.dtype) * known
-        for area, pixels in zip(self.areas, (y_true * found, y_true, found), strict=True):
-            area.assign(area + ops.sum(pixels, axis=(0, 1, 2)))
-
-    def result(self):
-        if self.areas is None:
-            return ops.zeros(())
-        both, true, found = (ops.convert_to_tensor(area) for area in self.areas)
-        either = true + found - both
-        there = ops.cast(either > 0, self.dtype)
-        return ops.sum(there * both / ops.maximum(either, 1e-6)) / ops.maximum(ops.sum(there), 1.0)
-
-    def reset_state(self):
-        for area in self.areas or ():
-            area.assign(ops.zeros(area.shape, self.dtype))
 
 
 def _pairs(y: np.ndarray, scored: np.ndarray, classes: int) -> np.ndarray:
