@@ -299,7 +299,9 @@ def show(name: str) -> str:
         "parameters": f"{e.params:,} trainable{f' ({e.params_source})' if e.params_source else ''}",
         "arguments": ", ".join(f"{key}={e.arguments.get(key, default)}" for key, default in e.signature.items()),
         "data": e.data,
-        "weights": "; ".join(f"{key} (scaling {value['inputs']}; {value['licence']})" for key, value in e.weights.items()),
+        "weights": "; ".join(
+            f"{key} (scaling {value['inputs']}; {value['licence']})" for key, value in e.weights.items()
+        ),
         "not for": "; ".join(f"{stage}: {reason}" for stage, reason in e.skip.items()),
         "tolerance": f"{e.tolerance[0]:g} in ONNX: {e.tolerance[1]}" if e.tolerance[1] else "",
         "file": e.module,

@@ -134,9 +134,9 @@ class Network:
         from torch.nn import functional
 
         found = []
-        for level, (x, stride) in enumerate(zip(self.neck(self.maps(image)), STRIDES, strict=True)):
+        for level, (own, stride) in enumerate(zip(self.neck(self.maps(image)), STRIDES, strict=True)):
             filters = 4 * self.width
-            x = self.block(x, f"head.stems.{level}", filters)
+            x = self.block(own, f"head.stems.{level}", filters)
             branches = {}
             for branch in ("cls", "reg"):
                 y = x

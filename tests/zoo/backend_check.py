@@ -83,12 +83,16 @@ def resumed_equals_whole(folder):
 
 def let_go_equals_whole(folder):
     """Largest gap between weights of a run whose parts begin to learn one by one, and of the same run killed between."""
-    settings = dict(epochs=4, batch_size=256, width=(16, 8), freeze="backbone", unfreeze_every=1, rate_decay=0.5, quiet=True)
+    settings = dict(
+        epochs=4, batch_size=256, width=(16, 8), freeze="backbone", unfreeze_every=1, rate_decay=0.5, quiet=True
+    )
     whole = zoo.train("mlp", data="digits", out=folder / "whole", **settings)
     gaps = []
     for batch in (8, 10):  # two epochs have 5 batches each, so the second is killed behind its last save
         with contextlib.suppress(KeyboardInterrupt):
-            zoo.train("mlp", data="digits", out=folder / f"at{batch}", save_every=2, callbacks=(Stop(batch),), **settings)
+            zoo.train(
+                "mlp", data="digits", out=folder / f"at{batch}", save_every=2, callbacks=(Stop(batch),), **settings
+            )
             raise AssertionError("the run was not killed")
         again = zoo.train("mlp", data="digits", out=folder / f"at{batch}", resume=True, quiet=True)
         pairs = zip(whole.model.get_weights(), again.model.get_weights(), strict=True)

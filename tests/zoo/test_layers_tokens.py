@@ -9,7 +9,7 @@ from keras import layers
 import export
 import zoo
 from zoo.compress import channel_groups, cost, prune_channels
-from zoo.explain.activations import attention_rollout
+from zoo.explain.activations import attention_rollout, grad_cam
 from zoo.explain.clock import Clock
 from zoo.explain.sources import subject_of
 from zoo.layers.tokens import ClassToken, Positions
@@ -130,3 +130,10 @@ def test_rollout_points_at_the_patch_that_the_token_attends_to():
     values = attention_rollout(subject, raw, np.array([0]), clock=Clock()).values[0]
     assert values[4:, :4].sum() > 0.5 * values.sum()
     assert np.unravel_index(values.argmax(), values.shape)[0] >= 4
+
+
+def test_grad_cam_takes_maps_of_places_and_not_of_heads():
+    subject = subject_of(transformer(), None, None, None, kind="image")
+    raw = subject.check(pixels(1, (8, 8, 1)))
+    settings = grad_cam(subject, raw, np.array([1]), clock=Clock()).settings
+    assert (settings["layer"], settings["cells"]) == ("positions", [2, 2])

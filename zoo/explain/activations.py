@@ -95,10 +95,12 @@ def _map_layer(network: Network, given: list[np.ndarray], rank: int, name: str) 
         if not named[-1][2]:
             raise ValueError(f"layer {name!r} of {network.subject.name!r} gives no maps; take a convolution's name")
         return named[-1]
+    attention = [layer for layer in layers_of(network.model) if takes(layer, "return_attention_scores")]
+    inside = {id(inner) for layer in attention for inner in layers_of(layer)}  # their axes are heads, not places
     for each in reversed(calls):
         layer, _, shape = each
-        container = hasattr(layer, "_functional") or hasattr(layer, "_operations")
-        if shape and int(np.prod(shape[:-1])) > 1 and not container and not _PASSING.fullmatch(type(layer).__name__):
+        skipped = hasattr(layer, "_functional") or hasattr(layer, "_operations") or id(layer) in inside
+        if shape and int(np.prod(shape[:-1])) > 1 and not skipped and not _PASSING.fullmatch(type(layer).__name__):
             return each
     raise ValueError(
         f"grad_cam needs a layer that gives maps of more than one place, and {network.subject.name!r} has none; "
