@@ -100,7 +100,13 @@ def show(
     given = {**recipe.arguments, **{key: getattr(recipe, key) for key in recipes.SETTINGS}}
     width = shutil.get_terminal_size().columns
     for key, value in given.items():
-        if key not in ("target", "seed", "epochs", "weights", "expected"):  # options of their own, and what is no setting
+        if key not in (
+            "target",
+            "seed",
+            "epochs",
+            "weights",
+            "expected",
+        ):  # options of their own, and what is no setting
             text = f"{key}={','.join(map(str, value)) if isinstance(value, tuple) else value}"
             among = f"  {', '.join(recipes.CHOICES[key])}" if key in recipes.CHOICES else ""
             line = f"{text:<24}{among}" if among else text

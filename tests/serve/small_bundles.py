@@ -14,7 +14,12 @@ CATEGORIES = Port("categories", "BYTES", (-1, 1), ("batch", "columns"), columns=
 TEXT = Port("text", "BYTES", (-1, 1), ("batch", "texts"))
 PROBABILITIES = Port("probabilities", "FP32", (-1, 3), ("batch", "classes"), (0, 1), "probability")
 VALUE = Port("value", "FP32", (-1, 1), ("batch", "targets"))
-ONNX_TYPE = {"UINT8": TensorProto.UINT8, "INT32": TensorProto.INT32, "FP32": TensorProto.FLOAT, "BYTES": TensorProto.STRING}
+ONNX_TYPE = {
+    "UINT8": TensorProto.UINT8,
+    "INT32": TensorProto.INT32,
+    "FP32": TensorProto.FLOAT,
+    "BYTES": TensorProto.STRING,
+}
 LABELS = ("dark", "left", "right")
 
 

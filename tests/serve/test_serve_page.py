@@ -24,7 +24,18 @@ from serve.store import Store
 pytestmark = NEEDED
 
 PAGE = Path(serve.__file__).parent / "page"
-FILES = ("index.html", "style.css", "app.js", "boxes.js", "common.js", "drawing.js", "inputs.js", "identities.js", "live.js", "masks.js")
+FILES = (
+    "index.html",
+    "style.css",
+    "app.js",
+    "boxes.js",
+    "common.js",
+    "drawing.js",
+    "inputs.js",
+    "identities.js",
+    "live.js",
+    "masks.js",
+)
 READBACK = "willReadFrequently"  # a hint about the reading of pixels that the test does
 PICTURE = Port("image", "UINT8", (-1, 4, 4, 3), ("batch", "height", "width", "channels"), (0, 255), "pixel value")
 COLOURS = ("red", "green", "blue")

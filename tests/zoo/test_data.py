@@ -10,7 +10,18 @@ import pytest
 from zoo.data import Data, Rows, Signature, from_rows, load, names
 from zoo.data.rows import TEST
 
-OFFLINE = ("breast_cancer", "cells", "circles", "diabetes", "digits", "iris", "shapes", "shapes_boxes", "spirals", "wine")
+OFFLINE = (
+    "breast_cancer",
+    "cells",
+    "circles",
+    "diabetes",
+    "digits",
+    "iris",
+    "shapes",
+    "shapes_boxes",
+    "spirals",
+    "wine",
+)
 
 
 def _rows(x, y, labels=("no", "yes"), task="classification", **more):

@@ -276,10 +276,12 @@ PROVEN: dict[tuple[str, str], dict[str, Any]] = {
     ),
     ("capsnet", "digits"): dict(
         arguments=dict(input_shape=(16, 16, 1), width=64, capsules=8, hidden=(128, 256), kernel=5),
-        epochs=20,
+        epochs=25,
         batch_size=64,
         learning_rate=3e-3,
-        expected=0.972,
+        warmup=0.05,
+        augment=("rotate", "noise"),
+        expected=0.986,
     ),
     ("resnet18", "digits"): dict(
         epochs=30,
