@@ -119,7 +119,9 @@ def vit(
     x = _dropped(x, dropout, "positions")
     for block in range(depth):
         x = _block(x, heads, hidden or 4 * width, epsilon, dropout, f"block{block}")
-    # each vector is normalised by itself, so the one that is read is enough
-    x = x[:, 0] if pool == "token" else layers.GlobalAveragePooling1D(name="mean")(x)
-    x = _norm(x, epsilon, "features")
+    if pool == "token":
+        x = layers.Flatten(name="token")(layers.Cropping1D((0, x.shape[1] - 1), name="first")(x))
+    else:
+        x = layers.GlobalAveragePooling1D(name="mean")(x)
+    x = _norm(x, epsilon, "features")  # each vector is normalised by itself, so only the one that is read
     return keras.Model(image, layers.Dense(classes, name="logits")(x), name="vit")

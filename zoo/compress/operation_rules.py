@@ -133,7 +133,8 @@ def expand_dims(walk, operation, x):
 
 @follows(array_ops.GetItem)
 def get_item(walk, operation, x, key):
-    keys = list(key) if isinstance(key, tuple) else [key]
+    several = isinstance(key, tuple) or (isinstance(key, list) and any(isinstance(each, slice) for each in key))
+    keys = list(key) if several else [key]  # a model read from a file has a list in place of a tuple
     if not all(each is None or each is Ellipsis or isinstance(each, int | slice) for each in keys):
         raise NotFollowedError(operation.name)
     used = sum(each is not None and each is not Ellipsis for each in keys)
