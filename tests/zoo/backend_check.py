@@ -1,4 +1,7 @@
-"""Run by test_backends.py in a process of its own: trains every builder and resumes a killed run on one backend."""
+"""Run by test_backends.py in a process of its own: trains every builder and resumes a killed run on one backend.
+
+With a second argument "detectors" it trains those alone, whose compilation takes minutes on JAX.
+"""
 
 import contextlib
 import dataclasses
@@ -29,13 +32,15 @@ class Stop(keras.callbacks.Callback):
             raise KeyboardInterrupt
 
 
-def every_builder():
+def every_builder(*, detectors=False):
     found = {}
     images = data.load("digits")
     table = data.load("breast_cancer")
     names = {entry.family: name for name, entry in reversed(registry.entries().items())}.values()
     for name in names:
         entry = registry.entry(name)
+        if ("detection" in entry.tasks) is not detectors:
+            continue
         splits = images if "height" in next(iter(entry.inputs.values())).axes else table
         if entry.tasks[0] in ("segmentation", "detection", "embedding"):  # whose targets no other data have
             splits = data.load(entry.data)
@@ -145,6 +150,9 @@ def compressed_training(folder):
 
 
 if __name__ == "__main__":
+    if sys.argv[2:] == ["detectors"]:
+        print(json.dumps(every_builder(detectors=True)))
+        sys.exit()
     report = {
         "backend": keras.backend.backend(),
         "losses": every_builder(),

@@ -25,6 +25,17 @@ def test_every_model_trains(report):
         assert losses[-1] < losses[0], f"{name} did not learn: {losses}"
 
 
+@pytest.mark.slow  # minutes of compilation on JAX
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_every_detector_trains(backend, tmp_path):
+    script = Path(__file__).with_name("backend_check.py")
+    told = python(script, tmp_path, "detectors", backend=backend, timeout=1200)
+    found = json.loads(told.splitlines()[-1])
+    assert len(found) >= 2
+    for name, losses in found.items():
+        assert np.isfinite(losses).all() and losses[-1] < losses[0], f"{name} did not learn: {losses}"
+
+
 def test_a_killed_run_goes_on_exactly(report):
     assert report["resume"]["gap"] == 0
     for figure in ("losses", "accuracies"):  # also of the epoch that was cut in two
