@@ -56,7 +56,7 @@ def main() -> int:
             del runners
             keras.utils.clear_session()
             told = ", ".join(f"{key} {1000 * value:.1f} ms" for key, value in medians.items())
-            ratios = {key: value / medians["zoo"] for key, value in medians.items() if key != "zoo"}
+            ratios = {key: value / medians["zoo"] for key, value in medians.items() if key not in ("zoo", "onnx")}
             print(
                 f"{name} {what}, {batch} x {size} px: {told}; "
                 + ", ".join(f"{ratio:.2f} times as fast as {key}" for key, ratio in ratios.items()),
