@@ -7,7 +7,6 @@ The file holds no weights: the test draws the same ones, see `references.weights
 
 from pathlib import Path
 
-import numpy as np
 import references
 
 PLACE = Path(__file__).with_name("vgg.npz")
@@ -29,21 +28,8 @@ def torch_answers(kind, seed=0):
     first, second = HIDDEN
     for place, units in ((0, (49 * widths[-2], first)), (3, (first, second)), (6, (second, CLASSES))):
         model.classifier[place] = torch.nn.Linear(*units)
-    shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-    model.load_state_dict({name: torch.from_numpy(tensor) for name, tensor in references.weights(shapes, seed).items()})
-    with torch.no_grad():
-        return shapes, model.eval()(torch.from_numpy(references.images(side).transpose(0, 3, 1, 2).copy())).numpy()
+    return references.answers(model, side, seed)
 
 
 if __name__ == "__main__":
-    golden = {}
-    for kind in KINDS:
-        shapes, logits = torch_answers(kind)
-        golden[f"{kind}/names"] = np.array(list(shapes))
-        golden[f"{kind}/shapes"] = np.array([(*shape, *[0] * (4 - len(shape))) for shape in shapes.values()], np.int32)
-        golden[f"{kind}/logits"] = logits
-    np.savez_compressed(PLACE, **golden)
-    print(
-        f"{PLACE.name}: {PLACE.stat().st_size:,} bytes",
-        {kind: np.abs(golden[f"{kind}/logits"]).max() for kind in KINDS},
-    )
+    references.save(PLACE, KINDS, torch_answers)

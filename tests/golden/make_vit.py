@@ -102,15 +102,9 @@ def positions(side):
 if __name__ == "__main__":
     import torch
 
-    golden = {}
-    for kind in MODELS:
-        shapes, logits = torch_answers(kind)
-        golden[f"{kind}/names"] = np.array(list(shapes))
-        golden[f"{kind}/shapes"] = np.array([(*shape, *[0] * (4 - len(shape))) for shape in shapes.values()], np.int32)
-        golden[f"{kind}/logits"] = logits
+    resampled = {}
     for side, size in GRIDS:
         grid = torch.from_numpy(positions(side).reshape(1, -1, WIDTH))
         found = references.timm().layers.resample_abs_pos_embed(grid, list(size), num_prefix_tokens=0)
-        golden[f"resampled/{side}/{size}"] = found.numpy().reshape(*size, WIDTH)
-    np.savez_compressed(PLACE, **golden)
-    print(f"{PLACE.name}: {PLACE.stat().st_size:,} bytes")
+        resampled[f"resampled/{side}/{size}"] = found.numpy().reshape(*size, WIDTH)
+    references.save(PLACE, MODELS, torch_answers, **resampled)

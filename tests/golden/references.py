@@ -60,3 +60,32 @@ def weights(shapes, seed=0):
 def images(side, rows=3, channels=3):
     """Random images, float32 (rows, side, side, channels)."""
     return np.random.RandomState(1).standard_normal((rows, side, side, channels)).astype(np.float32)
+
+
+def answers(model, side, seed=0):
+    """What a torch model answers to `images(side)` with `weights` of a seed.
+
+    Returns:
+        Shapes of its state dictionary by name, and its answer.
+    """
+    import torch
+
+    shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    model.load_state_dict({name: torch.from_numpy(tensor) for name, tensor in weights(shapes, seed).items()})
+    with torch.no_grad():
+        return shapes, model.eval()(torch.from_numpy(images(side).transpose(0, 3, 1, 2).copy())).numpy()
+
+
+def save(place, kinds, ask, **more):
+    """Write names, shapes and logits of each kind, which `ask(kind)` gives, and further arrays, and say how large they are."""
+    golden = dict(more)
+    for kind in kinds:
+        shapes, logits = ask(kind)
+        golden[f"{kind}/names"] = np.array(list(shapes))
+        golden[f"{kind}/shapes"] = np.array([(*shape, *[0] * (4 - len(shape))) for shape in shapes.values()], np.int32)
+        golden[f"{kind}/logits"] = logits
+    np.savez_compressed(place, **golden)
+    print(
+        f"{place.name}: {place.stat().st_size:,} bytes",
+        {kind: np.abs(golden[f"{kind}/logits"]).max() for kind in kinds},
+    )

@@ -16,6 +16,7 @@ from contextlib import contextmanager, suppress
 from functools import partial
 
 import pytest
+from waiting import until
 
 from serve.connections import Connection
 from serve.errors import RequestError
@@ -224,13 +225,6 @@ def one(served, raw, method="POST"):
     with served.connect() as connection:
         connection.sendall(raw)
         return Reader(connection).answer(method)
-
-
-def until(condition):
-    deadline = time.monotonic() + SHORT
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
 
 
 def test_a_connection_is_kept_for_the_next_request(served):

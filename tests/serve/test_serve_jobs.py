@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from test_serve_host import serving
+from waiting import until
 
 from serve import jobs as module
 from serve.app import create_app
@@ -31,13 +32,6 @@ def counting(rows, size=0):
 
 def doubled(inputs):
     return [{"twice": int(number) * 2} for number in inputs["number"]]
-
-
-def until(condition, seconds=10):
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "it did not happen in time"
-        time.sleep(0.005)
 
 
 @pytest.fixture

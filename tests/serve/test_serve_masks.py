@@ -1,6 +1,7 @@
 """A segmentation over HTTP: masks as pictures, runs and shares; figures that tell whether answers drift."""
 
 import base64
+import functools
 import io
 
 import numpy as np
@@ -9,6 +10,7 @@ import small_bundles
 from onnx import TensorProto, helper
 from PIL import Image
 from small_bundles import write_bundle
+from waiting import until
 
 from serve import codec, drift, masks
 from serve.app import create_app
@@ -122,10 +124,9 @@ def test_jobs_give_masks_too(client):
     file = io.BytesIO()
     Image.fromarray(pixels(1)[0, ..., 0]).save(file, "PNG")
     job = client.post("/jobs/scenes?form=runs", data=file.getvalue(), content_type="image/png").json
-    for _ in range(500):
-        told = client.get(f"/jobs/{job['id']}").json
-        if told["state"] not in ("queued", "running"):
-            break
+    asked = functools.partial(client.get, f"/jobs/{job['id']}")
+    until(lambda: asked().json["state"] not in ("queued", "running"))
+    told = asked().json
     assert told["state"] == "done" and told["predictions"][0]["runs"][0] == [2, 4]
 
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import references
 from keras import ops
+from plain import bilinear
 from safetensors.numpy import save_file
 
 import zoo
@@ -227,18 +228,6 @@ def test_the_loss_of_boxes_is_a_parabola_near_0():
     true = np.array([[True, True, False]])
     found = float(box_loss(deltas, np.zeros_like(deltas), true, 4.0))
     assert abs(found - (0.5 * 0.05**2 * 9 + 2 - 0.5 / 9) / 4) < 1e-6
-
-
-def bilinear(image, y, x):
-    height, width, channels = image.shape
-    if y < -1 or y > height or x < -1 or x > width:
-        return np.zeros(channels)
-    y, x = np.clip(y, 0, height - 1), np.clip(x, 0, width - 1)
-    top, left = int(y), int(x)
-    bottom, right = min(top + 1, height - 1), min(left + 1, width - 1)
-    down, across = y - top, x - left
-    above = image[top, left] * (1 - across) + image[top, right] * across
-    return above * (1 - down) + (image[bottom, left] * (1 - across) + image[bottom, right] * across) * down
 
 
 def test_regions_are_cut_out_of_the_map_that_fits_them():

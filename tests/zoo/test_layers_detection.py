@@ -1,6 +1,7 @@
 import keras
 import numpy as np
 import pytest
+from plain import bilinear
 
 from zoo.layers.detection import NonMaxSuppression, RoIAlign
 
@@ -48,18 +49,6 @@ def test_only_the_best_anchors_compete():
     scores = np.array([[[0.2, 0.1], [0.3, 0.9], [0.1, 0.4]]], "float32")
     found = NonMaxSuppression(count=4, candidates=2)(boxes, scores)
     np.testing.assert_allclose(keras.ops.convert_to_numpy(found[1]), [[0.9, 0.4, 0.3, 0.1]], atol=1e-6)
-
-
-def bilinear(image, y, x):
-    height, width, channels = image.shape
-    if y < -1 or y > height or x < -1 or x > width:
-        return np.zeros(channels)
-    y, x = np.clip(y, 0, height - 1), np.clip(x, 0, width - 1)
-    top, left = int(y), int(x)
-    bottom, right = min(top + 1, height - 1), min(left + 1, width - 1)
-    down, across = y - top, x - left
-    above = image[top, left] * (1 - across) + image[top, right] * across
-    return above * (1 - down) + (image[bottom, left] * (1 - across) + image[bottom, right] * across) * down
 
 
 @pytest.mark.parametrize(

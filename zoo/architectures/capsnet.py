@@ -124,8 +124,6 @@ def capsnet(
     Raises:
         ValueError: an argument is out of range.
     """
-    if len(input_shape) != 3 or min(input_shape) < 1:
-        raise ValueError(f"input_shape must be (height, width, channels), each at least 1, got {input_shape!r}")
     if len(length) != 2 or min(length) < 1:
         raise ValueError(f"length must be two numbers of values, of primary and class capsules, got length={length!r}")
     if min(width, capsules, kernel, iterations, *hidden, 1) < 1:

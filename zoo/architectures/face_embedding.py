@@ -73,8 +73,6 @@ def face_embedding(
     Raises:
         ValueError: an argument is out of range.
     """
-    if len(input_shape) != 3 or min(input_shape) < 1:
-        raise ValueError(f"input_shape must be (height, width, channels), each at least 1, got {input_shape!r}")
     if not depth or min(depth) < 1:
         raise ValueError(f"depth must hold at least one positive number of blocks, got depth={depth!r}")
     if latent < 2 or width < 1:

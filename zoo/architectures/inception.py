@@ -12,6 +12,7 @@ that hold them are loaded without); small images keep their resolution in the st
 import keras
 from keras import layers
 
+from zoo.layers.heads import pooled_logits
 from zoo.registry import Tensor, register
 
 SMALL = {"inception_v1": 64, "inception_v3": 75}  # pixels a side below which the stem keeps the resolution
@@ -88,19 +89,10 @@ def _pool(x, size, name):
     return layers.MaxPooling2D(size, 2, name=name)(x)
 
 
-def _head(x, classes, dropout):
-    x = layers.GlobalAveragePooling2D(name="features")(x)
-    if dropout:
-        x = layers.Dropout(dropout, name="features_dropout")(x)
-    return layers.Dense(classes, name="logits")(x)
-
-
 def _is_small(kind, input_shape, stem, depth, most):
     """Whether the stem is the small one; refuses what cannot be built."""
     if stem not in ("auto", "imagenet", "small"):
         raise ValueError(f"stem must be 'auto', 'imagenet' or 'small', got {stem!r}")
-    if len(input_shape) != 3 or min(input_shape) < 1:
-        raise ValueError(f"input_shape must be (height, width, channels), each at least 1, got {input_shape!r}")
     if len(depth) != 3 or not all(1 <= blocks <= limit for blocks, limit in zip(depth, most, strict=True)):
         raise ValueError(f"depth must be three numbers of blocks from 1 to {most}, got depth={depth!r}")
     return stem == "small" or (stem == "auto" and min(input_shape[:2]) < SMALL[kind])
@@ -162,7 +154,7 @@ def inception_v1(
             block.branch(x, (five, 1), (fives, large))
             block.pooled(x, pooled)
             x = block.join()
-    return keras.Model(image, _head(x, classes, dropout), name="inception_v1")
+    return keras.Model(image, pooled_logits(x, classes, dropout), name="inception_v1")
 
 
 @register(
@@ -262,4 +254,4 @@ def inception_v3(
         block.fork(x, [(448, 1), (384, 3)], [(384, (1, 3)), (384, (3, 1))])
         block.pooled(x, 192, mean=True, padded=padded_mean)
         x = block.join()
-    return keras.Model(image, _head(x, classes, dropout), name="inception_v3")
+    return keras.Model(image, pooled_logits(x, classes, dropout), name="inception_v3")

@@ -9,6 +9,7 @@ their resolution in the stem and in the second stage.
 import keras
 from keras import layers
 
+from zoo.layers.heads import pooled_logits
 from zoo.registry import Tensor, register
 
 SMALL = 64  # pixels a side below which the first two strides are 1
@@ -102,8 +103,6 @@ def mobilenet_v2(
     """
     if stem not in ("auto", "imagenet", "small"):
         raise ValueError(f"stem must be 'auto', 'imagenet' or 'small', got {stem!r}")
-    if len(input_shape) != 3 or min(input_shape) < 1:
-        raise ValueError(f"input_shape must be (height, width, channels), each at least 1, got {input_shape!r}")
     if not 1 <= len(depth) <= len(STAGES) or min(depth) < 1:
         raise ValueError(f"depth must hold one to seven positive numbers of blocks, got depth={depth!r}")
     if not width > 0:
@@ -128,7 +127,4 @@ def mobilenet_v2(
                 f"stage{stage}_block{block}",
             )
     x = _conv(x, _multiple(1280 * max(1.0, width)), epsilon, "head_conv")
-    x = layers.GlobalAveragePooling2D(name="features")(x)
-    if dropout:
-        x = layers.Dropout(dropout, name="features_dropout")(x)
-    return keras.Model(image, layers.Dense(classes, name="logits")(x), name="mobilenet_v2")
+    return keras.Model(image, pooled_logits(x, classes, dropout), name="mobilenet_v2")

@@ -10,6 +10,7 @@ images get a 3x3 stem without pooling (section 4.2 of the first paper).
 import keras
 from keras import layers
 
+from zoo.layers.heads import pooled_logits
 from zoo.registry import Tensor, register
 
 SMALL = 64  # pixels a side below which the stem keeps the resolution
@@ -43,18 +44,9 @@ def _pool(x):
     return layers.MaxPooling2D(3, 2, name="stem_pool")(layers.ZeroPadding2D(1, name="stem_pool_pad")(x))
 
 
-def _head(x, classes, dropout):
-    x = layers.GlobalAveragePooling2D(name="features")(x)
-    if dropout:
-        x = layers.Dropout(dropout, name="features_dropout")(x)
-    return layers.Dense(classes, name="logits")(x)
-
-
 def _check(input_shape, stem, depth):
     if stem not in ("auto", "imagenet", "small"):
         raise ValueError(f"stem must be 'auto', 'imagenet' or 'small', got {stem!r}")
-    if len(input_shape) != 3 or min(input_shape) < 1:
-        raise ValueError(f"input_shape must be (height, width, channels), each at least 1, got {input_shape!r}")
     if not depth or min(depth) < 1:
         raise ValueError(f"depth must hold at least one positive number of blocks, got depth={depth!r}")
 
@@ -173,7 +165,7 @@ def resnet(
             if stride > 1 or x.shape[-1] != outer:
                 x = _norm(_conv(x, outer, 1, stride, f"{name}_shortcut"), f"{name}_shortcut", relu=False)
             x = layers.ReLU(name=f"{name}_relu")(layers.Add(name=f"{name}_add")([x, y]))
-    return keras.Model(image, _head(x, classes, dropout), name="resnet")
+    return keras.Model(image, pooled_logits(x, classes, dropout), name="resnet")
 
 
 @register(
@@ -238,4 +230,4 @@ def resnet_v2(
             y = _conv(y, inner * 4, 1, 1, f"{name}_conv2", use_bias=True)
             x = layers.Add(name=f"{name}_add")([x, y])
     x = _norm(x, "final", epsilon=1.001e-5)
-    return keras.Model(image, _head(x, classes, dropout), name="resnet_v2")
+    return keras.Model(image, pooled_logits(x, classes, dropout), name="resnet_v2")

@@ -75,8 +75,6 @@ def vgg(
     Raises:
         ValueError: an image is too small for the poolings, or another argument is out of range.
     """
-    if len(input_shape) != 3 or min(input_shape) < 1:
-        raise ValueError(f"input_shape must be (height, width, channels), each at least 1, got {input_shape!r}")
     if not depth or min(depth) < 1:
         raise ValueError(f"depth must hold at least one positive number of convolutions, got depth={depth!r}")
     if len(hidden) != 2 or min(hidden) < 1:

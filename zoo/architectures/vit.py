@@ -95,8 +95,6 @@ def vit(
     """
     if pool not in ("token", "mean"):
         raise ValueError(f"pool must be 'token' or 'mean', got {pool!r}")
-    if len(input_shape) != 3 or min(input_shape) < 1:
-        raise ValueError(f"input_shape must be (height, width, channels), each at least 1, got {input_shape!r}")
     if min(width, depth, heads) < 1 or min(patch, hidden) < 0:
         raise ValueError(
             f"width, depth and heads must be at least 1, patch and hidden at least 0, got width={width!r}, "

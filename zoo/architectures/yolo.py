@@ -159,8 +159,6 @@ def yolo(
     Raises:
         ValueError: an argument is out of range.
     """
-    if len(input_shape) != 3 or min(input_shape) < 1:
-        raise ValueError(f"input_shape must be (height, width, channels), each at least 1, got {input_shape!r}")
     if width < 2 or width % 2 or classes < 1:
         raise ValueError(f"width must be even and classes at least 1, got width={width}, classes={classes}")
     if len(depth) != 4 or min(depth) < 1:

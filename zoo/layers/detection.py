@@ -172,6 +172,24 @@ def neighbours(points, size):
     return [ops.cast(low, "int32"), ops.cast(high, "int32")], [(1.0 - share) * near, share * near]
 
 
+def between(pixels, start, width, rows, columns):
+    """Values between pixels, bilinearly.
+
+    Args:
+        pixels: of all maps in one list, (pixels, channels).
+        start: place of each map's first pixel in it.
+        width: pixels of a line of the map.
+        rows, columns: places of the neighbours along either axis and their weights, as `neighbours` gives them.
+    """
+    total = 0.0
+    for row, row_weight in zip(*rows, strict=True):
+        for column, column_weight in zip(*columns, strict=True):
+            places = start + row[..., :, None] * width + column[..., None, :]
+            weights = row_weight[..., :, None] * column_weight[..., None, :]
+            total = total + ops.take(pixels, places, axis=0) * weights[..., None]
+    return total
+
+
 @keras.saving.register_keras_serializable("zoo")
 class RoIAlign(layers.Layer):
     """Features under boxes, sampled between the pixels.
@@ -205,12 +223,7 @@ class RoIAlign(layers.Layer):
         columns, column_weights = neighbours(x, width)
         pixels = ops.reshape(features, (-1, channels))
         start = ops.reshape(ops.arange(batch) * (height * width), (-1, 1, 1, 1))
-        total = 0.0
-        for row, row_weight in zip(rows, row_weights, strict=True):
-            for column, column_weight in zip(columns, column_weights, strict=True):
-                places = start + row[..., :, None] * width + column[..., None, :]
-                weights = row_weight[..., :, None] * column_weight[..., None, :]
-                total = total + ops.take(pixels, places, axis=0) * weights[..., None]
+        total = between(pixels, start, width, (rows, row_weights), (columns, column_weights))
         cells = ops.reshape(total, (batch, -1, self.size, self.samples, self.size, self.samples, channels))
         return ops.mean(cells, axis=(3, 5))
 

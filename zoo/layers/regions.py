@@ -10,7 +10,7 @@ import math
 import keras
 from keras import layers, ops
 
-from zoo.layers.detection import NonMaxSuppression, neighbours
+from zoo.layers.detection import NonMaxSuppression, between, neighbours
 
 GROWTH = math.log(1000 / 16)  # largest logarithm by which a box grows in one stage, so that its exponential is finite
 SURE = 40.0  # a logit whose sigmoid is 1 in float32
@@ -181,12 +181,7 @@ class PyramidAlign(layers.Layer):
         start = (ops.cast(start, "int32") + ops.reshape(images, (-1, 1, 1)))[..., None]
         width = ops.cast(width, "int32")[..., None]
         pixels = ops.reshape(pixels, (-1, channels))
-        total = 0.0
-        for row, row_weight in zip(rows, row_weights, strict=True):
-            for column, column_weight in zip(columns, column_weights, strict=True):
-                places = start + row[..., :, None] * width + column[..., None, :]
-                weights = row_weight[..., :, None] * column_weight[..., None, :]
-                total = total + ops.take(pixels, places, axis=0) * weights[..., None]
+        total = between(pixels, start, width, (rows, row_weights), (columns, column_weights))
         shape = (-1, boxes.shape[1], self.size, self.samples, self.size, self.samples, channels)
         return ops.mean(ops.reshape(total, shape), axis=(3, 5))
 
