@@ -23,6 +23,7 @@ STAGES = ("build", "train", "save", "prune", "onnx", "int8", "edge", "explain", 
 DONE, NONE, FAILED = "done", "does not apply", "failed"
 ROWS = 4  # explained
 EPOCHS = 5  # of a small model
+SECONDS = {False: 900.0, True: 7200.0}  # for one entry, tiny and by its proven recipe
 _FOUND = "cells.json"
 
 
@@ -51,7 +52,7 @@ class NotApplicable(Exception):
 
 
 def matrix(
-    names: list[str], *, proven: bool = False, epochs: int | None = None, seconds: float = 900.0
+    names: list[str], *, proven: bool = False, epochs: int | None = None, seconds: float | None = None
 ) -> Iterator[tuple[str, Row]]:
     """Run entries through all stages, one after the other.
 
@@ -60,7 +61,7 @@ def matrix(
         proven: train at full size by the proven recipe, which takes minutes for each; otherwise with the entry's tiny
             arguments, which shows that a stage works and not how good a model can be.
         epochs: of training; those of the recipe, or `EPOCHS` for a tiny model, if None.
-        seconds: limit for one entry, past which its process is ended.
+        seconds: limit for one entry, past which its process is ended; of `SECONDS` if None.
 
     Yields:
         Name and cells by stage, as soon as an entry is done.
@@ -70,7 +71,7 @@ def matrix(
     """
     for name in [registry.entry(name).name for name in names]:
         with tempfile.TemporaryDirectory() as folder:
-            yield name, _apart(name, Path(folder), proven, epochs, seconds)
+            yield name, _apart(name, Path(folder), proven, epochs, seconds or SECONDS[proven])
 
 
 def _apart(name: str, folder: Path, proven: bool, epochs: int | None, seconds: float) -> Row:
@@ -305,23 +306,83 @@ def _leaves(answers: Any) -> list[np.ndarray]:
     return list(answers) if isinstance(answers, list | tuple) else [answers]
 
 
-def to_markdown(rows: dict[str, Row], *, proven: bool, versions: str) -> str:
-    """The table as a page, with the reasons below it."""
-    size = "at full size by its proven recipe" if proven else "with its tiny arguments, which shows that a stage works"
-    lines = [
-        "# Every model through every stage",
-        "",
-        f"Made by `zoo matrix{' --proven' if proven else ''}`; each model was trained {size}. {versions}.",
-        "A cell holds the figure that was measured, or says that the stage does not apply or failed; why stands below.",
-        "",
-        f"| model | {' | '.join(STAGES)} |",
-        f"|---|{'---|' * len(STAGES)}",
-    ]
-    reasons = []
-    for name, row in rows.items():
-        lines.append(f"| `{name}` | {' | '.join(_shown(row[stage]) for stage in STAGES)} |")
-        reasons += [f"- `{name}`, {stage}: {_one_line(cell.text)}" for stage, cell in row.items() if cell.state != DONE]
-    return "\n".join([*lines, *(["", "## Where there is no figure", "", *reasons] if reasons else [])]) + "\n"
+@dataclass
+class Page:
+    """The table as files: a page to read, and beside it the JSON from which later calls go on.
+
+    Attributes:
+        path: of the page, such as docs/matrix.md.
+        proven: whether its models are those of the proven recipes.
+        rows: cells by name.
+        measured: day, processor and versions by name.
+    """
+
+    path: Path
+    proven: bool
+    rows: dict[str, Row] = field(default_factory=dict)
+    measured: dict[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def open(cls, path: Path, *, proven: bool) -> "Page":
+        """What the files hold, without models that are no longer registered; an empty page if there are none.
+
+        Raises:
+            ValueError: the page has models of the other size.
+        """
+        page = cls(path, proven)
+        if not page.beside.exists():
+            return page
+        stored = json.loads(page.beside.read_text(encoding="utf-8"))
+        if stored["proven"] != proven:
+            kind = "proven recipes" if stored["proven"] else "tiny models"
+            raise ValueError(f"{path} is a page of {kind}; name another one with --out")
+        for name in sorted(set(stored["models"]) & set(registry.names())):
+            page.measured[name] = stored["models"][name]["measured"]
+            page.rows[name] = {stage: Cell(**cell) for stage, cell in stored["models"][name]["stages"].items()}
+        return page
+
+    @property
+    def beside(self) -> Path:
+        """The JSON file."""
+        return self.path.with_suffix(".json")
+
+    def add(self, name: str, row: Row, measured: str) -> None:
+        """Put in a model's row, or replace it, and write both files."""
+        self.rows = dict(sorted({**self.rows, name: row}.items()))
+        self.measured[name] = measured
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        models = {
+            key: {"measured": self.measured[key], "stages": {stage: asdict(cell) for stage, cell in cells.items()}}
+            for key, cells in self.rows.items()
+        }
+        content = json.dumps({"proven": self.proven, "models": models}, indent=1, default=_plain)
+        for file, text in ((self.path, str(self)), (self.beside, content + "\n")):
+            partial = file.with_name(f".{file.name}.partial")
+            partial.write_text(text, encoding="utf-8")
+            partial.replace(file)
+
+    def __str__(self) -> str:
+        """The page: a line for each model, and below the reasons and when it was measured."""
+        size = "by its proven recipe" if self.proven else "with its tiny arguments, which shows that a stage works"
+        lines = [
+            "# Every model through every stage",
+            "",
+            f"Made by `zoo matrix{' --proven' if self.proven else ''}`; each model was trained {size}.",
+            "A cell holds the figure that was measured, or says that the stage does not apply or failed; why stands below.",
+            "",
+            f"| model | {' | '.join(STAGES)} |",
+            f"|---|{'---|' * len(STAGES)}",
+        ]
+        reasons, measured = [], {}
+        for name, row in self.rows.items():
+            lines.append(f"| `{name}` | {' | '.join(_shown(row[stage]) for stage in STAGES)} |")
+            reasons += [
+                f"- `{name}`, {stage}: {_one_line(cell.text)}" for stage, cell in row.items() if cell.state != DONE
+            ]
+            measured.setdefault(self.measured[name], []).append(f"`{name}`")
+        lines += ["", "## Where there is no figure", "", *reasons] if reasons else []
+        lines += ["", "## Measured", "", *(f"- {when}: {', '.join(names)}" for when, names in measured.items())]
+        return "\n".join(lines) + "\n"
 
 
 def _shown(cell: Cell) -> str:
@@ -330,12 +391,6 @@ def _shown(cell: Cell) -> str:
 
 def _one_line(text: str) -> str:
     return " ".join(text.split())
-
-
-def to_json(rows: dict[str, Row], **facts: Any) -> str:
-    """The same as JSON text."""
-    cells = {name: {stage: asdict(cell) for stage, cell in row.items()} for name, row in rows.items()}
-    return json.dumps({**facts, "models": cells}, indent=1, default=_plain) + "\n"
 
 
 def _plain(value: Any) -> Any:

@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pytest
 
 from zoo import matrix
@@ -29,13 +30,27 @@ def test_each_stage_has_a_figure_or_a_reason(row):
     assert json.loads((folder / "cells.json").read_text())["save"]["figures"] == {"difference": 0.0}
 
 
-def test_the_page_has_the_reasons_below_the_table(row):
-    page = matrix.to_markdown({REGRESSION: row[0]}, proven=False, versions="today")
+def test_the_page_has_the_reasons_below_the_table(row, tmp_path):
+    path = tmp_path / "docs" / "matrix.md"
+    matrix.Page.open(path, proven=False).add(REGRESSION, row[0], "today")
+    page = path.read_text()
     [line] = [line for line in page.splitlines() if line.startswith(f"| `{REGRESSION}`")]
     assert line.count(" | ") == len(matrix.STAGES) and "*does not apply*" in line and "15 parameters" in line
     assert f"- `{REGRESSION}`, prune: it has no channels between its inputs and its outputs" in page
-    told = json.loads(matrix.to_json({REGRESSION: row[0]}, proven=False))
-    assert told["models"][REGRESSION]["build"]["figures"]["parameters"] == 15
+    assert f"- today: `{REGRESSION}`" in page
+
+
+def test_a_page_keeps_the_models_that_were_not_run_again(row, tmp_path):
+    path = tmp_path / "matrix.md"
+    matrix.Page.open(path, proven=False).add(REGRESSION, row[0], "yesterday")
+    again = matrix.Page.open(path, proven=False)
+    again.add("mlp", {**row[0], "train": matrix.Cell(matrix.DONE, "accuracy 1", {"score": np.float32(1)})}, "today")
+    found = matrix.Page.open(path, proven=False)
+    assert list(found.rows) == [REGRESSION, "mlp"] and found.rows[REGRESSION] == row[0]
+    assert found.measured == {REGRESSION: "yesterday", "mlp": "today"}
+    assert found.rows["mlp"]["train"].figures == {"score": 1.0}
+    with pytest.raises(ValueError, match="is a page of tiny models; name another one"):
+        matrix.Page.open(path, proven=True)
 
 
 def test_a_stage_that_fails_takes_only_those_along_that_need_it(tmp_path, monkeypatch):

@@ -20,11 +20,17 @@ def matrix(
     ] = False,
     families: Annotated[bool, typer.Option("--families", help="One model of each family.")] = False,
     epochs: Annotated[int | None, typer.Option(help="Epochs of each training.")] = None,
-    out: Annotated[Path, typer.Option(help="Page to write; the JSON goes beside it.")] = Path("docs/matrix.md"),
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            help="Page to write or bring up to date; JSON goes beside it. [default: docs/matrix.md, or docs/matrix-proven.md]"
+        ),
+    ] = None,
 ) -> None:
     """Run every model through every stage: build, train, save, prune, ONNX, INT8, edge, explain, serve.
 
-    Ends with status 1 if a stage failed. A stage that does not apply to a model tells why.
+    The page is written after each model; models on it that are not run now keep their rows. Ends with status 1 if a stage
+    failed. A stage that does not apply to a model tells why.
 
     Example: zoo matrix "resnet*" --out matrix.md
     """
@@ -39,21 +45,17 @@ def matrix(
         raise ValueError(f"no model's name is like {pattern!r}; zoo names lists them")
     if families:
         names = sorted({registry.entry(name).family: name for name in reversed(names)}.values())
-    console, rows, failed = Console(highlight=False), {}, 0
+    page = tool.Page.open(out or Path("docs") / f"matrix{'-proven' if proven else ''}.md", proven=proven)
+    packages = ", ".join(f"{key} {value}" for key, value in versions("zooroad", "keras", "tensorflow").items())
+    console, failed = Console(highlight=False), 0
     with console.status("") as status:
         found = tool.matrix(names, proven=proven, epochs=epochs)
-        for number, expected in enumerate(names, start=1):
-            status.update(f"{number} of {len(names)}: {expected} …")
-            name, row = next(found)
-            rows[name] = row
+        for number, name in enumerate(names, start=1):
+            status.update(f"{number} of {len(names)}: {name} …")
+            _, row = next(found)
+            page.add(name, row, f"{date.today():%Y-%m-%d}, {processor()}, {packages}")
             failed += _print(console, name, row)
-    packages = ", ".join(f"{key} {value}" for key, value in versions("zooroad", "keras", "tensorflow").items())
-    told = f"{date.today():%Y-%m-%d}, {processor()}, {packages}"
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(tool.to_markdown(rows, proven=proven, versions=told), encoding="utf-8")
-    beside = out.with_suffix(".json")
-    beside.write_text(tool.to_json(rows, proven=proven, versions=told), encoding="utf-8")
-    console.print(f"\n{out} and {beside}; {failed} stages failed")
+    console.print(f"\n{page.path} and {page.beside}; {failed} stages failed")
     if failed:
         raise typer.Exit(1)
 
