@@ -5,7 +5,9 @@
 
 Each figure is the median of rounds in which every contender takes its turn. Ours and keras.applications run as Keras
 compiles them (`predict_on_batch`, `train_on_batch`, SGD with momentum); timm, where torch is installed, in
-`inference_mode` and with torch's own SGD, through `torch.compile` if asked. `onnx` is our exported file in ONNX Runtime.
+`inference_mode` and with torch's own SGD, through `torch.compile` if asked. Images are on the device before the clock
+starts. `onnx` is our exported file in ONNX Runtime. With `--peak` a row tells what share of it our model's multiplications
+and additions took, two for each of the forward pass and three times as many in training.
 """
 
 import argparse
@@ -41,6 +43,7 @@ def main() -> int:
     parser.add_argument("--precision", default="float32", choices=("float32", "mixed_bfloat16"))
     parser.add_argument("--compile", action="store_true", help="timm through torch.compile")
     parser.add_argument("--device", default="", help="name of the accelerator, for the row")
+    parser.add_argument("--peak", type=float, help="TFLOP/s that the device can reach at most in that precision")
     parser.add_argument("--keep", action="store_true", help="append the rows to benchmarks/results/vision.csv")
     given = parser.parse_args()
     import keras
@@ -55,11 +58,14 @@ def main() -> int:
             medians = _in_turns(runners, given.rounds)
             del runners
             keras.utils.clear_session()
+            rate = batch / medians["zoo"]
+            share = _work(name, size, what) * rate / (given.peak * 1e12) if given.peak else None
             told = ", ".join(f"{key} {1000 * value:.1f} ms" for key, value in medians.items())
             ratios = {key: value / medians["zoo"] for key, value in medians.items() if key not in ("zoo", "onnx")}
             print(
                 f"{name} {what}, {batch} x {size} px: {told}; "
-                + ", ".join(f"{ratio:.2f} times as fast as {key}" for key, ratio in ratios.items()),
+                + ", ".join(f"{ratio:.2f} times as fast as {key}" for key, ratio in ratios.items())
+                + (f"; {rate:,.0f} images/s, {share:.1%} of the peak" if share else ""),
                 flush=True,
             )
             if given.keep:
@@ -82,6 +88,8 @@ def main() -> int:
                             f"times_{peer}": f"{ratios[peer]:.2f}" if peer in ratios else ""
                             for peer in ("keras_applications", "timm")
                         },
+                        "images_per_s": f"{rate:.1f}",
+                        "share_of_peak": f"{share:.3f}" if share else "",
                     },
                     packages=("zooroad", "keras", "tensorflow", "jax", "torch", "timm", "onnxruntime"),
                 )
@@ -111,6 +119,13 @@ def _ours(name: str, size: int):
 
     fixed = {"stem": "imagenet"} if "stem" in registry.entry(name).signature else {}
     return zoo.get(name, input_shape=(size, size, 3), classes=CLASSES, **fixed)
+
+
+def _work(name: str, size: int, what: str) -> float:
+    """Floating-point operations for one image."""
+    from zoo import compress
+
+    return 2 * compress.macs(_ours(name, size)) * (3 if what == "training step" else 1)
 
 
 def _theirs(name: str, size: int):
@@ -146,16 +161,18 @@ def _timm():
 
 
 def _forward(name: str, size: int, batch: int, given: argparse.Namespace) -> dict[str, Runner]:
+    import keras
     import numpy as np
 
     images = np.random.default_rng(0).standard_normal((batch, size, size, 3)).astype("float32")
+    placed = keras.ops.convert_to_tensor(images)
     ours = _ours(name, size)
-    runners: dict[str, Runner] = {"zoo": lambda: ours.predict_on_batch(images)}
+    runners: dict[str, Runner] = {"zoo": lambda: ours.predict_on_batch(placed)}
     if given.precision == "float32" and not given.device:
         runners["onnx"] = _exported(ours, images)
     if PEERS[name][0]:
         theirs = _theirs(name, size)
-        runners["keras_applications"] = lambda: theirs.predict_on_batch(images)
+        runners["keras_applications"] = lambda: theirs.predict_on_batch(placed)
     made = _torch(name, size, given)
     if made is not None:
         import torch
@@ -192,11 +209,12 @@ def _training(name: str, size: int, batch: int, given: argparse.Namespace) -> di
     generator = np.random.default_rng(0)
     images = generator.standard_normal((batch, size, size, 3)).astype("float32")
     labels = generator.integers(0, CLASSES, batch)
+    placed = [keras.ops.convert_to_tensor(images), keras.ops.convert_to_tensor(labels)]
 
     def step(model) -> Runner:
         loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
         model.compile(keras.optimizers.SGD(1e-3, momentum=0.9), loss, jit_compile=keras.config.backend() == "jax")
-        return lambda: float(model.train_on_batch(images, labels))
+        return lambda: float(model.train_on_batch(*placed))
 
     runners = {"zoo": step(_ours(name, size))}
     if PEERS[name][0]:
