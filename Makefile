@@ -10,7 +10,7 @@ demo: $(READY)
 	$(BIN)/zoo demo --out demo
 
 test: $(READY) lint
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -m "not slow" -n 2 --dist loadfile --no-loadscope-reorder
 
 check-all: $(READY) lint
 	$(BIN)/python -m pip install -q -c constraints.txt torch==2.13.0 transformers==5.23.0

@@ -354,6 +354,4 @@ def _save_arrays(path: Path, **groups: parity.Arrays) -> None:
 
 
 def _save_json(path: Path, content: dict[str, Any]) -> None:
-    path.write_text(
-        json.dumps(content, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8"
-    )
+    path.write_text(json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")

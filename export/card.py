@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from export import trust
+from serve.drift import BASELINE
 from serve.manifest import Manifest, Precision
 from zoo import tasks
 from zoo.data.signature import ImagePreprocess
@@ -178,10 +179,19 @@ python run.py --help
 ```"""
 
 
+def _drift(rows: int) -> str:
+    if rows >= BASELINE:
+        return "`drift.json` has the baseline to compare with."
+    return (
+        f"A server does not notice: of {rows} validation rows there are too few to compare with, at least {BASELINE} are "
+        "needed."
+    )
+
+
 def _limits(manifest: Manifest, splits: Any) -> str:
     lines = [
         f"- The score holds for rows like those of `{splits.name}`; on others the model answers all the same, and may be wrong. "
-        "`drift.json` has the baseline to compare with.",
+        + _drift(len(splits.validation)),
     ]
     if manifest.task == "embedding":
         lines.append(

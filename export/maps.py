@@ -4,6 +4,7 @@ They cost one small product on top of what the model computes anyway, with weigh
 score of a class is the mean of its map plus its bias, so a device can show the reason for every answer it gives.
 """
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +67,12 @@ def add(graph: Graph, model: Any, classes: str) -> ValueInfoProto:
         )
     maps = graph.values[path].name  # (batch, ..., channels)
     places, channels = tuple(head.maps.shape[1:-1]), head.maps.shape[-1]
+    if all(size == 1 for size in places):
+        warnings.warn(
+            f"the {NAME} of {model.name!r} has one place and cannot show where a class was seen; leave it out, or train on "
+            "larger inputs",
+            stacklevel=2,
+        )
     with graph.within(NAME):
         top = graph.add("ArgMax", "logits", axis=1, keepdims=0) if classes == "top" else ""
         if head.dense is None:

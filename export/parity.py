@@ -18,6 +18,7 @@ from export import ExportError
 from export.edges import INPUT
 from export.lowering.walk import nodes_of
 from zoo import tasks
+from zoo.data.lazy import Pictures
 from zoo.data.signature import ImagePreprocess, Signature
 
 TOLERANCE = 1e-4
@@ -87,7 +88,9 @@ def checked(model: Any, signature: Signature | None, rows: Any, what: str, lengt
         raise ExportError(
             f"the {what} rows must be arrays by input name; the model takes {', '.join(ports)}, got {given}"
         )
-    found = {name: np.asarray(values) for name, values in rows.items()}
+    found: dict[str, Any] = {
+        name: values if isinstance(values, Pictures) else np.asarray(values) for name, values in rows.items()
+    }
     counts = {name: len(values) if values.ndim else 0 for name, values in found.items()}
     if min(counts.values()) == 0:
         raise ExportError(f"the {what} rows are empty; give some, such as {what}=data.train.x")
@@ -105,6 +108,8 @@ def checked(model: Any, signature: Signature | None, rows: Any, what: str, lengt
             if values.dtype.kind not in "UO":
                 raise ExportError(f"the {what} rows of {name!r} must hold text, got {values.dtype}")
             found[name] = values.astype(str)
+            continue
+        if isinstance(values, Pictures):  # right already, and not to be read at once
             continue
         if values.dtype.kind not in "biufV":  # V is bfloat16
             raise ExportError(f"the {what} rows of {name!r} must hold numbers, got {values.dtype}")

@@ -183,7 +183,7 @@ def _surround(app: Flask, monitor: Monitor) -> None:
         headers = {}
         message = (error.description or error.name).lower().rstrip(".")
         if status == 404:
-            message = f"nothing is at {request.path[:100]!r}; the page at / lists the models, the README the routes"
+            message = f"nothing is at {request.path[:100]!r}; the page at / lists the models, /docs the routes"
         if status == 405:
             allowed = ", ".join(sorted(set(getattr(error, "valid_methods", None) or ()) - {"HEAD", "OPTIONS"}))
             message = f"{request.method} is not answered here; use {allowed}"

@@ -304,10 +304,16 @@ def _header(text: str, known: list[str]) -> tuple[list[str], str, list[str]]:
         raise RequestError("bad_csv", message)
     for column in unknown:
         if hint := did_you_mean(column, absent):
-            message = f"line 1: no column is called {shown(column)} ({len(known)} are known).{hint}"
-            raise RequestError("unknown_column", message)
+            raise _unknown("line 1: ", column, known, hint)
     named = ", ".join(column[:60] for column in unknown[:20])
     return header, separator, [f"not used, since the model has no such columns: {named}"] if unknown else []
+
+
+def _unknown(where: str, column: str, known: list[str], hint: str) -> RequestError:
+    message = (
+        f"{where}no column is called {shown(column)}; {len(known)} are known, such as {', '.join(known[:5])}.{hint}"
+    )
+    return RequestError("unknown_column", message)
 
 
 def _candidate(text: str, separator: str, known: list[str]) -> tuple[int, list[str], str]:
@@ -386,10 +392,7 @@ def _rows(named: list[tuple[str, dict[str, Any]]], manifest: Manifest) -> tuple[
     for where, row in named:
         for column in row:
             if column not in columns:
-                message = (
-                    f"{where}no column is called {shown(column)} ({len(known)} are known).{did_you_mean(column, known)}"
-                )
-                raise RequestError("unknown_column", message)
+                raise _unknown(where, column, known, did_you_mean(column, known))
         if all(row.get(column) is None for column in known):
             notes.append("every value of a row is missing; its answer is that of an average row")
     inputs = {}
@@ -422,7 +425,7 @@ def _category(where: str, column: str, value: Any) -> str:
 
 
 def to_row(inputs: dict[str, np.ndarray], row: int, manifest: Manifest) -> dict[str, Any]:
-    """The JSON form of one row of raw inputs: what `read_json` reads back, missing values as null."""
+    """The JSON form of one row of raw inputs: what `json_batch` reads back, missing values as null."""
     if manifest.kind == "image":
         return {manifest.inputs[0].name: inputs[manifest.inputs[0].name][row].tolist()}
     if manifest.kind == "text":

@@ -18,6 +18,15 @@ log = logging.getLogger("serve")
 VERIFIED = 4096  # JSON Web Tokens whose signature need not be checked again
 LEEWAY = 30  # seconds that the clocks of issuer and server may differ
 Content = TypeVar("Content")
+_FAILED = {  # errors of PyJWT
+    "ExpiredSignatureError": "has expired",
+    "ImmatureSignatureError": "is not valid yet",
+    "MissingRequiredClaimError": "lacks one of exp, aud and iss",
+    "InvalidAudienceError": "is made for another audience",
+    "InvalidIssuerError": "comes from another issuer",
+    "InvalidSignatureError": "is signed by another key",
+    "InvalidAlgorithmError": "is signed in a way that is not taken here",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,7 +147,7 @@ class Tokens:
             )
             grant = self._read(claims)
         except jwt.PyJWTError as error:
-            return None, f"its token fails the check {type(error).__name__}"
+            return None, f"its token {_FAILED.get(type(error).__name__, 'cannot be read')}"
         except (TypeError, ValueError, LookupError, OverflowError, RecursionError):
             return None, "its token cannot be read"
         if len(verified) >= VERIFIED:

@@ -26,14 +26,15 @@ from typing import Any
 import numpy as np
 
 from serve.distributions import chi_squared, holm, kolmogorov_smirnov, psi, stability
-from serve.manifest import Manifest
+from serve.manifest import MANIFEST, Manifest
 
 log = logging.getLogger("serve")
 
 FILE = "drift.json"
 WINDOW = 5000  # rows that are compared with the baseline
 MINIMUM = 300  # rows before anything is said
-BASELINE = 100  # rows that a baseline must rest on
+BASELINE = 50  # rows that a baseline must rest on; on fewer, alarms are false more often than stated
+PICTURES = 100  # that a baseline of pixel values must rest on, whose chance is not taken off
 SHIFTED, DRIFTED = 0.1, 0.25  # population stability index
 SIGNIFICANT = 0.01  # probability of one false alarm or more over all columns
 SHARE = 0.01  # of a worker's time that may go into counting
@@ -84,8 +85,12 @@ class Baseline:
         size: number of counts.
     """
 
-    def __init__(self, raw: dict[str, Any]) -> None:
+    def __init__(self, raw: dict[str, Any], manifest: Manifest) -> None:
         """Read the parsed file.
+
+        Args:
+            raw: the file's content, in any order.
+            manifest: of the same bundle; it has the columns and labels in the order of the tensors.
 
         Raises:
             KeyError, TypeError, ValueError, AttributeError: not such a file.
@@ -93,6 +98,7 @@ class Baseline:
         self.rows = int(raw["rows"])
         self.features: list[Feature] = []
         inputs, outputs = raw["inputs"], raw["outputs"]
+        columns = {port.name: port.columns for port in manifest.inputs}
         self.pixels = [
             (int(name.removeprefix("channel")), self._ordered("inputs", name, bins, tested=False))
             for name, bins in inputs.get("image", {}).items()
@@ -103,12 +109,17 @@ class Baseline:
             for name, bins in inputs.get("image", {}).items()
             if name in SUMMARIES
         }
-        self.numbers = [self._ordered("inputs", name, bins) for name, bins in inputs.get("numbers", {}).items()]
-        self.categories = [self._column(name, bins) for name, bins in inputs.get("categories", {}).items()]
+        numbers, categories = inputs.get("numbers"), inputs.get("categories")
+        self.numbers = [self._ordered("inputs", name, numbers[name]) for name in columns["numbers"]] if numbers else []
+        self.categories = [self._column(name, categories[name]) for name in columns["categories"]] if categories else []
         self.confidence = (
             self._ordered("confidence", "confidence", outputs["confidence"]) if "classes" in outputs else None
         )
-        self.classes = self._classes(outputs["classes"]) if "classes" in outputs else None
+        self.classes = (
+            self._classes({label: outputs["classes"][label] for label in manifest.labels})
+            if "classes" in outputs
+            else None
+        )
         self.value = self._ordered("value", "value", outputs["value"]) if "value" in outputs else None
         self.answers = {
             name: self._ordered("answers", name, bins) for name, bins in outputs.get("summaries", {}).items()
@@ -271,7 +282,8 @@ def answer_summaries(outputs: dict[str, np.ndarray], task: str, labels: tuple[st
 def read(folder: Path) -> Baseline | None:
     """The baseline of a verified bundle's folder; None if it has none, or one that cannot be used, which is logged."""
     try:
-        return Baseline(json.loads((folder / FILE).read_text(encoding="utf-8")))
+        raw = json.loads((folder / FILE).read_text(encoding="utf-8"))
+        return Baseline(raw, Manifest.from_json((folder / MANIFEST).read_text(encoding="utf-8")))
     except FileNotFoundError:
         return None
     except (OSError, KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
@@ -454,7 +466,10 @@ class Drift:
             return {"state": "unknown", "verdict": f"the bundle has no {FILE} to compare with", **frame}
         frame |= {"rows": rows, "seconds": round(seconds, 1)}
         if baseline.rows < BASELINE:
-            verdict = f"the bundle's baseline rests on {baseline.rows} rows; at least {BASELINE} are needed"
+            verdict = (
+                f"drift is not judged: the bundle's baseline rests on {baseline.rows} rows of the validation split, at "
+                f"least {BASELINE} are needed; export it with more rows"
+            )
             return {"state": "unknown", "verdict": verdict, **frame}
         if rows < self.minimum:
             verdict = f"{rows} of the {self.minimum} rows that a comparison needs have been seen"
@@ -478,7 +493,11 @@ class Drift:
 
 def compare(baseline: Baseline, counts: np.ndarray) -> dict[str, Any]:
     """State, verdict and features, worst first, of counts against a baseline; see `Drift.describe`."""
-    sides = [(feature, counts[feature.start : feature.stop]) for feature in baseline.features]
+    sides = [
+        (feature, counts[feature.start : feature.stop])
+        for feature in baseline.features
+        if feature.tested or baseline.rows >= PICTURES
+    ]
     found = [_compared(feature, seen, baseline.rows) for feature, seen in sides if seen.any()]
     tested = [entry for entry in found if entry["p"] is not None]
     for entry, p in zip(tested, holm([entry["p"] for entry in tested]), strict=True):

@@ -80,7 +80,9 @@ METRICS = {
     "zoo_rollbacks_total": Metric("counter", (*_VERSION, "cause"), "Versions taken out of traffic automatically."),
     "zoo_state_saved": Metric("gauge", (), "1 if rules of traffic are written to disk, 0 if that fails."),
     "zoo_drift_rows": Metric("gauge", _VERSION, "Rows in the window that drift is judged on."),
-    "zoo_drift_state": Metric("gauge", _VERSION, "0 stable, 1 shifted, 2 drifted, -1 not known yet."),
+    "zoo_drift_state": Metric(
+        "gauge", _VERSION, "0 stable, 1 shifted, 2 drifted, -1 not judged: few rows seen or in the baseline."
+    ),
     "zoo_drift_psi": Metric(
         "gauge", (*_VERSION, "part", "column"), "Population stability index of a column, chance taken off."
     ),

@@ -328,13 +328,15 @@ class _Bodies:
         return self._one(kind, request.get_data(), model)
 
     def _one(self, kind: str, body: bytes, model: ModelLike) -> Batch:
+        if not kind:  # clients that are given bytes often say nothing of them
+            kind = JSON if body.lstrip()[:1] in (b"", b"{", b"[", b'"') else "application/octet-stream"
         if kind.startswith("image/") or kind == "application/octet-stream":
             return codec.image_batch([body], model.manifest, max_pixels=self._max_pixels)
         if kind == CSV:
             return codec.csv_batch(body, model.manifest)
         if kind == TEXT:
             return codec.text_batch(body, model.manifest)
-        if kind == JSON or kind.endswith("+json") or not kind:
+        if kind == JSON or kind.endswith("+json"):
             return codec.json_batch(decode_json(body), model.manifest, len(body))
         message = (
             f"bodies of type {kind[:60]!r} are not read; say what it is with the header Content-Type: application/json, "

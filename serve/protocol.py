@@ -242,7 +242,8 @@ def _array(
     count = 1
     for size in shape:
         if not 0 <= size <= LARGEST_SIZE:
-            raise RequestError("bad_shape", f"{what} has shape {shown(shape)}; sizes are counts, 0 or more")
+            message = f"{what} has shape {shown(shape)}; sizes are counts from 0 to {LARGEST_SIZE}"
+            raise RequestError("bad_shape", message)
         count *= size
     parameters = tensor.parameters
     if parameters is not None and parameters.shared_memory_region is not None:

@@ -123,7 +123,9 @@ class Declared:
             message = f"inputs of one request must have equal batches, got {batches}"
             raise RequestError("bad_shape", message)
         if not 1 <= batch <= self.max_batch:
-            message = f"a request must hold 1 … {self.max_batch} rows, got {batch}; split it"
+            message = (
+                f"a request must hold 1 … {self.max_batch} rows, got {batch}; {'split it' if batch else 'send one'}"
+            )
             raise RequestError("bad_batch", message, 413 if batch else 422)
         return feed
 

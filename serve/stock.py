@@ -5,6 +5,7 @@ What arrives is verified, proven where it computes, and only then served in plac
 
 import asyncio
 import logging
+from abc import abstractmethod
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,7 @@ class Stock(Shelf):
         self._seen: dict[tuple[str, str], Any] = {}
         self._unsettled: dict[tuple[str, str], Any] = {}
 
+    @abstractmethod
     def _make(self, bundle: Bundle) -> Any:
         """A verified bundle as a model that is not served yet.
 
@@ -43,15 +45,14 @@ class Stock(Shelf):
             BundleError: it cannot be served here.
             OSError: its files cannot be looked at.
         """
-        raise NotImplementedError
 
+    @abstractmethod
     async def _prove(self, model: Any, lazy: bool) -> str:
         """Have a model opened where it computes; returns why it is refused, "" if it is not."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _retire(self, model: Any) -> None:
         """Let go of a model that is served no longer, once its calls are answered."""
-        raise NotImplementedError
 
     async def _load_now(self, name: str, version: str | None) -> None:
         found = await asyncio.to_thread(self._on_disk, name, version)

@@ -3,6 +3,7 @@
 import logging
 import re
 import threading
+from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from serve.session import check_engine
 log = logging.getLogger("serve")
 
 
-class Shelf:
+class Shelf(ABC):
     """Versions of models by name: what is served, what is refused and why. Says nothing of where they compute.
 
     Attributes:
@@ -56,13 +57,13 @@ class Shelf:
         """Whether at least one model can answer and the server is not stopping."""
         return bool(self.models) and not self.draining
 
+    @abstractmethod
     def load(self, name: str, version: str | None = None) -> None:
         """Load a version from disk, or every version of the model; where models compute decides how."""
-        raise NotImplementedError
 
+    @abstractmethod
     def unload(self, name: str, version: str | None = None) -> None:
         """Stop serving a version, or the whole model, until it is loaded again."""
-        raise NotImplementedError
 
     def resolve(self, name: str, version: str | None = None, key: str | None = None) -> tuple[str, str | None]:
         """The version that answers a request, and the one that computes beside it unseen, None if none does.

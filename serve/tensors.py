@@ -61,8 +61,16 @@ def decode_json(body: bytes | memoryview | msgspec.Raw, decoder: Any = None) -> 
     except RecursionError:
         raise RequestError("bad_json", "the body nests too deeply; send flat data with a shape", 400) from None
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        message = f"the body is not JSON: {error}; NaN and Infinity are not JSON, send null for a missing value"
-        raise RequestError("bad_json", message, 400) from None
+        raise RequestError("bad_json", f"the body is not JSON: {error}; {_cure(bytes(body), error)}", 400) from None
+
+
+def _cure(body: bytes, error: Exception) -> str:
+    """What to do about a body that is no JSON."""
+    if b"NaN" in body or b"Infinity" in body:
+        return "NaN and Infinity are not JSON, send null for a missing value"
+    if "trailing" in str(error):
+        return "send one value, and the length of JSON in front of binary tensors as Inference-Header-Content-Length"
+    return "send one whole JSON value in UTF-8, or say with the header Content-Type what it is"
 
 
 def from_binary(body: bytes | memoryview, offset: int, size: int, datatype: str, count: int, what: str) -> np.ndarray:

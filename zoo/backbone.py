@@ -1,13 +1,17 @@
 """What is inside a model, by the names of its layers: parts from input to head, and the pyramid of maps of an image model."""
 
 import re
+from collections.abc import Iterable
+from itertools import takewhile
 from typing import Any, NamedTuple
 
 from zoo.registry import get
 
 HEAD = "logits"  # layer that a new number of classes replaces
-BACKBONE = "backbone"  # every part but the head
-_PART = re.compile(r"((?:encoder_|decoder_)?(?:stage|block|layer|hidden)\d+)(?:_|$)")
+BACKBONE = "backbone"  # every part that `before_task` names
+_PART = re.compile(r"((?:encoder_|decoder_)?(?:stage|block|layer|hidden|down|up)\d+|bottom|neck|pyramid)\d*(?:_|$)")
+_TASK = re.compile(r"up\d+|neck|pyramid|head")  # parts that make an answer of what a backbone gives
+_HEADS = re.compile(r"(?:head\d*|anchors)_")  # layers of the head where `logits` has no weights, as a detector's
 _STAGE = re.compile(r"stage(\d+)_")
 _BLOCK = re.compile(r"((?:stage\d+_)?block\d+|stage\d+)(?:_|$)")
 
@@ -29,9 +33,10 @@ class Level(NamedTuple):
 def parts(model: Any) -> dict[str, list[Any]]:
     """Layers with weights by part, from the input to the head.
 
-    Parts are named by the layers: `stage0`, `block3`, `hidden1` …; `stem` is what comes before the first of them, `top` what
-    comes behind the last, and `head` the layer `logits`, or the last one where none is called so. A layer between two
-    parts belongs to the one before it.
+    Parts are named by the layers: `stage0`, `block3`, `hidden1` …, of a U-Net `down0` …, `bottom` and `up0` …, of a detector
+    `neck` or `pyramid`. `stem` is what comes before the first of them, `top` what comes behind the last. `head` is the layer
+    `logits`; in a detector everything behind its neck or pyramid; the last layer where nothing is called so. A layer
+    between two parts belongs to the one before it.
 
     Args:
         model: Keras model with `layers`.
@@ -42,8 +47,11 @@ def parts(model: Any) -> dict[str, list[Any]]:
     weighted = [layer for layer in model.layers if layer.weights]
     if not weighted:
         raise ValueError(f"model {model.name!r} has no layer with weights")
-    head = next((layer for layer in weighted if layer.name == HEAD), weighted[-1])
-    body = [layer for layer in weighted if layer is not head]
+    begin = next((place for place, layer in enumerate(weighted) if layer.name == HEAD), None)
+    if begin is None:
+        heads = (place for place, layer in enumerate(weighted) if _HEADS.match(layer.name))
+        begin = next(heads, len(weighted) - 1)
+    body = weighted[:begin]
     names = [match[1] if (match := _PART.match(layer.name)) else "" for layer in body]
     first = next((place for place, name in enumerate(names) if name), len(names))
     last = max((place for place, name in enumerate(names) if name), default=-1)
@@ -52,7 +60,12 @@ def parts(model: Any) -> dict[str, list[Any]]:
     for place, (layer, name) in enumerate(zip(body, names, strict=True)):
         part = "stem" if place < first else "top" if place > last else name or part
         found.setdefault(part, []).append(layer)
-    return {**found, "head": [head]}
+    return {**found, "head": weighted[begin:]}
+
+
+def before_task(names: Iterable[str]) -> list[str]:
+    """Those of a model's parts that are its backbone: all before the head, a neck, a pyramid or a decoder."""
+    return list(takewhile(lambda name: not _TASK.fullmatch(name), names))
 
 
 def features(model: Any, stages: Any = None, *, weights: str | None = None, **arguments: Any) -> Any:
@@ -91,7 +104,8 @@ def features(model: Any, stages: Any = None, *, weights: str | None = None, **ar
         )
     steps = _steps(model.inputs, model.outputs)
     staged = [(int(match[1]), place) for place, step in enumerate(steps) if (match := _STAGE.match(step.layer.name))]
-    if staged:  # what reads the stages, such as a detector's neck, is no part of the backbone
+    staged = staged or [(0, place) for place, step in enumerate(steps) if step.layer.name.startswith("bottom_")]
+    if staged:  # what reads the stages, such as a neck or a decoder, is no part of the backbone
         steps = _steps(model.inputs, [steps[max(staged)[1]].tensor])
     found = _tokens(steps) or _maps(steps)
     if not found:

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from zoo.commands import ablate, debug, evaluate, explain, matrix, robustness, serve
+from zoo.commands import ablate, debug, evaluate, explain, matrix, robustness, segment, serve
 from zoo.commands.shared import quiet_backend, read_settings, with_data
 from zoo.remote import traffic
 
@@ -106,13 +106,38 @@ def show(
             "epochs",
             "weights",
             "expected",
+            "literature",
         ):  # options of their own, and what is no setting
             text = f"{key}={','.join(map(str, value)) if isinstance(value, tuple) else value}"
             among = f"  {', '.join(recipes.CHOICES[key])}" if key in recipes.CHOICES else ""
             line = f"{text:<24}{among}" if among else text
             typer.echo(textwrap.fill(line, width, initial_indent="  ", subsequent_indent=" " * 28))
+    _show_published(entry.name, width)
     if layers:
         _show_layers(entry, arguments, False)
+
+
+def _show_published(name: str, width: int) -> None:
+    """Print the recipes of the literature that a model has."""
+    import textwrap
+
+    from zoo.recipes import SETTINGS
+    from zoo.recipes.literature import LITERATURE
+
+    for key, found in LITERATURE.get(name, {}).items():
+        typer.echo(f"\nrecipe of the literature, not run here: zoo train {name} --data FOLDER --recipe {key}")
+        arguments = found.settings.get("arguments", {})
+        given = {**arguments, **{setting: value for setting, value in found.settings.items() if setting in SETTINGS}}
+        told = ", ".join(f"{k}={','.join(map(str, v)) if isinstance(v, tuple) else v}" for k, v in given.items())
+        rows = {
+            "data": found.data,
+            "published": found.published,
+            "source": found.source,
+            "settings": told,
+            "otherwise": "; ".join(found.departures),
+        }
+        for title, text in rows.items():
+            typer.echo(textwrap.fill(f"{title:<10} {text}", width, initial_indent="  ", subsequent_indent=" " * 13))
 
 
 def _show_layers(entry: Any, arguments: dict[str, object], as_json: bool) -> None:
@@ -199,6 +224,9 @@ def train(
     seed: Annotated[int | None, typer.Option(help="Of weights, splits, order and augmentation.")] = None,
     target: Annotated[str | None, typer.Option(help="Target column of a table of your own.")] = None,
     weights: Annotated[str | None, typer.Option(help="Pretrained weights: a name or a file.")] = None,
+    recipe: Annotated[
+        str, typer.Option(metavar="NAME", help="A published recipe for full data, such as imagenet (zoo show NAME).")
+    ] = "",
     settings: Set = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with a killed run, exactly.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the run that is in the folder.")] = False,
@@ -213,7 +241,11 @@ def train(
     """
     from zoo.registry import entry
 
-    entry(model)  # a misspelt name or setting is told before TensorFlow is loaded
+    found = entry(model)  # a misspelt name or setting is told before TensorFlow is loaded
+    if recipe:
+        from zoo.recipes import literature
+
+        literature.find(found.name, recipe)
     given = {"epochs": epochs, "seed": seed, "target": target}
     overrides = {**read_settings(settings), **{key: value for key, value in given.items() if value is not None}}
     quiet_backend()
@@ -222,6 +254,7 @@ def train(
     run(
         model,
         data,
+        recipe=recipe,
         out=out,
         resume=resume,
         overwrite=overwrite,
@@ -504,6 +537,7 @@ evaluate.register(app)
 explain.register(app)
 matrix.register(app)
 robustness.register(app)
+segment.register(app)
 serve.register(app)
 app.add_typer(traffic, name="traffic")
 

@@ -20,6 +20,17 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def memory() -> int:
+    """Bytes of memory this process may use: the machine's, or what its control group allows where that is less."""
+    found = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else 8 << 30
+    for limit in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):  # versions 2 and 1
+        try:
+            found = min(found, int(Path(limit).read_text(encoding="utf-8")))
+        except (OSError, ValueError):  # no such file, or "max"
+            continue
+    return found
+
+
 def versions(*packages: str) -> dict[str, str]:
     """Installed versions; packages that are not installed are left out."""
     found = {}

@@ -97,6 +97,8 @@ class Entry:
         shape, image = arguments.get("input_shape"), "height" in next(iter(self.inputs.values())).axes
         if image and shape is not None and (len(shape) != 3 or not all(size and size >= 1 for size in shape)):
             raise ValueError(f"input_shape must be (height, width, channels), each at least 1, got {shape!r}")
+        if arguments.get("classes", 1) < 1:
+            raise ValueError(f"classes must be at least 1, got classes={arguments['classes']!r}")
         if not 0 <= arguments.get("dropout", 0) < 1:
             raise ValueError(f"dropout must be a share in [0, 1), got dropout={arguments['dropout']!r}")
         return getattr(importlib.import_module(self.module), self.family)(**{**self.arguments, **arguments})

@@ -14,7 +14,12 @@ export const button = (textContent, action, properties = {}) => {
   return element;
 };
 
-export const percent = (share) => `${(100 * share).toFixed(share > 0.9995 || share < 0.0005 ? 0 : 1)} %`;
+// Never "100 %" or "0 %" of what is not quite so.
+export function percent(share) {
+  if (share > 0.9995 && share < 1) return "> 99.9 %";
+  if (share > 0 && share < 0.0005) return "< 0.1 %";
+  return `${(100 * share).toFixed(share === 0 || share === 1 ? 0 : 1)} %`;
+}
 
 export function figure(value) {
   if (value === null || value === undefined) return "–";

@@ -90,14 +90,14 @@ function trial(path, method, operation) {
   const file = make("input", { type: "file", "aria-label": "File" });
   const choice = make("select", { "aria-label": "Media type" }, ...media.map((name) => make("option", { textContent: name })));
   const examples = Object.values((content["application/json"] || {}).examples || {});
-  const pick = make("select", { "aria-label": "Example" }, ...examples.map((one) => make("option", { textContent: one.summary })));
+  const pick = make("select", { "aria-label": "Example" }, ...examples.map((one) => make("option", { textContent: one.summary ?? "example" })));
   const isFile = () => choice.value.startsWith("image/") || choice.value.startsWith("multipart/");
   const fill = () => {
     const example = examples[pick.selectedIndex];
     if (!example) return;
     body.value = pretty(example.value);
-    const model = fields.find(({ one }) => one.name === "model");
-    if (model) model.input.value = example.summary;
+    const model = fields.find(({ one }) => one.name.split("_or_").includes("model"));
+    if (model && example.summary) model.input.value = example.summary;
   };
   const change = () => {
     body.hidden = isFile();

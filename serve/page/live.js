@@ -29,7 +29,7 @@ export async function look() {
 
 const HEADS = ["Version", "Share", "Requests/s", "Errors/s", "Median time", "99 % within", "Inputs"];
 
-const DRIFT = { stable: "as in training", waiting: "too few rows yet", unknown: "not known" };
+const DRIFT = { stable: "as in training", waiting: "too few rows yet", unknown: "not judged" };
 
 function show({ versions, history }) {
   const total = history.reduce((sum, count) => sum + count, 0);

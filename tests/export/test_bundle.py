@@ -8,6 +8,8 @@ import pytest
 
 import export
 from export import ExportError, bundle, parity
+from serve.drift import BASELINE, summarise
+from serve.drift import read as read_baseline
 from serve.manifest import BundleError, Manifest, read
 from zoo import registry
 
@@ -108,6 +110,31 @@ def test_the_card_states_the_measured_figures(digits_bundle, mixed_bundle, digit
     body = (mixed_bundle.folder / "README.md").read_text().split("-d '")[1].split("' http")[0]
     assert set(json.loads(body)) <= {"height", "depth", "colour", "kind"}
     assert "generated, not observed" in (mixed_bundle.folder / "README.md").read_text()
+
+
+@pytest.mark.parametrize("name", ["mixed", "digits"])
+def test_a_server_counts_the_baselines_own_rows_as_they_are(name, request):
+    made, rows = request.getfixturevalue(f"{name}_bundle"), request.getfixturevalue(name).validation.x
+    known, manifest = read_baseline(made.folder), made.manifest
+    counts = np.zeros(known.size, int)
+    for start in range(0, len(next(iter(rows.values()))), 32):
+        some = {key: values[start : start + 32] for key, values in rows.items()}
+        answers = parity.run(parity.session(made.model("fp32")), some)
+        counts += np.frombuffer(summarise(some, answers, manifest, known)["counts"], "<u4").astype(int)
+    for feature in known.features:
+        own = counts[feature.start : feature.stop]
+        np.testing.assert_allclose(own / own.sum(), feature.shares, atol=2e-5, err_msg=feature.name)
+
+
+def test_the_card_tells_whether_drift_can_be_noticed(mixed_bundle, mixed, digits_bundle, digits):
+    for bundle_, data in ((mixed_bundle, mixed), (digits_bundle, digits)):
+        judged = len(data.validation) >= BASELINE
+        body = (bundle_.folder / "README.md").read_text()
+        assert ("has the baseline to compare with" in body, "there are too few to compare with" in body) == (
+            judged,
+            not judged,
+        )
+    assert len(mixed.validation) < BASELINE <= len(digits.validation)
     licences = (digits_bundle.folder / "LICENSES").read_text()
     assert "Apache-2.0" in licences and digits.licence in licences
 

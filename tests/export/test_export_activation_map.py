@@ -147,11 +147,19 @@ def test_a_file_whose_map_is_wrong_is_not_kept(pooling, digits, tmp_path, monkey
 
 
 def test_residual_networks_of_the_zoo_and_models_without_signature_have_maps(tmp_path):
-    model = registry.get("resnet18", input_shape=(32, 32, 3), classes=5)
+    model = registry.get("resnet18", input_shape=(64, 64, 3), classes=5)
     path = export.to_onnx(model, tmp_path / "model.onnx", activation_map="all")
-    rows = {model.inputs[0].name: np.random.default_rng(0).normal(size=(2, 32, 32, 3)).astype("float32")}
+    rows = {model.inputs[0].name: np.random.default_rng(0).normal(size=(2, 64, 64, 3)).astype("float32")}
     found = answers(path, rows)
     np.testing.assert_allclose(found["activation_map"].mean(axis=(1, 2)), found["logits"], atol=1e-3)  # the bias is 0
+
+
+def test_a_map_of_one_place_is_written_with_a_warning(tmp_path):
+    image = keras.Input((2, 2, 1), name="image")
+    one = layers.GlobalAveragePooling2D(name="features")(layers.Conv2D(3, 2, name="conv")(image))
+    model = keras.Model(image, layers.Dense(4, name="logits")(one), name="tiny")
+    with pytest.warns(UserWarning, match="the activation_map of 'tiny' has one place and cannot show where"):
+        export.to_onnx(model, tmp_path / "model.onnx", activation_map=True)
 
 
 def test_a_series_and_a_head_without_dense_layer_have_maps(tmp_path):

@@ -5,8 +5,10 @@ from keras import layers
 
 import export
 from export import ExportError, litert
-from zoo import registry
+from zoo import registry, tasks
+from zoo.data import Rows, from_rows, shapes
 from zoo.data.signature import Signature, TablePreprocess
+from zoo.data.targets import Boxes
 
 
 def accuracy(rows):
@@ -111,6 +113,24 @@ def test_table_in_float_fills_missing_numbers_and_int8_takes_features(mixed, tmp
         agreement=0.8,
     )
     assert litert.compare(mlp, mixed.signature, path, mixed.test.x, timed=0).difference < 0.2
+
+
+def test_boxes_of_a_two_stage_detector(tmp_path):
+    entry = registry.entry("faster_rcnn")
+    drawn = shapes.draw(12, 32, least=0, most=2, seed=3)
+    drawn.images[3:5] = [[[[0]]], [[[255]]]]  # pictures of nothing, in which every place looks alike
+    y = Boxes.padded(drawn.boxes, drawn.labels)
+    rows = Rows("drawn", "detection", {"image": drawn.images}, y, ("a", "b", "c"), "drawn here", generated=True)
+    signature = from_rows(rows).signature
+    keras.utils.set_random_seed(0)
+    model = entry.build(**entry.tiny)
+    pixels = {"image": drawn.images}
+    path = export.to_litert(model, tmp_path / "model.tflite", signature=signature, validation=pixels)
+    answers = tasks.get("detection").answers(model.predict(signature.inputs(pixels), verbose=0), signature)
+    found = litert.run(path, pixels)
+    assert (answers["scores"][:, 0] > 0.05).all()
+    for name, values in answers.items():
+        np.testing.assert_allclose(found[name], values, atol=1e-3, err_msg=name)
 
 
 def test_8_bit_weights_do_not_mix_columns_of_different_units(tmp_path):

@@ -9,6 +9,12 @@ from serve.store import Store
 
 
 @pytest.fixture
+def folder(tmp_path):
+    """Where a store will be."""
+    return tmp_path / "store"
+
+
+@pytest.fixture
 def store_folder(tmp_path):
     """Versions 2, 9 and 10 of an image model, a table model, a regression, and a damaged bundle."""
     folder = tmp_path / "store"

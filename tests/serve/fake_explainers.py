@@ -62,8 +62,8 @@ def patient(bundle, inputs, *, seconds, **options):
     return _explanation(told)
 
 
-def without_shap(bundle, inputs, **options):
-    raise ImportError("No module named 'shap'")
+def without_matplotlib(bundle, inputs, **options):
+    raise ImportError("No module named 'matplotlib'")
 
 
 def refuse(bundle, inputs, *, method, **options):

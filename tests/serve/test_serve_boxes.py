@@ -5,8 +5,9 @@ import pytest
 import small_bundles
 from onnx import TensorProto, helper
 from small_bundles import write_bundle
+from small_drift import baseline_of, judged
 
-from serve import codec, drift
+from serve import codec
 from serve.app import create_app
 from serve.manifest import Port, read
 from serve.store import Store
@@ -128,23 +129,12 @@ def test_the_protocols_give_the_three_tensors(client):
 
 
 def test_pictures_with_other_things_than_before_are_drift(folder):
-    usual = pixels(*np.random.default_rng(0).integers(0, 256, 600))
-    bins = {}
-    for name, values in drift.answer_summaries(answered(usual), "detection", LABELS).items():
-        edges = np.unique(np.quantile(values, np.arange(0.1, 1.0, 0.1)))
-        counts = np.bincount(np.searchsorted(edges, values, side="right"), minlength=len(edges) + 1)
-        bins[name] = {"edges": edges.tolist(), "shares": (counts / counts.sum()).tolist()}
-    known = drift.Baseline({"rows": 600, "split": "validation", "inputs": {}, "outputs": {"summaries": bins}})
+    usual, manifest = pixels(*np.random.default_rng(0).integers(0, 256, 600)), read(folder).manifest
+    known = baseline_of(answered(usual), manifest)
     assert [feature.name for feature in known.features] == ["boxes of cat", "boxes of dog", "score of boxes"]
-    manifest = read(folder).manifest
-
-    def counted(images):
-        rows = [slice(start, start + 50) for start in range(0, len(images), 50)]
-        parts = [drift.summarise({"image": images[r]}, answered(images[r]), manifest, known) for r in rows]
-        return sum(np.frombuffer(part["counts"], "<u4").astype(int) for part in parts)
-
-    assert drift.compare(known, counted(usual))["state"] == "stable"
-    told = drift.compare(known, counted(pixels(*[255] * 600)))
+    assert judged(known, manifest, usual, answered(usual))["state"] == "stable"
+    bright = pixels(*[255] * 600)
+    told = judged(known, manifest, bright, answered(bright))
     assert told["state"] == "drifted" and "boxes" in told["verdict"]
 
 

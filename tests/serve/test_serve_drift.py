@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from scipy import stats
 from small_bundles import LABELS, write_image, write_table, write_value
+from small_drift import deciles
 
 from serve import create_app, distributions, drift
 from serve.manifest import MANIFEST, Manifest, read, seal
@@ -24,12 +25,6 @@ def same_numbers():
     """Each test draws the same, in whatever order tests run."""
     global RNG  # noqa: PLW0603
     RNG = np.random.default_rng(7)
-
-
-def deciles(values):
-    edges = np.unique(np.quantile(values, np.arange(0.1, 1, 0.1)))
-    counts = np.bincount(np.searchsorted(edges, values, side="right"), minlength=len(edges) + 1)
-    return {"edges": edges.tolist(), "shares": (counts / len(values)).tolist()}
 
 
 def outputs_of(answers, labels):
@@ -79,7 +74,7 @@ def table_baseline(rows=1000):
 def table(tmp_path):
     """A table bundle with a baseline; its manifest and what is counted."""
     folder = write_table(tmp_path)
-    (folder / drift.FILE).write_text(json.dumps(table_baseline()))
+    (folder / drift.FILE).write_text(json.dumps(table_baseline(), sort_keys=True))
     return folder
 
 
@@ -169,7 +164,7 @@ def test_counts_are_those_of_numpy(table):
     assert counts[age.start : age.stop].tolist() == [*bins, 0]
     assert counts[weight.stop - 1] == np.isnan(feed["numbers"][:, 1]).sum()
     column = feed["categories"][:, 0]
-    assert counts[colour.start : colour.stop].tolist() == [*((column == v).sum() for v in ("red", "blue", "")), 0]
+    assert counts[colour.start : colour.stop].tolist() == [*((column == v).sum() for v in (*colour.labels[:2], "")), 0]
     top = found["probabilities"].max(axis=1)
     assert counts[confidence.start : confidence.stop].tolist() == np.histogram(top, np.linspace(0, 1, 11))[0].tolist()
     assert (
@@ -185,6 +180,24 @@ def test_unknown_categories_and_missing_outputs_are_counted_as_such(table):
     colour, confidence = baseline.features[2:4]
     assert counts[colour.start : colour.stop].tolist() == [0, 0, 0, 10]
     assert counts[confidence.start :].sum() == 0
+
+
+def test_a_file_in_another_order_is_the_same_baseline(table):
+    def backwards(content):
+        return {name: backwards(content[name]) for name in reversed(content)} if isinstance(content, dict) else content
+
+    known, (feed, found) = drift.read(table), people(64)
+    path = table / drift.FILE
+    path.write_text(json.dumps(backwards(json.loads(path.read_text()))))
+    again = drift.read(table)
+    assert [feature.name for feature in again.numbers] == ["age", "weight"]
+    assert again.classes.labels == known.classes.labels == ("matt", "gloss", "silk")
+    first, second = (
+        {feature["name"]: feature["psi"] for feature in drift.compare(each, counts)["features"]}
+        for each in (known, again)
+        for counts in [each.count(feed, found["probabilities"])]
+    )
+    assert first == second
 
 
 def test_large_batches_are_sampled_evenly_and_merged(table):
@@ -325,7 +338,32 @@ def test_without_a_baseline_or_with_a_small_one_nothing_is_judged(tmp_path):
     (folder / drift.FILE).write_text(json.dumps(table_baseline(rows=40)))
     watch = watched(folder)
     feed_in(watch, folder, *people(500))
-    assert "rests on 40 rows; at least 100" in watch.describe("paints", "1")["verdict"]
+    assert "rests on 40 rows of the validation split, at least 50" in watch.describe("paints", "1")["verdict"]
+
+
+def test_few_rows_of_a_table_are_enough_to_find_a_change(tmp_path):
+    folder = write_table(tmp_path)
+    (folder / drift.FILE).write_text(json.dumps(table_baseline(rows=drift.BASELINE)))
+    for shift, state in ((0, "stable"), (60, "drifted")):
+        watch = watched(folder)
+        feed_in(watch, folder, *people(500, shift=shift))
+        told = {feature["name"]: feature["state"] for feature in watch.describe("paints", "1")["features"]}
+        assert (told["age"], told["weight"]) == (state, "stable")
+
+
+def test_pixel_values_of_few_pictures_are_not_compared(tmp_path):
+    folder = write_image(tmp_path)
+    shares = [1.0] + [0.0] * 15
+    raw = {
+        "rows": drift.BASELINE,
+        "inputs": {"image": {"channel0": {"edges": list(range(0, 257, 16)), "shares": shares}}},
+    }
+    for rows, features in ((drift.BASELINE, []), (drift.PICTURES, ["channel0"])):
+        (folder / drift.FILE).write_text(json.dumps({**raw, "rows": rows, "outputs": {}}))
+        watch = watched(folder)
+        images = np.full((500, 4, 4, 1), 200, np.uint8)
+        feed_in(watch, folder, {"image": images}, {"probabilities": np.full((500, 3), 1 / 3, "f4")})
+        assert [feature["name"] for feature in watch.describe("sides", "1")["features"]] == features
 
 
 def test_a_sampler_rests_in_proportion_to_its_cost(table):

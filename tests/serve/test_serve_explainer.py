@@ -74,7 +74,7 @@ def test_a_crashed_explainer_is_replaced(store, start):
 @pytest.mark.parametrize(
     ("function", "status", "message"),
     [
-        ("without_shap", 501, r"No module named 'shap'\); run: pip install 'zooroad\[explain\]'"),
+        ("without_matplotlib", 501, r"No module named 'matplotlib'\); run: pip install 'zooroad\[explain\]'"),
         ("refuse", 422, "no method is called 'magic'"),
         ("fail", 500, "failed with RuntimeError: numerics"),
         ("missing_function", 500, "AttributeError"),

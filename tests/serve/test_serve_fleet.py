@@ -38,11 +38,6 @@ from serve.fleet import Call, Fleet
 from serve.traffic import Traffic
 
 
-@pytest.fixture
-def folder(tmp_path):
-    return tmp_path / "store"
-
-
 def test_answers_are_the_models(folder):
     write_sides(folder)
 

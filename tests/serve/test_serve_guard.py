@@ -427,12 +427,12 @@ def test_a_token_cannot_choose_its_algorithm(tmp_path, rsa_key):
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [
-        ({"exp": 1_000_000}, "ExpiredSignatureError"),
-        ({"exp": None}, "MissingRequiredClaimError"),
-        ({"aud": "another service"}, "InvalidAudienceError"),
-        ({"aud": None}, "MissingRequiredClaimError"),
-        ({"iss": "https://elsewhere.example"}, "InvalidIssuerError"),
-        ({"nbf": 4_000_000_000}, "ImmatureSignatureError"),
+        ({"exp": 1_000_000}, "token has expired"),
+        ({"exp": None}, "token lacks one of exp, aud and iss"),
+        ({"aud": "another service"}, "token is made for another audience"),
+        ({"aud": None}, "token lacks one of exp, aud and iss"),
+        ({"iss": "https://elsewhere.example"}, "token comes from another issuer"),
+        ({"nbf": 4_000_000_000}, "token is not valid yet"),
         ({"models": "digits"}, "cannot be read"),
     ],
 )

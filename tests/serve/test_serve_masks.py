@@ -10,6 +10,7 @@ import small_bundles
 from onnx import TensorProto, helper
 from PIL import Image
 from small_bundles import write_bundle
+from small_drift import baseline_of, judged
 from waiting import until
 
 from serve import codec, drift, masks
@@ -165,33 +166,16 @@ def test_golden_masks_may_differ_in_a_few_pixels_and_no_more(tmp_path):
         Model(read(write_masks(tmp_path / "other", mask=wrong)), threads=1)
 
 
-def baseline(images):
-    found = drift.answer_summaries(answered(images), "segmentation", LABELS)
-    bins = {}
-    for name, values in found.items():
-        edges = np.unique(np.quantile(values, np.arange(0.1, 1.0, 0.1)))
-        counts = np.bincount(np.searchsorted(edges, values, side="right"), minlength=len(edges) + 1)
-        bins[name] = {"edges": edges.tolist(), "shares": (counts / counts.sum()).tolist()}
-    return {"rows": len(images), "split": "validation", "inputs": {}, "outputs": {"summaries": bins}}
-
-
 def test_masks_that_cover_more_than_they_did_are_drift(folder):
-    usual = pixels(600)
-    found = drift.Baseline(baseline(usual))
-    assert [feature.name for feature in found.features] == ["share of background", "share of grey", "share of white"]
-    manifest = read(folder).manifest
-
-    def counted(images):
-        rows = [slice(start, start + 50) for start in range(0, len(images), 50)]
-        parts = [drift.summarise({"image": images[r]}, answered(images[r]), manifest, found) for r in rows]
-        return sum(np.frombuffer(part["counts"], "<u4").astype(int) for part in parts)
-
-    assert drift.compare(found, counted(usual))["state"] == "stable"
+    usual, manifest = pixels(600), read(folder).manifest
+    known = baseline_of(answered(usual), manifest)
+    assert [feature.name for feature in known.features] == ["share of background", "share of grey", "share of white"]
+    assert judged(known, manifest, usual, answered(usual))["state"] == "stable"
     bright = usual.copy()
     bright[:, 1:5, :6] = 255
-    told = drift.compare(found, counted(bright))
+    told = judged(known, manifest, bright, answered(bright))
     assert told["state"] == "drifted" and "share of" in told["verdict"]
-    alone = drift.summarise({"image": usual[:5]}, {"mask": answered(usual[:5])["mask"]}, manifest, found)
+    alone = drift.summarise({"image": usual[:5]}, {"mask": answered(usual[:5])["mask"]}, manifest, known)
     assert np.frombuffer(alone["counts"], "<u4").sum() == 15  # counted also where probabilities were not asked for
 
 

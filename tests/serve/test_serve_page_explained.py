@@ -75,11 +75,11 @@ def test_the_columns_of_a_row_are_explained_by_bars(visit):
 
 
 def test_a_server_without_an_explainer_says_what_is_missing(visit, store):
-    with running(create_app(store, explain_target="fake_explainers:without_shap")) as at:
+    with running(create_app(store, explain_target="fake_explainers:without_matplotlib")) as at:
         tab = visit("paints", at=at, allowed="status of 501")
         verdict(tab, "silk")
         tab.get_by_role("button", name=EXPLAIN).click()
-        problem(tab, "Explanations are not installed on this server (No module named 'shap'); run: pip install")
+        problem(tab, "Explanations are not installed on this server (No module named 'matplotlib'); run: pip install")
         assert tab.locator("#explanation img").count() == 0
         assert tab.get_by_role("button", name=EXPLAIN).is_enabled()
         verdict(tab, "silk")  # the answer stays

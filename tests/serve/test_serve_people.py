@@ -2,7 +2,9 @@
 
 import io
 
+import numpy as np
 import pytest
+from PIL import Image
 from small_bundles import write_text
 
 from serve.app import create_app
@@ -74,6 +76,16 @@ def test_a_form_may_carry_a_file_of_rows(client, name, kind, body):
 def test_a_text_model_takes_text(client, body, kind):
     told = client.post("/predict/mood", data=body, content_type=kind).json
     assert [row["label"] for row in told["predictions"]] == ["positive"]
+
+
+def test_a_body_without_a_media_type_is_read_as_what_it_is(client):
+    file = io.BytesIO()
+    Image.fromarray(np.zeros((4, 4), np.uint8)).save(file, "PNG")
+    assert client.post("/predict/sides", data=file.getvalue()).status_code == 200
+    assert client.post("/predict/paints", data=b' {"age": 30}').status_code == 200
+    refused = client.post("/predict/paints", data=b"age\n30\n")
+    assert refused.status_code == 415
+    assert "or a CSV file with a header row (text/csv)" in refused.json["error"]["message"]
 
 
 def test_a_text_file_comes_in_a_form(client):

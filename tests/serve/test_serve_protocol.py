@@ -306,6 +306,7 @@ def test_bad_tensors_are_refused_by_name(tensor, code, message):
         (b"{", "not JSON"),
         (b"\xff\xfe", "not JSON"),
         (b'{"inputs": [NaN]}', "NaN and Infinity are not JSON"),
+        (b'{"inputs": []} \x00\x01', "as Inference-Header-Content-Length"),
         (b"[" * 100_000, "cannot be used"),
         (b'{"inputs": [{"name": "x", "shape": [1], "datatype": "FP32", "data": ' + b"[" * 100_000, "nests too deeply"),
         (b"{}", "inputs"),

@@ -61,7 +61,7 @@ def test_tables_take_missing_numbers_and_text(store):
         ({"image": image().astype(np.float32)}, "bad_datatype", "must be UINT8"),
         ({"image": image()[0]}, "bad_shape", r"must be \(batch, 4, 4, 1\), got \(4, 4, 1\)"),
         ({"image": image()[:, :3]}, "bad_shape", r"got \(1, 3, 4, 1\)"),
-        ({"image": image(0)}, "bad_batch", "must hold 1 … 1024 rows, got 0"),
+        ({"image": image(0)}, "bad_batch", "must hold 1 … 1024 rows, got 0; send one"),
         ({"image": image(1025)}, "bad_batch", "got 1025; split it"),
     ],
 )

@@ -7,26 +7,10 @@ import signal
 
 import numpy as np
 import pytest
-from small_fleets import (
-    error,
-    expected,
-    images,
-    number,
-    pids,
-    probabilities,
-    run,
-    until,
-    write_sides,
-    write_slow,
-)
+from small_fleets import error, expected, images, number, pids, probabilities, run, until, write_sides, write_slow
 
 from serve.errors import RequestError
 from serve.manifest import seal
-
-
-@pytest.fixture
-def folder(tmp_path):
-    return tmp_path / "store"
 
 
 def test_a_new_version_takes_over_under_load(folder):

@@ -5,7 +5,7 @@ import subprocess
 import sys
 
 
-def python(*arguments, backend=None, timeout=300):
+def python(*arguments, backend=None, timeout=900):
     """Run a script, or `-c` and code, with arguments; the test fails if it does, with what it said.
 
     Args:

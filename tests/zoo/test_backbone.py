@@ -54,6 +54,13 @@ def test_every_image_classifier_has_a_pyramid():
     assert seen >= 3
 
 
+def test_the_pyramid_of_a_u_net_is_its_contracting_path():
+    backbone = zoo.features("unet", input_shape=(21, 32, 5), width=4, depth=2, classes=3)
+    levels = [("down0_relu1", 1, 4), ("down1_relu1", 2, 8), ("bottom_relu1", 4, 16)]
+    assert [tuple(level) for level in backbone.pyramid] == levels
+    assert [tuple(tensor.shape[1:3]) for tensor in backbone.outputs] == [(24, 32), (12, 16), (6, 8)]
+
+
 def test_a_transformers_tokens_are_laid_out_as_maps():
     backbone = zoo.features("vit_tiny", input_shape=(8, 12, 3), patch=4, width=8, depth=2, heads=2, classes=2)
     assert [tuple(level) for level in backbone.pyramid] == [("block0_add1", 4, 8), ("block1_add1", 4, 8)]

@@ -13,7 +13,7 @@ BACKENDS = ("tensorflow", "jax")
 @pytest.fixture(scope="module", params=BACKENDS)
 def report(request, tmp_path_factory):
     folder = tmp_path_factory.mktemp(request.param)
-    python(Path(__file__).with_name("backend_check.py"), folder, backend=request.param, timeout=600)
+    python(Path(__file__).with_name("backend_check.py"), folder, backend=request.param, timeout=1500)
     found = json.loads((folder / "report.json").read_text())
     assert found["backend"] == request.param
     return found

@@ -81,7 +81,20 @@ def test_show_lists_what_set_takes():
 
 @pytest.mark.parametrize(
     "command",
-    ["names", "show", "train", "evaluate", "compress", "changes", "export", "explain", "serve", "demo", "data"],
+    [
+        "names",
+        "show",
+        "train",
+        "evaluate",
+        "compress",
+        "changes",
+        "export",
+        "explain",
+        "segment",
+        "serve",
+        "demo",
+        "data",
+    ],
 )
 def test_help_teaches(command):
     done = zoo(command, "--help")
@@ -110,6 +123,7 @@ def test_help_teaches(command):
         (("compress", "nowhere", "--out", "a", "--bits", "8", "--max-ms", "1"), "leave out --bits"),
         (("changes", "nowhere", "elsewhere"), "is not a bundle"),
         (("changes", "nowhere", "elsewhere", "--precisions", "int8"), "takes two names with a comma"),
+        (("segment", "nowhere", "a.png"), "there is no picture a.png; name a file or a folder"),
         (("serve", "nowhere"), "nowhere"),
     ],
 )

@@ -11,11 +11,41 @@ from zoo.compress import cost, macs
 
 @pytest.mark.parametrize(
     ("name", "published"),
-    [("resnet18", 1.814e9), ("resnet34", 3.664e9), ("resnet50", 4.089e9), ("resnet101", 7.801e9)],
+    [
+        ("resnet18", 1.814e9),
+        ("resnet34", 3.664e9),
+        ("resnet50", 4.089e9),
+        ("resnet101", 7.801e9),
+        pytest.param("resnet152", 11.514e9, marks=pytest.mark.slow),
+    ],
 )
 def test_resnets_cost_what_torchvision_publishes(name, published):
-    # https://docs.pytorch.org/vision/stable/models.html, column GFLOPS: 1.81, 3.66, 4.09, 7.80
+    # https://docs.pytorch.org/vision/stable/models.html, column GFLOPS: 1.81, 3.66, 4.09, 7.80, 11.51
     assert macs(zoo.get(name)) == pytest.approx(published, rel=2e-3)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "builder"),
+    [
+        ("resnet50v2", "ResNet50V2"),
+        ("mobilenet_v2", "MobileNetV2"),
+        ("vgg16", "VGG16"),
+        ("vgg19", "VGG19"),
+        ("inception_v3", "InceptionV3"),
+    ],
+)
+def test_networks_cost_what_those_of_keras_applications_cost(name, builder):
+    ours, theirs = zoo.get(name), getattr(keras.applications, builder)(weights=None, classifier_activation=None)
+    assert macs(ours) == macs(theirs) > 1e8
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "billions"), [("iresnet18", 2.6), ("face_embedding", 6.3), ("iresnet100", 12.1)]
+)  # README of InsightFace's arcface_torch, column FLOPs: 2.6G, 6.3G, 12.1G
+def test_face_networks_cost_what_insightface_publishes(name, billions):
+    assert round(macs(zoo.get(name)) / 1e9, 1) == billions
 
 
 def test_rows_add_up_to_the_parameters():

@@ -289,3 +289,31 @@ def test_data_is_a_plain_value():
     assert isinstance(data, Data)
     with pytest.raises(dataclasses.FrozenInstanceError):
         data.name = "other"
+
+
+@pytest.mark.parametrize(
+    ("task", "pixels", "targets", "message"),
+    [
+        (
+            "image-classification",
+            (30, 8, 8, 3),
+            np.arange(30) % 3,
+            r"row 3 has the class 2, there are 2 labels; give 0 … 1",
+        ),
+        ("image-classification", (30, 8, 8, 3), np.arange(30) % 2 - 1, "row 1 has the class -1"),
+        ("image-classification", (30, 8, 8, 3), np.zeros(20, int), "'image' has 30 rows and the targets 20"),
+        ("image-classification", (30, 8, 8), np.arange(30) % 2, r"must be uint8 \(rows, height, width, channels\)"),
+        ("segmentation", (30, 8, 8, 3), np.ones((30, 8, 4), int), r"masks must be whole numbers of shape \(30, 8, 8\)"),
+        ("segmentation", (30, 8, 8, 3), np.full((30, 8, 8), 2), r"row 1 has indices in 2 … 2, there are 2 labels"),
+    ],
+)
+def test_rows_that_do_not_belong_together_are_refused(task, pixels, targets, message):
+    images = np.random.default_rng(0).integers(0, 256, pixels, dtype=np.uint8)
+    with pytest.raises(ValueError, match=message):
+        from_rows(Rows("own", task, {"image": images}, targets, ("a", "b"), "here"))
+
+
+def test_pixels_that_are_no_bytes_are_refused():
+    pixels = {"image": np.full((30, 8, 8, 3), np.nan, np.float32)}
+    with pytest.raises(ValueError, match=r"must be uint8 .*, got float32 \(30, 8, 8, 3\)"):
+        from_rows(Rows("own", "image-classification", pixels, np.arange(30) % 2, ("a", "b"), "here"))

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from zoo import tasks
-from zoo.data.targets import NOTHING
+from zoo.data import Rows, from_rows
+from zoo.data.targets import NOTHING, Boxes
 from zoo.evaluate import detections, metrics
 
 CLASSES = 4
@@ -127,7 +128,7 @@ def test_boxes_take_their_best_free_thing():
 
 
 def test_the_metric_of_training_is_near_the_score(judged):
-    from zoo.tasks.detection import RoughPrecision
+    from zoo.tasks.rough_precision import RoughPrecision
 
     y, scored = judged
     raw = np.zeros((ROWS, 12, 5 + CLASSES), np.float32)
@@ -190,3 +191,10 @@ def test_a_loss_of_another_name_or_with_smooth_labels_is_refused():
         task.loss_for(model, "simotta", 0.0)
     with pytest.raises(ValueError, match="take no label_smoothing"):
         task.loss_for(model, "", 0.1)
+
+
+def test_data_without_any_box_are_refused():
+    images = np.random.default_rng(0).integers(0, 255, (30, 8, 8, 3), np.uint8)
+    y = Boxes.padded([np.zeros((0, 4))] * 30, [np.zeros(0)] * 30)
+    with pytest.raises(ValueError, match="drawn: no row for training shows anything of a, b; label some"):
+        from_rows(Rows("drawn", "detection", {"image": images}, y, ("a", "b"), "drawn", generated=True))

@@ -150,6 +150,33 @@ def test_models_of_other_splits_are_refused():
         compare(run(), run(seed=3, split_seed=0))
 
 
+class Linear:
+    """Logits of a fixed matrix, where Keras would be slow."""
+
+    name = "linear"
+
+    def __init__(self, side):
+        self.input_shape, self.output_shape = (None, side, side, 1), (None, 10)
+        self.kernel = np.random.default_rng(side).normal(size=(side * side, 10))
+
+    def predict_on_batch(self, inputs):
+        return inputs.reshape(len(inputs), -1) @ self.kernel
+
+
+def test_a_model_of_other_picture_sizes_is_asked_the_same_pictures():
+    data = zoo.data.load("digits", input_shape=(4, 4, 1), seed=3)
+    recipe = Recipe("mlp", "digits", seed=3)
+    mine = SimpleNamespace(model=Linear(4), signature=data.signature, recipe=recipe, data=data, history=[])
+    found = compare(mine, Linear(8), resamples=100)
+    assert found.rows == len(data.test) and found.names[1] == "linear"
+    assert not np.array_equal(found.first.score, found.second.score)
+    mine.recipe = replace(recipe, data="elsewhere/pictures")
+    with pytest.raises(ValueError, match="'wine' is a table; give data like that it was trained on"):
+        zoo.evaluate(Linear(8), "wine")
+    with pytest.raises(ValueError, match=r"other sizes, \(4, 4, 1\) and \(8, 8, 1\), and data .*; give data="):
+        compare(mine, Linear(8))
+
+
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     return zoo.train("mlp", "wine", out=tmp_path_factory.mktemp("run") / "mlp", epochs=12, width=(16,), quiet=True)

@@ -196,3 +196,19 @@ def test_bad_splits_are_told(images):
     splits = zoo.data.load("digits", test=0.0)
     with pytest.raises(ValueError, match="has no test rows; choose another split"):
         zoo.evaluate(images.model, splits)
+
+
+def test_counts_in_a_cell_are_short():
+    from zoo.evaluate.pictures import shortened
+
+    counts = {
+        0: "0",
+        9_999: "9999",
+        10_000: "10.0k",
+        99_950: "100k",
+        999_499: "999k",
+        999_600: "1.00M",
+        14_394_830: "14.4M",
+    }
+    assert {count: shortened(count) for count in counts} == counts
+    assert max(len(shortened(7 * 10**power)) for power in range(11)) == 5

@@ -272,6 +272,10 @@ def test_wrong_images_and_texts(colours):
         seen.check(np.zeros((1, 8, 8, 1)))
     with pytest.raises(TypeError, match=r"an object cannot be explained; give .* a Keras model with signature="):
         explain(object(), np.zeros((1, 1)))
+    with pytest.raises(
+        ValueError, match="one of a bundle's forms, got precision='int8' for a builtin_function_or_method; leave"
+    ):
+        explain(len, np.zeros((1, 1)), kind="table", precision="int8")
 
 
 def test_exact_has_a_limit():

@@ -39,6 +39,11 @@ def test_arguments_of_a_wrong_kind_are_named():
         registry.get("mlp", input_shape=5)
     with pytest.raises(ValueError, match=r"dropout must be a share in \[0, 1\), got dropout=2"):
         registry.get("lenet", dropout=2)
+    with pytest.raises(ValueError, match="classes must be at least 1, got classes=0"):
+        registry.get("resnet50", classes=0)
+    for name in ("resnet18", "resnet50v2"):
+        with pytest.raises(ValueError, match="width must be at least 1, got width=0"):
+            registry.get(name, width=0)
 
 
 def test_show_names_paper_and_count():

@@ -180,6 +180,7 @@ def test_attacks_on_a_run_carry_over_to_its_bundle(run, bundle):
     assert mine.score("pgd", 24.0).score < mine.clean.score - 0.3
     blind = robustness.attacked(bundle, run.data, epsilons=(8,), rows=50)
     assert blind.kinds == ("random",)
+    assert "give the run of this bundle" in str(blind) and "give the run" not in str(mine)
     with pytest.raises(TypeError, match="gradients need a Keras model or a run, got a Bundle"):
         robustness.attacked(bundle, run.data, methods=("pgd",))
 

@@ -324,11 +324,24 @@ def test_tiles_read_and_write_files_larger_than_they_hold(tmp_path):
     assert segment(part, small).shape == (9, 40)
 
 
+def test_a_run_answers_tiles_of_other_sizes():
+    part, other = small_run((32, 32, 3)), small_run((48, 64, 3))
+    other.model.set_weights(part.model.get_weights())
+    image = np.random.default_rng(2).integers(0, 256, (100, 130, 3), dtype=np.uint8)
+    found = segment(part, image, tile=(48, 64), overlap=32)
+    assert np.array_equal(found, segment(other, image, overlap=32)) and 0.1 < found.mean() < 0.9
+    with pytest.raises(ValueError, match=r"tiles of 33x33 pixels, which its poolings do not divide.*multiple.*, 32x32"):
+        segment(part, image, tile=33)
+    with pytest.raises(ValueError, match="tile must be a number of pixels, or height and width, got tile=0"):
+        segment(part, image, tile=0)
+
+
 def test_tiles_refuse_what_they_cannot_take():
     part = small_run((32, 32, 1))
     image = np.zeros((40, 40, 1), np.uint8)
     for given, options, message in (
         (image[..., 0], {}, "image must be uint8"),
+        (image[:0], {}, "image has no pixels"),
         (image.astype("float32"), {}, "image must be uint8"),
         (image, {"overlap": 32}, "overlap must be 0 … 31"),
         (image, {"batch": 0}, "batch at least 1"),

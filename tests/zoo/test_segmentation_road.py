@@ -8,6 +8,7 @@ import numpy as np
 import onnxruntime
 import pytest
 from PIL import Image
+from typer.testing import CliRunner
 
 import export
 import zoo
@@ -16,6 +17,7 @@ from serve.app import create_app
 from serve.manifest import read
 from serve.store import Store
 from zoo import tasks
+from zoo.cli import app
 from zoo.data import Rows, from_rows, shapes
 from zoo.evaluate import attacks, segment
 from zoo.evaluate.report import judge
@@ -169,3 +171,16 @@ def test_tiles_may_be_answered_by_a_bundle(run, bundle):
     image = shapes.draw(1, 100, seed=9).images[0]
     of_run, of_bundle = segment(run, image), segment(bundle, image, precision="fp32")
     assert of_run.shape == (100, 100) and (of_run == of_bundle).mean() > 0.999
+    with pytest.raises(ValueError, match="the bundle takes tiles of 32x32 pixels and no others, got tile=64"):
+        segment(bundle, image, tile=64)
+
+
+def test_the_command_line_writes_masks(run, bundle, tmp_path, monkeypatch):
+    monkeypatch.setattr("zoo.commands.segment.quiet_backend", lambda: None)  # pytest's own standard error stays
+    Image.fromarray(shapes.draw(1, 150, least=4, most=5, seed=9).images[0]).save(tmp_path / "scene.png")
+    for place, what in enumerate((run.folder, bundle.folder)):
+        arguments = ("segment", what, tmp_path / "scene.png", "--out", tmp_path / str(place))
+        done = CliRunner().invoke(app, [str(part) for part in arguments], catch_exceptions=False)
+        assert done.exit_code == 0 and "150 x 150 pixels, 81 tiles" in done.output
+    masks = [np.asarray(Image.open(tmp_path / place / "scene.mask.png")) for place in "01"]
+    assert (masks[0] == masks[1]).mean() > 0.999 and np.array_equal(masks[0], segment(run, tmp_path / "scene.png"))

@@ -1,6 +1,7 @@
 """Training that begins with pretrained weights: which parts learn, from when on, and how fast."""
 
 import dataclasses
+import re
 
 import keras
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 import zoo
 from zoo import data as datasets
 from zoo import recipes, registry
-from zoo.backbone import parts
+from zoo.backbone import before_task, parts
 from zoo.training import find_learning_rate, fit, optimisers, tune
 from zoo.training.transfer import Freezing
 
@@ -76,6 +77,61 @@ def test_parts_are_named_by_the_layers():
     model = registry.get("vgg11", **registry.entry("vgg11").tiny)
     found = [layer for layers in parts(model).values() for layer in layers]
     assert found == [layer for layer in model.layers if layer.weights]
+
+
+@pytest.mark.parametrize(
+    ("name", "still", "learns", "begins"),
+    [
+        ("yolo_nano", ["stem", "stage0", "stage1", "stage2", "stage3"], ["neck", "head"], r"neck|head\d"),
+        ("faster_rcnn", ["stem", "stage0", "stage1"], ["pyramid", "head"], r"pyramid\d?|anchors|head|features"),
+        ("unet", ["down0", "down1", "bottom"], ["up1", "up0", "head"], r"up\d|logits"),
+    ],
+)
+def test_a_backbone_ends_before_what_makes_boxes_or_masks_of_its_maps(name, still, learns, begins):
+    model = registry.get(name, **registry.entry(name).tiny)
+    found = parts(model)
+    assert list(found) == [*still, *learns]
+    assert [layer for layers in found.values() for layer in layers] == [
+        layer for layer in model.layers if layer.weights
+    ]
+    recipe = recipes.Recipe(name, "d", freeze="backbone", unfreeze_every=1, rate_decay=0.5, epochs=20)
+    freezing = Freezing(model, recipe)
+    assert freezing.starts == list(range(1, len(still) + 1))
+
+    freezing.begin(0)
+    moving = {re.split("[_/]", variable.path)[0] for variable in model.trainable_variables}
+    assert all(re.fullmatch(begins, part) for part in moving)
+    assert sum(len(layer.trainable_weights) for part in learns for layer in found[part]) == len(
+        model.trainable_variables
+    )
+    freezing.begin(1)
+    assert [part for part, layers in found.items() if not layers[0].trainable] == still[:-1]
+    freezing.end()
+
+    rates = dict(
+        zip((v.path for v in model.trainable_variables), freezing.factors(model.trainable_variables), strict=True)
+    )
+    for distance, part in enumerate(reversed([*still, *learns])):
+        of_part = {rates[weight.path] for layer in found[part] for weight in layer.trainable_weights}
+        assert of_part == {0.5**distance}, part
+
+
+def test_the_last_convolution_of_a_classifier_is_backbone_and_not_head():
+    found = parts(registry.get("mobilenet_v2", **registry.entry("mobilenet_v2").tiny))
+    assert [layer.name for layer in found["head"]] == ["logits"] and "top" in before_task(found)
+
+
+def test_a_schedule_is_asked_once_a_step(monkeypatch):
+    asked = []
+    monkeypatch.setattr(optimisers.Schedule, "__call__", lambda self, step: asked.append(step) or 0.5)
+    recipe = recipes.Recipe("m", "d", optimizer="adamw", weight_decay=0.1)
+    variables = [keras.Variable(np.ones(2, np.float32)) for _ in range(20)]
+    made = optimisers.optimiser(recipe, 10)
+    made.build(variables)
+    asked.clear()
+    made.apply([np.zeros(2, np.float32)] * 20, variables)
+    assert len(asked) == 2  # for the decay of all, and for the step of all
+    np.testing.assert_allclose([np.asarray(variable) for variable in variables], 1 - 0.1 * 0.5, rtol=1e-6)
 
 
 def test_what_is_frozen_stands_still_with_its_statistics(small):

@@ -204,6 +204,36 @@ def test_a_file_without_head_needs_classes(small, tmp_path):
     assert zoo.get("resnet50", weights=tmp_path / "backbone.safetensors", classes=2, **SMALL).output_shape == (None, 2)
 
 
+@pytest.mark.parametrize(
+    ("builder", "name"), [("ResNet50", "resnet50"), ("ResNet50V2", "resnet50v2"), ("MobileNetV2", "mobilenet_v2")]
+)
+def test_files_without_top_of_keras_applications_give_the_backbone(tmp_path, caplog, builder, name):
+    caplog.set_level(logging.INFO, logger="zoo.weights")
+    reference = _applications(getattr(keras.applications, builder), side=32, include_top=False, pooling="avg")
+    reference.save_weights(tmp_path / "notop.weights.h5")
+    model = zoo.get(
+        name, weights=tmp_path / "notop.weights.h5", input_shape=(32, 32, 3), classes=3,
+        **{"stem": "imagenet"} if name == "mobilenet_v2" else {},
+    )  # fmt: skip
+    features = keras.Model(model.input, model.get_layer("features").output)
+    assert np.abs(_answers(features, _images(32)) - _answers(reference, _images(32))).max() <= 1e-4
+    assert "the file has no head, so the head for 3 classes is fresh: train it" in caplog.text
+    assert model.pretrained.notes[0].startswith(f"{len(reference.weights)} tensors loaded from") or name == "resnet50"
+
+
+@pytest.mark.parametrize(("kind", "gap"), [("float16", 1e-3), ("bfloat16", 1e-2), ("float64", 0)])
+def test_other_precisions_are_loaded_as_float32(small, tmp_path, kind, gap):
+    import ml_dtypes  # noqa: F401 it gives numpy the type bfloat16
+
+    floats = {name: tensor for name, tensor in load_file(small).items() if tensor.dtype == np.float32}
+    save_file({name: tensor.astype(kind) for name, tensor in floats.items()}, tmp_path / "other.safetensors")
+    whole = zoo.get("resnet50", weights=small, **SMALL)
+    other = zoo.get("resnet50", weights=tmp_path / "other.safetensors", **SMALL)
+    assert {weight.dtype for weight in other.weights} == {"float32"}
+    apart = max(np.abs(one - two).max() for one, two in zip(whole.get_weights(), other.get_weights(), strict=True))
+    assert apart <= gap and (gap == 0 or apart > 0)
+
+
 def _without(tensors):
     del tensors["layer2.0.conv2.weight"]
 
@@ -270,9 +300,24 @@ def test_unknown_and_damaged_files_are_refused(small, tmp_path):
             zoo.get("resnet50", weights=tmp_path / name)
 
     refused("a.pth", b"\x80\x02", r"a\.pth is a pickle, which can run code when read.*safetensors")
+    refused("a.pt", b"PK", r"torch\.load\('a\.pt', weights_only=True\).*or the dictionary of tensors in it")
     refused("a.txt", b"x", "is of no known kind")
-    refused("a.safetensors", small.read_bytes()[:-100], "cannot be read as safetensors")
+    refused("a.safetensors", small.read_bytes()[:-100], "cannot be read as safetensors.*fetch or save it again")
+    refused("empty.safetensors", b"", "cannot be read as safetensors.*it is empty, fetch or save it again")
+    refused("page.h5", b"<!DOCTYPE html>", "cannot be read as HDF5.*it is a web page; fetch it again")
+    refused("lfs.safetensors", b"version https://git-lfs.github.com/spec/v1\n", "a pointer of Git LFS to the file")
+    refused(
+        "renamed.safetensors", b"PK\x03\x04" + bytes(99), r"it is a zip archive; if torch wrote it, convert it.*'renam"
+    )
+    refused("renamed.h5", b"\x80\x02" + bytes(99), "it is a pickle; convert it where you trust it")
+    refused("hdf.safetensors", b"\x89HDF\r\n\x1a\n" + bytes(99), "it is an HDF5 file; give it the ending .h5")
     refused("a.h5", b"not hdf5", "cannot be read as HDF5")
+    header = b'{"a":{"dtype":"F8_E4M3","shape":[1],"data_offsets":[0,1]}}'
+    refused(
+        "eight.safetensors", len(header).to_bytes(8, "little") + header + b"a", "of a type that is not read.*float32"
+    )
+    with pytest.raises(ValueError, match=r"is a folder, give the file of weights in it, such as .*model\.keras"):
+        zoo.get("resnet50", weights=tmp_path)
     refused("a.keras", b"not a zip", "cannot be read as a Keras model")
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w") as archive:

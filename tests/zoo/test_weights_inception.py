@@ -30,8 +30,8 @@ def _images(shape=SHAPE):
 
 @pytest.fixture(scope="module")
 def reference():
-    keras.utils.clear_session()  # its layers are numbered from those of this process on
-    keras.layers.Conv2D(1, 1), keras.layers.Conv2D(1, 1), keras.layers.BatchNormalization()
+    keras.utils.clear_session()  # its layers are numbered from those of this process on, which is the second here
+    [keras.layers.Conv2D(1, 1) for _ in range(96)], keras.layers.BatchNormalization()
     model = keras.applications.InceptionV3(weights=None, classes=7, classifier_activation=None, input_shape=SHAPE)
     random = np.random.default_rng(0)
     for layer in model.layers:

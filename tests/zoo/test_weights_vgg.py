@@ -97,6 +97,44 @@ def test_vggs_answer_like_keras_applications(tmp_path, name, side):
     assert np.abs(_answers(model, images) - _answers(reference, images)).max() <= 1e-4
 
 
+@pytest.mark.parametrize("ending", [".weights.h5", ".keras", ".h5"])
+def test_files_without_top_of_keras_applications_give_the_maps(tmp_path, caplog, ending):
+    caplog.set_level(logging.INFO, logger="zoo.weights")
+    reference = keras.applications.VGG16(weights=None, include_top=False, input_shape=(32, 32, 3))
+    file = tmp_path / f"notop{ending}"
+    logging.disable(logging.WARNING)  # Keras advises against the old format
+    (reference.save_weights if "weights" in ending else reference.save)(file)
+    logging.disable(logging.NOTSET)
+    model = zoo.get("vgg16", weights=file, input_shape=(32, 32, 3), classes=3, hidden=(6, 5))
+    maps = keras.Model(model.input, model.get_layer("stage4_pool").output)
+    images = references.images(32, rows=2)
+    assert np.abs(_answers(maps, images) - _answers(reference, images)).max() <= 1e-5
+    assert model.output_shape == (None, 3) and model.pretrained.scaling == "caffe"
+    assert "no head, so the layers hidden, features and the head for 3 classes are fresh: train them" in caplog.text
+    with pytest.raises(ValueError, match=r"has no head, so the number of classes is unknown; pass classes="):
+        zoo.get("vgg16", weights=file, input_shape=(32, 32, 3))
+    with pytest.raises(ValueError, match=r"missing \(6\): stage2_conv3/kernel"):
+        zoo.get("vgg19", weights=file, input_shape=(32, 32, 3), classes=3)
+
+
+def test_torch_files_without_head_are_read_and_half_a_head_is_refused(tmp_path):
+    _saved("vgg11", tmp_path / "whole.safetensors")
+    whole = zoo.get("vgg11", weights=tmp_path / "whole.safetensors", input_shape=(64, 64, 3), **NARROW)
+    tensors = load_file(tmp_path / "whole.safetensors")
+
+    def without(*places):
+        file = tmp_path / "part.safetensors"
+        save_file({name: tensor for name, tensor in tensors.items() if not name.startswith(places)}, file)
+        return zoo.get("vgg11", weights=file, input_shape=(64, 64, 3), classes=3, grid=7, **NARROW)
+
+    for model, fresh in ((without("classifier"), ["hidden", "features"]), (without("classifier.6"), [])):
+        kernels = {layer.name: layer.kernel for layer in whole.layers if layer.weights and layer.name != "logits"}
+        differing = [name for name in kernels if not np.array_equal(kernels[name], model.get_layer(name).kernel)]
+        assert differing == fresh
+    with pytest.raises(ValueError, match=r"missing \(1\): features/bias"):
+        without("classifier.3.bias", "classifier.6")
+
+
 def test_the_published_files_of_keras_1_are_read(tmp_path):
     model = zoo.get("vgg16", input_shape=(32, 32, 3), classes=3, width=4, hidden=(6, 5))
     _keras_1(tmp_path / "vgg16_weights.h5", model)
@@ -178,7 +216,8 @@ def test_multiplications_are_those_that_torchvision_states(name, billions):
         ({"input_shape": (31, 64, 3)}, r"must be at least 32 pixels a side for 5 poolings, got \(31, 64, 3\)"),
         ({"depth": (1, 0)}, r"depth must hold at least one positive number of convolutions, got depth=\(1, 0\)"),
         ({"hidden": (8,)}, r"hidden must be two positive numbers of units, got hidden=\(8,\)"),
-        ({"grid": -1}, "grid must be at least 0, got grid=-1"),
+        ({"grid": -1}, "grid must be at least 0 and width at least 1, got grid=-1, width=64"),
+        ({"width": 0}, "width at least 1, got grid=0, width=0"),
     ],
 )
 def test_bad_arguments(arguments, message):

@@ -22,8 +22,8 @@ class CapsuleNetwork(keras.Model):
     """A functional model that ends in `ClassCapsules`, and a decoder that draws the image from the class capsules.
 
     In training the capsules of all classes but the true one are hidden from the decoder, and the squared error of its
-    drawing is added to the loss (section 4.1). The decoder has no part in the answers, so it is in no exported file; a
-    pruned model begins with a fresh one, and adversarial training goes without.
+    drawing is added to the loss (section 4.1). The decoder has no part in the answers, so it is in no exported file, and a
+    pruned model begins with a fresh one.
     """
 
     def __init__(self, inputs, outputs, name=None, **kwargs):

@@ -44,11 +44,13 @@ def _pool(x):
     return layers.MaxPooling2D(3, 2, name="stem_pool")(layers.ZeroPadding2D(1, name="stem_pool_pad")(x))
 
 
-def _check(input_shape, stem, depth):
+def _check(stem, depth, width):
     if stem not in ("auto", "imagenet", "small"):
         raise ValueError(f"stem must be 'auto', 'imagenet' or 'small', got {stem!r}")
     if not depth or min(depth) < 1:
         raise ValueError(f"depth must hold at least one positive number of blocks, got depth={depth!r}")
+    if width < 1:
+        raise ValueError(f"width must be at least 1, got width={width!r}")
 
 
 @register(
@@ -144,7 +146,7 @@ def resnet(
     Raises:
         ValueError: an argument is out of range.
     """
-    _check(input_shape, stem, depth)
+    _check(stem, depth, width)
     image = keras.Input(input_shape, name="image")
     x, small = _stem(image, input_shape, stem, width)
     x = _norm(x, "stem_conv")
@@ -210,7 +212,7 @@ def resnet_v2(
     Raises:
         ValueError: an argument is out of range.
     """
-    _check(input_shape, stem, depth)
+    _check(stem, depth, width)
     image = keras.Input(input_shape, name="image")
     x, small = _stem(image, input_shape, stem, width, use_bias=True)
     if not small:

@@ -79,8 +79,8 @@ def vgg(
         raise ValueError(f"depth must hold at least one positive number of convolutions, got depth={depth!r}")
     if len(hidden) != 2 or min(hidden) < 1:
         raise ValueError(f"hidden must be two positive numbers of units, got hidden={hidden!r}")
-    if grid < 0:
-        raise ValueError(f"grid must be at least 0, got grid={grid!r}")
+    if grid < 0 or width < 1:
+        raise ValueError(f"grid must be at least 0 and width at least 1, got grid={grid!r}, width={width!r}")
     if min(input_shape[:2]) < 2 ** len(depth):
         raise ValueError(
             f"input_shape must be at least {2 ** len(depth)} pixels a side for {len(depth)} poolings, got {input_shape!r}; "

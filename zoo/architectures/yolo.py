@@ -130,7 +130,7 @@ def _head(x, filters, classes, name, depthwise):
         "yolo_tiny": dict(params=5_055_855, input_shape=(416, 416, 3), width=24),
         "yolo_nano": dict(params=912_159, input_shape=(416, 416, 3), width=16, depthwise=True),
     },
-    tiny=dict(input_shape=(32, 32, 3), classes=3, width=4, depth=(1, 1, 1, 1)),
+    tiny=dict(input_shape=(64, 64, 3), classes=3, width=8, depth=(1, 1, 1, 1)),  # smaller ones hardly learn to find
     aliases=("yolo",),
     data="shapes_boxes",
     recipe=dict(loss="simota"),

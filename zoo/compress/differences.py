@@ -20,6 +20,7 @@ from scipy import stats
 from zoo import data as datasets
 from zoo import tasks
 from zoo.data import Data, Signature, images
+from zoo.data.lazy import Pictures
 from zoo.evaluate.report import check_fit, knowledge, opened, predictor
 from zoo.explain import explain
 from zoo.explain.sources import subject_with
@@ -507,6 +508,10 @@ def _check_rows(splits: list[Data], split: str) -> None:
             "give the data of one of them"
         )
     for values in one.x.values():
+        if isinstance(values, Pictures):
+            if len(set(values.digests())) > 1:
+                return
+            continue
         same = values[1:] == values[:1]
         if values.dtype.kind == "f":
             same |= np.isnan(values[1:]) & np.isnan(values[:1])

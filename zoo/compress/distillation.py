@@ -25,6 +25,7 @@ from zoo.data import images
 from zoo.evaluate.report import opened, predictor
 from zoo.training import Run, as_run, check_folder, load, train, tune
 from zoo.training.fit import Method
+from zoo.training.learners import alike
 
 CACHE_BYTES = 2**30  # teacher outputs kept in memory at most; beyond, they are computed batch by batch
 _CHUNK = 128  # rows per teacher call
@@ -425,9 +426,7 @@ class Distillation(Method):
             self.kept["train"] = self._say("train", np.arange(len(data.train)))
         if not mapped:
             return network
-        return keras.Model(
-            network.input, layers.Concatenate(name="taught")([network.output, *mapped]), name=network.name
-        )
+        return alike(network, layers.Concatenate(name="taught")([network.output, *mapped]))
 
     def _stage_outputs(self):
         return self.teacher._stage.outputs[1:] if self.pairs else []

@@ -14,6 +14,7 @@ import numpy as np
 
 from zoo import tasks
 from zoo.training.gradients import gradients
+from zoo.training.learners import computes_loss
 
 _BATCH = 16  # rows whose gradients are taken together; their sums are squared, so fewer rows tell more apart
 _ROWS = 256
@@ -52,7 +53,7 @@ def scores(identities, importance, data=None, loss=None):
             )
         found |= _averages(identities, scales)
     if importance == "taylor":
-        found = _taylor(identities, *_rows(identities.model, data, loss), found)
+        found = _taylor(identities, *_rows(identities.given, data, loss), found)
     return found
 
 
@@ -91,11 +92,13 @@ def _rows(model, data, loss):
         rows = np.random.default_rng(0).permutation(len(data.train.y))[:_ROWS]
         x = signature.inputs({name: values[rows] for name, values in data.train.x.items()})
         y = task.encode(signature.targets(data.train.y[rows]), signature.outputs)
+        own = loss is None and computes_loss(model)
         loss = loss or task.loss_for(model, "", 0.0)
     else:
         if not isinstance(data, tuple | list) or len(data) != 2:
             raise TypeError(f"data must be (inputs, targets) or zoo.data.Data, got a {type(data).__name__}")
         x, y = data
+        own = False
     given = keras.tree.flatten(x)
     for tensor, values in zip(model.inputs, given, strict=len(given) == len(model.inputs)):
         shape = tuple(np.shape(values))
@@ -106,7 +109,7 @@ def _rows(model, data, loss):
             raise ValueError(f"data has inputs of shape {shape}, model {model.name!r} takes {tuple(tensor.shape)}")
         if shape[0] == 0 or shape[0] != len(y):
             raise ValueError(f"data must have as many targets as rows and at least one, got {shape[0]} and {len(y)}")
-    if loss is None:
+    if loss is None and not own:
         y = np.asarray(y)
         if np.issubdtype(y.dtype, np.integer):
             loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
@@ -126,7 +129,7 @@ def _taylor(identities, x, y, loss, fallback):
     gradient over them. A channel that no trained weight reads is judged by the weights that make it; one that has none
     of these has the importance that `fallback` gives it, relative to the others' mean.
     """
-    model = identities.model
+    model = identities.given
     places = {id(variable): place for place, variable in enumerate(model.trainable_variables)}
     roles = {}
     for role in ("reads", "makes"):

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from zoo.data import images, splits, targets
+from zoo.data import images, lazy, masks, splits, targets
 from zoo.data.builtin import BUILTIN
 from zoo.data.online import ONLINE
 from zoo.data.rows import TEST, TRAIN, VALIDATION, Rows, digests, fingerprint
@@ -34,12 +34,13 @@ class Split:
     """Rows of one split.
 
     Attributes:
-        x: raw inputs by name, see `zoo.data.signature`.
+        x: raw inputs by name, see `zoo.data.signature`. Where all pictures together do not fit in memory they are
+            `zoo.data.lazy.Pictures`, which stay in their files until rows of them are read.
         y: class indices int64 `(rows,)`, regression targets float32 `(rows,)` in their own unit, or what else
             `zoo.data.targets` has, such as masks uint8 `(rows, height, width)`.
     """
 
-    x: dict[str, np.ndarray]
+    x: dict[str, np.ndarray | lazy.Pictures]
     y: np.ndarray
 
     def __len__(self) -> int:
@@ -246,6 +247,29 @@ def _read(source: str | Path, input_shape: tuple[int, ...] | None, target: str |
     return files.read(path, input_shape, target, task)
 
 
+def _check(rows: Rows) -> None:
+    """Refuse inputs and targets that do not belong together."""
+    for name, values in rows.x.items():
+        if len(values) != len(rows.y):
+            raise ValueError(
+                f"{rows.source}: input {name!r} has {len(values)} rows and the targets {len(rows.y)}; give as many of both"
+            )
+    image = rows.x.get("image")
+    if image is not None and (image.dtype != np.uint8 or len(image.shape) != 4):
+        raise ValueError(
+            f"{rows.source}: images must be uint8 (rows, height, width, channels), 0 … 255, got {image.dtype} {image.shape}"
+        )
+    if rows.task == "segmentation":
+        masks.checked(rows.source, image, rows.y, rows.labels)
+    if rows.task.endswith("classification") and len(rows.labels) > 1:
+        outside = np.flatnonzero((rows.y < 0) | (rows.y >= len(rows.labels)))
+        if len(outside):
+            raise ValueError(
+                f"{rows.source}: row {outside[0] + 1} has the class {rows.y[outside[0]].item()!r}, there are {len(rows.labels)} "
+                f"labels; give 0 … {len(rows.labels) - 1}"
+            )
+
+
 def from_rows(
     rows: Rows,
     *,
@@ -261,6 +285,7 @@ def from_rows(
     """
     if not len(rows.y):
         raise ValueError(f"{rows.source} has no rows; give it at least a few dozen")
+    _check(rows)
     kind = targets.of(rows.task)
     if len(rows.labels) < kind.least:
         raise ValueError(
@@ -279,7 +304,7 @@ def from_rows(
     found = {}
     for split in (TRAIN, VALIDATION, TEST):
         order = random.permutation(np.flatnonzero(part == split))
-        found[split] = Split({key: values[order] for key, values in rows.x.items()}, y[order])
+        found[split] = Split({key: lazy.pick(values, order) for key, values in rows.x.items()}, y[order])
     signature = _fit(rows, found[TRAIN])
     if input_shape is not None and signature.preprocess.shape != tuple(input_shape):
         raise ValueError(

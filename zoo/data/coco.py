@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from zoo.data import images
+from zoo.data import images, lazy
 from zoo.data.rows import OPEN, PARTS, Rows
 from zoo.data.targets import NOTHING, Boxes
 
@@ -65,7 +65,6 @@ def read(path: Path, input_shape: tuple[int, ...] | None) -> Rows:
         kinds += [own for *_, own in found]
         parts += [part] * len(found)
     shape = images.check_shape(input_shape) if input_shape is not None else images.common_shape(pictures)
-    pixels = np.empty((len(pictures), *shape), np.uint8)
     for row, (picture, (width, height)) in enumerate(zip(pictures, sizes, strict=True)):
         actual = images.open_image(picture, None)
         if actual[:2] != (height, width):
@@ -73,13 +72,12 @@ def read(path: Path, input_shape: tuple[int, ...] | None) -> Rows:
                 f"the image {picture} is {actual[1]}x{actual[0]} pixels, its annotations say {width}x{height}; "
                 "correct them, or give the image they are for"
             )
-        pixels[row] = images.open_image(picture, shape)
         across, down = shape[1] / width, shape[0] / height
         boxes[row] = boxes[row] * np.array([across, down, across, down])
     return Rows(
         name=path.stem,
         task="detection",
-        x={"image": pixels},
+        x={"image": lazy.read(pictures, shape)},
         y=Boxes.padded(boxes, kinds),
         labels=labels,
         source=path.resolve().name,

@@ -88,6 +88,8 @@ def read_npz(path: Path, task: str | None = None) -> Rows:
         )
     x = np.concatenate([arrays[key] for key, _, _ in keys])
     y = np.concatenate([arrays[key] for _, key, _ in keys])
+    if not y.size:
+        raise ValueError(f"{path} has no rows; give it at least a few dozen")
     given = tuple(map(str, arrays["labels"].tolist())) if "labels" in arrays else ()
     part = np.concatenate([np.full(len(arrays[key]), split, np.int8) for key, _, split in keys])
     if y.ndim == 3 and x.ndim in (3, 4) and task is None:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from zoo.data import images
+from zoo.data import images, lazy
 from zoo.data.rows import OPEN, TEST, TRAIN, VALIDATION, Rows
 from zoo.data.targets import Identities
 
@@ -50,11 +50,8 @@ def read_folder(path: Path, input_shape: tuple[int, ...] | None) -> Rows:
         raise ValueError(f"{path} has {left} people; training, validation and test need at least four")
     files = [file for name, own in people.items() if name not in named for file in own]
     files += judged.values()
-    labels = sorted(people)
+    labels = {name: place for place, name in enumerate(sorted(people))}
     shape = images.check_shape(input_shape) if input_shape is not None else images.common_shape(files)
-    pixels = np.empty((len(files), *shape), np.uint8)
-    for row, file in enumerate(files):
-        pixels[row] = images.open_image(file, shape)
     first = len(files) - len(judged)
     rows = {picture: first + place for place, picture in enumerate(judged)}
     part = np.full(len(files), OPEN, np.int8)
@@ -62,9 +59,9 @@ def read_folder(path: Path, input_shape: tuple[int, ...] | None) -> Rows:
     return Rows(
         name=path.resolve().name,
         task="embedding",
-        x={"image": pixels},
+        x={"image": lazy.read(files, shape)},
         y=Identities.packed(
-            np.array([labels.index(file.parent.name) for file in files], np.int64),
+            np.array([labels[file.parent.name] for file in files], np.int64),
             [(rows[one], rows[other], fold) for one, other, fold, _ in pairs],
         ),
         labels=(),

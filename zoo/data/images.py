@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
+from zoo.data import lazy
 from zoo.data.rows import OPEN, PARTS, TRAIN, Rows
 
 MODES = {1: "L", 3: "RGB", 4: "RGBA"}
@@ -36,13 +37,15 @@ def fit(image, shape: tuple[int, int, int]) -> np.ndarray:
     return np.asarray(image, np.uint8).reshape(shape)
 
 
-def resize(images: np.ndarray, input_shape: tuple[int, ...] | None) -> np.ndarray:
+def resize(images: np.ndarray | lazy.Pictures, input_shape: tuple[int, ...] | None) -> np.ndarray | lazy.Pictures:
     """uint8 `(rows, height, width, channels)` fitted to `input_shape`; unchanged if that is None or its own shape."""
     if input_shape is None or images.shape[1:] == tuple(input_shape):
         return images
     from PIL import Image
 
     shape = check_shape(input_shape)
+    if isinstance(images, lazy.Pictures):
+        return images.resized(shape)
     found = np.empty((len(images), *shape), np.uint8)
     for row, image in enumerate(images):
         found[row] = fit(Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image), shape)
@@ -70,15 +73,14 @@ def read_folder(path: Path, input_shape: tuple[int, ...] | None) -> Rows:
         raise ValueError(
             f"{path} needs one folder of images for each of at least two classes, found {', '.join(map(repr, labels)) or 'none'}"
         )
-    shape = check_shape(input_shape) if input_shape is not None else common_shape([file for file, _, _ in listed])
-    images = np.empty((len(listed), *shape), np.uint8)
-    for row, (file, _, _) in enumerate(listed):
-        images[row] = open_image(file, shape)
+    index = {label: place for place, label in enumerate(labels)}
+    files = [file for file, _, _ in listed]
+    shape = check_shape(input_shape) if input_shape is not None else common_shape(files)
     return Rows(
         name=path.resolve().name,
         task="image-classification",
-        x={"image": images},
-        y=np.array([labels.index(label) for _, label, _ in listed], np.int64),
+        x={"image": lazy.read(files, shape)},
+        y=np.array([index[label] for _, label, _ in listed], np.int64),
         labels=labels,
         source=f"{path.resolve().name}/",
         part=np.array([part for _, _, part in listed], np.int8),

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
-from zoo.data import images
+from zoo.data import images, lazy
 from zoo.data.rows import OPEN, PARTS, TRAIN, Rows
 from zoo.data.targets import UNKNOWN, Masks
 
@@ -41,7 +41,6 @@ def read(path: Path, input_shape: tuple[int, ...] | None) -> Rows:
     """
     pairs = [(*pair, part) for place, part in parts_in(path) for pair in _pairs(place)]
     shape = images.check_shape(input_shape) if input_shape is not None else images.common_shape([i for i, *_ in pairs])
-    pixels = np.empty((len(pairs), *shape), np.uint8)
     masks = np.empty((len(pairs), *shape[:2]), np.uint8)
     named = _named(path / LABELS)
     seen = np.zeros(UNKNOWN + 1, bool)
@@ -61,7 +60,6 @@ def read(path: Path, input_shape: tuple[int, ...] | None) -> Rows:
                 f"correct the mask, use {UNKNOWN} for pixels that are not known, or name the label"
             )
         seen[values] = True
-        pixels[row] = images.open_image(image, shape)
         masks[row] = Masks().resized(found[None], size, shape)[0]
     if not named:
         if np.flatnonzero(seen).tolist() == [0, UNKNOWN]:
@@ -72,7 +70,7 @@ def read(path: Path, input_shape: tuple[int, ...] | None) -> Rows:
     return Rows(
         name=path.resolve().name,
         task="segmentation",
-        x={"image": pixels},
+        x={"image": lazy.read([image for image, *_ in pairs], shape)},
         y=masks,
         labels=named,
         source=f"{path.resolve().name}/",

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from zoo.data.lazy import Pictures
+
 TRAIN, VALIDATION, TEST, OPEN = 0, 1, 2, -1  # which split a row belongs to; OPEN rows are still to be dealt out
 PARTS = {"train": TRAIN, "validation": VALIDATION, "val": VALIDATION, "test": TEST}  # as files and folders name them
 
@@ -18,7 +20,7 @@ class Rows:
     Attributes:
         name: name of the data set.
         task: "image-classification", "classification", "regression", "segmentation" …, see `zoo.tasks`.
-        x: raw inputs, see `zoo.data.signature`.
+        x: raw inputs, see `zoo.data.signature`; pictures may be in files still, see `zoo.data.lazy`.
         y: class indices int64 `(rows,)`, regression targets float32 `(rows,)`, or what else `zoo.data.targets` has.
         labels: class names in the order of the indices; for regression the target's name.
         numbers, categories: column names of a table.
@@ -30,7 +32,7 @@ class Rows:
 
     name: str
     task: str
-    x: dict[str, np.ndarray]
+    x: dict[str, np.ndarray | Pictures]
     y: np.ndarray
     labels: tuple[str, ...]
     source: str
@@ -45,8 +47,10 @@ class Rows:
             self.part = np.full(len(self.y), OPEN, np.int8)
 
 
-def digests(x: dict[str, np.ndarray]) -> list[bytes]:
+def digests(x: dict[str, np.ndarray | Pictures]) -> list[bytes]:
     """16-byte hash of each raw input row; equal rows have equal hashes, whatever the array's memory layout."""
+    if len(x) == 1 and isinstance(pictures := next(iter(x.values())), Pictures):
+        return pictures.digests()
     return [
         hashlib.blake2b(b"".join(parts), digest_size=16).digest()
         for parts in zip(*map(_bytes, x.values()), strict=True)

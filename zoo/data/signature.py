@@ -17,14 +17,26 @@ from typing import Any
 import numpy as np
 
 from zoo.data import targets
+from zoo.data.lazy import Pictures
 
 EDGE = 1e-6  # probabilities nearer to 0 or 1 have no log odds in float32
+_COUNTED = 2**22  # pixels whose values are counted at once
 STEEPEST = 80.0  # log odds whose exponential float32 still holds
 
 
 def _divisors(std: np.ndarray, mean: np.ndarray) -> list[float]:
     """What to divide by: 1 where a column is constant up to rounding."""
     return np.where(std > 1e-7 * np.abs(mean), std, 1.0).tolist()
+
+
+def _moments(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Sum of each channel's values over uint8 images `(rows, …, channels)`, and of their squares, int64 `(channels,)`."""
+    counts = np.zeros((images.shape[-1], 256), np.int64)  # how often each value occurs
+    step = max(1, _COUNTED // images[0, ..., 0].size)
+    for start in range(0, len(images), step):
+        for channel in range(len(counts)):
+            counts[channel] += np.bincount(images[start : start + step, ..., channel].ravel(), minlength=256)
+    return counts @ np.arange(256), counts @ np.arange(256) ** 2
 
 
 # What pretrained weights expect of RGB pixels, 0 … 255: mean, std, and whether the model then takes BGR. The names are those of
@@ -86,16 +98,15 @@ class ImagePreprocess:
         return self.height, self.width, len(self.mean)
 
     @classmethod
-    def fit(cls, images: np.ndarray) -> "ImagePreprocess":
+    def fit(cls, images: np.ndarray | Pictures) -> "ImagePreprocess":
         """Mean and standard deviation per channel of the training images, uint8 `(rows, height, width, channels)`."""
-        _, height, width, channels = images.shape
-        counts = np.zeros((channels, 256))  # how often each value occurs: exact, and small for any number of images
-        for start in range(0, len(images), 1000):
-            for channel in range(channels):
-                counts[channel] += np.bincount(images[start : start + 1000, ..., channel].ravel(), minlength=256)
-        share = counts / counts.sum(1, keepdims=True)
-        mean = share @ np.arange(256)
-        variance = (share * (np.arange(256) - mean[:, None]) ** 2).sum(1)
+        height, width = images.shape[1:3]
+        total = len(images) * height * width
+        moments = images.moments() if isinstance(images, Pictures) else _moments(images)
+        # whole numbers of any size, divided once: the same to the last digit whoever added them up
+        sums, squares = ([int(value) for value in moment] for moment in moments)
+        mean = np.array([one / total for one in sums])
+        variance = np.array([(total * two - one * one) / total**2 for one, two in zip(sums, squares, strict=True)])
         return cls(height, width, tuple(mean.tolist()), tuple(_divisors(np.sqrt(variance), mean)))
 
     @classmethod
@@ -148,7 +159,7 @@ class ImagePreprocess:
         return self.unordered(inputs) * np.asarray(self.std, np.float32) + np.asarray(self.mean, np.float32)
 
     def __call__(self, raw: dict[str, np.ndarray]) -> np.ndarray:
-        images = raw["image"].astype(np.float32)
+        images = np.asarray(raw["image"]).astype(np.float32)
         return self.ordered((images - np.asarray(self.mean, np.float32)) / np.asarray(self.std, np.float32))
 
 

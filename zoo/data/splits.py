@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from zoo.data import targets
+from zoo.data import lazy, targets
 from zoo.data.rows import OPEN, TEST, TRAIN, VALIDATION, Rows, digests
 
 NAMES = {TRAIN: "train", VALIDATION: "validation", TEST: "test"}
@@ -48,6 +48,10 @@ def assign(rows: Rows, validation: float, test: float, seed: int) -> np.ndarray:
         _deal(part, own, group, wanted, random, f"{rows.source}: {what}", unit)
     part[free] = part[group[free]]  # equal rows of another class follow the first of them
     learned = kind.present(rows.y[part == TRAIN], len(rows.labels)).any(axis=0)
+    if learned.size and not kind.each and not learned.any():
+        raise ValueError(
+            f"{rows.source}: no row for training shows anything of {', '.join(rows.labels[:5])}; label some"
+        )
     for label in np.flatnonzero(~learned):
         raise ValueError(
             f"{rows.source}: class {rows.labels[label]!r} has no row left for training; add rows of this class"
@@ -62,7 +66,7 @@ def _groups(rows: Rows, free: np.ndarray, whole: np.ndarray | None = None) -> np
     """
     group = np.arange(len(rows.y))
     first: dict[bytes, int] = {}
-    found = digests({key: values[free] for key, values in rows.x.items()})
+    found = digests({key: lazy.pick(values, free) for key, values in rows.x.items()})
     for row, digest in zip(free.tolist(), found, strict=True):
         group[row] = first.setdefault(digest, row)
     if whole is not None:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from zoo.data import Data
+from zoo.data import Data, lazy
 from zoo.evaluate.findings import Finding, over
 
 TELLING = 0.98  # of the way from an answer that never changes to one that is always right
@@ -93,10 +93,13 @@ def columns(splits: Data, seed: int = 0, progress: bool = False) -> tuple[Column
     """
     random = np.random.default_rng(seed)
     parts = [split for split in splits.splits.values() if len(split)]
-    x = _values(splits, {key: np.concatenate([part.x[key] for part in parts]) for key in parts[0].x})
     y = np.concatenate([part.y for part in parts])
     rows = np.sort(random.permutation(len(y))[:MOST])
-    fold = random.permutation(len(rows)) % FOLDS
+    x = {key: lazy.joined([part.x[key] for part in parts]) for key in parts[0].x}
+    if "image" in x:  # nothing but these rows is looked at
+        x, y, rows = {"image": lazy.pick(x["image"], rows)}, y[rows], slice(None)
+    x = _values(splits, x)
+    fold = random.permutation(min(len(y), MOST)) % FOLDS
     raw = []
     for name, values in over(list(x.items()), "columns", progress):
         role, shared = "", 0.0
@@ -118,10 +121,14 @@ def _values(splits: Data, x: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     if step.kind != "image":
         found = {name: x["numbers"][:, place].astype(np.float64) for place, name in enumerate(step.numbers)}
         return found | {name: x["categories"][:, place] for place, name in enumerate(step.categories)}
-    grey = x["image"].mean(axis=-1, dtype=np.float32)
-    places = [np.unique(np.linspace(0, side - 1, min(side, 16)).round().astype(int)) for side in grey.shape[1:]]
-    found = {f"pixel ({row}, {column})": grey[:, row, column] for row in places[0] for column in places[1]}
-    return found | {"brightness": grey.mean(axis=(1, 2)), "contrast": grey.std(axis=(1, 2))}
+    parts: dict[str, list[np.ndarray]] = {}
+    for start in range(0, len(x["image"]), 256):
+        grey = x["image"][start : start + 256].mean(axis=-1, dtype=np.float32)
+        places = [np.unique(np.linspace(0, side - 1, min(side, 16)).round().astype(int)) for side in grey.shape[1:]]
+        some = {f"pixel ({row}, {column})": grey[:, row, column] for row in places[0] for column in places[1]}
+        for name, values in {**some, "brightness": grey.mean(axis=(1, 2)), "contrast": grey.std(axis=(1, 2))}.items():
+            parts.setdefault(name, []).append(values)
+    return {name: np.concatenate(values) for name, values in parts.items()}
 
 
 def _alone(splits: Data, values: np.ndarray, y: np.ndarray, fold: np.ndarray) -> float:

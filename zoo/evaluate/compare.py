@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
+from zoo.data import load, names
 from zoo.evaluate import metrics
 from zoo.evaluate.report import Candidate, Report, defined, evaluate, judge, knowledge, opened
 from zoo.tasks import Interval
@@ -142,9 +143,7 @@ def compare(
     """
     forms = precision if isinstance(precision, tuple) else (precision, precision)
     models = [_opened(first), _opened(second)]
-    known = data
-    if known is None:
-        known = next((model.data for model in models if getattr(model, "data", None) is not None), None)
+    knowing = next((model for model in models if getattr(model, "data", None) is not None), None)
     if data is None:
         _check_seeds(models)
     reports = []
@@ -152,7 +151,9 @@ def compare(
         if isinstance(model, Report):
             reports.append(model)
             continue
-        own = None if data is None and getattr(model, "data", None) is not None else known
+        own = data
+        if data is None and knowing is not None and getattr(model, "data", None) is None:
+            own = _shared(knowing, model)
         reports.append(evaluate(model, own, split=split, precision=form, target=target))
     return of_reports(reports[0], reports[1], metric=metric, resamples=resamples, seed=seed)
 
@@ -166,6 +167,24 @@ def _opened(model):
 
         return as_run(model)
     return opened(model)
+
+
+def _shared(run, model):
+    """A run's data for a model that knows none, read again where that takes pictures of another size."""
+    own = run.data.signature.preprocess.shape
+    if hasattr(model, "predict_on_batch"):
+        size = tuple(model.input_shape[1:])
+    else:
+        size = next((port.shape[1:] for port in opened(model).manifest.inputs if port.name == "image"), own)
+    source = run.recipe.data
+    if len(size) != 3 or len(own) != 3 or size == own:
+        return run.data
+    if not source or (source not in names() and not Path(source).expanduser().exists()):
+        raise ValueError(
+            f"the two take pictures of other sizes, {own} and {size}, and data {source!r} of the run cannot be read again in "
+            "the other; give data=, a name or a path (--data on the command line)"
+        )
+    return load(source, input_shape=size, **run.recipe.data_options)
 
 
 def _check_seeds(models: list) -> None:

@@ -14,10 +14,11 @@ from typing import Any
 
 import numpy as np
 
-from zoo.data import Data, Split
+from zoo.data import Data, Split, lazy
 from zoo.evaluate.findings import Finding, listed, over, table
 from zoo.evaluate.leakage import splits_of
 from zoo.evaluate.report import defined
+from zoo.tasks import baselines
 
 CLEAR = 0.5  # probability by which another class is ahead of the label
 
@@ -118,7 +119,7 @@ def doubtful_labels(
     if model is None and overrides:
         raise TypeError(f"{next(iter(overrides))!r} is a setting of a named model; name one with model=")
     places = [(name, row) for name, split in splits.splits.items() for row in range(len(split))]
-    x = {key: np.concatenate([s.x[key] for s in splits.splits.values()]) for key in splits.train.x}
+    x = {key: lazy.joined([s.x[key] for s in splits.splits.values()]) for key in splits.train.x}
     y = np.concatenate([s.y for s in splits.splits.values()])
     counts = np.bincount(y, minlength=signature.outputs)
     if folds < 2 or counts.min() < folds:
@@ -191,15 +192,15 @@ def _answers(
     overrides: dict[str, Any],
 ) -> np.ndarray:
     """Probabilities of the rows that are held out, by a model trained on the others."""
-    known = Split({key: values[~held] for key, values in x.items()}, y[~held])
-    asked = Split({key: values[held] for key, values in x.items()}, y[held])
+    known = Split({key: lazy.pick(values, ~held) for key, values in x.items()}, y[~held])
+    asked = Split({key: lazy.pick(values, held) for key, values in x.items()}, y[held])
     if model is not None:
         from zoo.evaluate import evaluate
         from zoo.training import train
 
         # a tenth of the known rows chooses the epoch
         pick = _deal(known.y, 10, seed) == 0
-        parts = [Split({k: v[rows] for k, v in known.x.items()}, known.y[rows]) for rows in (~pick, pick)]
+        parts = [Split({k: lazy.pick(v, rows) for k, v in known.x.items()}, known.y[rows]) for rows in (~pick, pick)]
         own = replace(splits, train=parts[0], validation=parts[1], test=asked)
         with tempfile.TemporaryDirectory() as folder:
             run = train(model, own, out=Path(folder) / "fold", quiet=True, seed=seed, **overrides)
@@ -210,7 +211,7 @@ def _answers(
     from sklearn.linear_model import LogisticRegression
     from threadpoolctl import threadpool_limits
 
-    flat = [splits.signature.inputs(part.x).reshape(len(part), -1) for part in (known, asked)]
+    flat = [baselines.flat(part, splits.signature) for part in (known, asked)]
     with warnings.catch_warnings(), threadpool_limits(1):
         warnings.simplefilter("ignore", ConvergenceWarning)  # 300 steps are near enough
         fitted = LogisticRegression(max_iter=300, C=0.1).fit(flat[0], known.y)

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from zoo import data as datasets
-from zoo.data import Data
+from zoo.data import Data, lazy
 from zoo.evaluate.columns import Column, columns
 from zoo.evaluate.findings import Finding, listed, named, over
 from zoo.evaluate.report import defined
@@ -212,7 +212,7 @@ def _near(splits: Data, copies: tuple[Copy, ...], seed: int, progress: bool) -> 
         rows = np.arange(len(split))
         if len(rows) > MOST and name == "train":
             rows = np.sort(random.choice(rows, MOST, replace=False))
-        points = described(splits, {key: values[rows] for key, values in split.x.items()})
+        points = described(splits, {key: lazy.pick(values, rows) for key, values in split.x.items()})
         if earlier and len(points):
             there = np.concatenate([p for _, _, p in earlier])
             owners = [(n, row) for n, own, _ in earlier for row in own.tolist()]

@@ -27,14 +27,23 @@ def confusion(matrix: np.ndarray, labels: tuple[str, ...], path: str | Path) -> 
         for row, column in np.ndindex(matrix.shape):
             if matrix[row, column]:
                 colour = "white" if share[row, column] > 0.5 else "black"
-                axes.text(column, row, matrix[row, column], ha="center", va="center", color=colour, fontsize=9)
+                text = shortened(int(matrix[row, column]))
+                axes.text(column, row, text, ha="center", va="center", color=colour, fontsize=9)
         long = max(map(len, labels)) > 3
         axes.set_xticks(range(len(labels)), labels, rotation=45 if long else 0, ha="right" if long else "center")
         axes.set_yticks(range(len(labels)), labels)
-    axes.set(xlabel="predicted", ylabel="true", title=f"Confusion, {np.trace(matrix)} of {matrix.sum()} right")
+    axes.set(xlabel="predicted", ylabel="true", title=f"Confusion, {np.trace(matrix):,} of {matrix.sum():,} right")
     figure.colorbar(picture, ax=axes, label="share of the true class", shrink=0.8)
     figure.savefig(path)
     return Path(path)
+
+
+def shortened(count: int) -> str:
+    """A count in at most five characters: `9999`, `93.8k`, `1.44M`, `144M`."""
+    if count < 10_000:
+        return str(count)
+    size, unit = next(pair for pair in ((10**9, "G"), (10**6, "M"), (10**3, "k")) if count >= 0.9995 * pair[0])
+    return f"{count / size:#.3g}".rstrip(".") + unit
 
 
 def scatter(y: np.ndarray, answers: np.ndarray, label: str, path: str | Path) -> Path:

@@ -255,7 +255,15 @@ class Candidate:
             target = target or known.get("target") or None
         image = shape if shape and len(shape) == 3 else None
         drawn = not isinstance(data, Data)
-        data = load(data, input_shape=image, target=target, seed=known.get("seed") or 0)
+        try:
+            data = load(data, input_shape=image, target=target, seed=known.get("seed") or 0)
+        except ValueError as error:
+            if image is None or "is a table" not in str(error):
+                raise
+            raise ValueError(
+                f"{name or 'the model'} takes images, and data {str(data)!r} is a table; give data like that it was "
+                "trained on"
+            ) from None
         check_fit(data, known)
         sizes = {split: len(part) for split, part in data.splits.items()}
         if drawn and known.get("sha256") == data.sha256 and known["rows"] not in (None, sizes):

@@ -280,6 +280,12 @@ def attacked(
         if classes and len(methods) > 1:
             points.setdefault("worst", []).append(Point("worst", epsilon, wilson(int(standing.sum()), len(y))))
     findings = masking.still(losses, sorted(limits))
+    if not gradients:
+        findings.append(
+            Finding(
+                "random", "no other change was tried, and who attacks does not draw lots", "give the run of this bundle"
+            )
+        )
     if classes and against is None:  # that rows carry over badly to another model is no doubt about the attack
         findings += masking.doubts(points, len(y))
         if attacker is not None:

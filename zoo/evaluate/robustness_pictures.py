@@ -9,6 +9,7 @@ from zoo.evaluate.pictures import _figure
 _MOST_BARS = 30  # columns of a table
 _WIDE = 3  # panels side by side
 _PANEL = 2.9  # inches of a panel's height, without examples
+_LEAST = 4  # places on an axis of strengths, so that the images below few of them are not huge
 _HALF, _GAP = 0.45, 0.06  # half the width of an image and the gap below it, where places on the axis are 1 apart
 
 
@@ -25,10 +26,12 @@ def _corruptions(found, path):
     kinds = [kind for kind in found.kinds if kind != "without"]
     wide = min(_WIDE, len(kinds))
     high = -(-len(kinds) // max(wide, 1))
-    strips = max((_inches(images[:, :1], 3.7) for images in found.examples.values()), default=0)
+    width = 5.6 if wide == 1 else 4.3 * max(wide, 2)
+    inner = width / max(wide, 1) - 0.6  # inches of a panel's axis
+    strips = max((_inches(images[:, :1], inner) for images in found.examples.values()), default=0)
     columns = min(_MOST_BARS, len(found.curve("without")))
     heights = [(_PANEL + strips) * high, (0.9 + 0.2 * columns) * bool(columns)]
-    figure = _figure(4.3 * max(wide, 2), sum(heights))
+    figure = _figure(width, sum(heights))
     figure.suptitle(_title(found), fontsize=11)
     above, below = figure.subfigures(2, 1, height_ratios=[max(height, 1e-3) for height in heights])
     if columns:
@@ -47,7 +50,7 @@ def _corruptions(found, path):
         axes.axhline(found.clean.score, color="grey", linewidth=1, linestyle="--")
         _scale(axes, found)
         axes.set_xticks(range(len(curve)), [f"{point.strength:g}" for point in curve], fontsize=8)
-        axes.set_xlim(-0.5, len(curve) - 0.5)
+        axes.set_xlim(_ends(len(curve)))
         axes.set_title(kind, fontsize=10)
         axes.set_xlabel(found.units[kind], fontsize=8)
     figure.savefig(path)
@@ -81,12 +84,16 @@ def _attacks(found, path):
         axes, below = figure.subplots(2, 1, height_ratios=(3.6, strip))
         _strip(below, shown)
     for kind in kinds:
-        style = {"color": "black", "linestyle": "--"} if kind == "worst" else {"marker": "o", "markersize": 4}
+        style = (
+            {"color": "black", "linestyle": "--", "marker": "."}
+            if kind == "worst"
+            else {"marker": "o", "markersize": 4}
+        )
         _line(axes, [point.score for point in found.curve(kind)], kind, **style)
     axes.axhline(found.clean.score, color="grey", linewidth=1, label="unchanged")
     _scale(axes, found)
     axes.set_xticks(range(len(limits)), [f"{limit:g}" for limit in limits])
-    axes.set_xlim(-0.5, len(limits) - 0.5)
+    axes.set_xlim(_ends(len(limits)))
     axes.set_xlabel(f"epsilon: {found.units['epsilon']}", fontsize=9)
     axes.set_title(f"under attack: {_title(found)}", fontsize=10)
     axes.legend(fontsize=8)
@@ -164,7 +171,7 @@ def _strip(axes, images):
             cmap="gray", vmin=0, vmax=255, interpolation="nearest",
             extent=(place - _HALF, place + _HALF, top - tall, top),
         )  # fmt: skip
-    axes.set_xlim(-0.5, strengths - 0.5)
+    axes.set_xlim(_ends(strengths))
     axes.set_ylim(-count * (tall + _GAP), 0)
     axes.set_anchor("N")
     axes.axis("off")
@@ -175,9 +182,15 @@ def _tall(images):
     return 2 * _HALF * images.shape[2] / images.shape[3]
 
 
+def _ends(strengths):
+    """Where an axis of so many strengths begins and ends."""
+    middle, half = (strengths - 1) / 2, max(strengths, _LEAST) / 2
+    return middle - half, middle + half
+
+
 def _inches(images, width):
     """Height of a strip as wide as the axis above it."""
-    return 1.1 * images.shape[1] * (_tall(images) + _GAP) * width / images.shape[0]
+    return 1.1 * images.shape[1] * (_tall(images) + _GAP) * width / max(_LEAST, images.shape[0])
 
 
 def _title(found):

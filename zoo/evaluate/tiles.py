@@ -7,13 +7,27 @@ quarter is wider than the network looks around a pixel.
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from zoo.evaluate.report import opened
 
 _GRID = 16  # tiles begin at multiples of this, so that the poolings of a network fall on the same pixels in every tile
+
+
+class Segmenter(NamedTuple):
+    """A segmentation at hand.
+
+    Attributes:
+        predict: uint8 tiles `(batch, height, width, channels)` -> probabilities `(batch, height, width, classes)`.
+        shape: of a tile, `(height, width, channels)`.
+        labels: of the classes.
+    """
+
+    predict: Callable[[np.ndarray], np.ndarray]
+    shape: tuple[int, ...]
+    labels: tuple[str, ...]
 
 
 def segment(
@@ -23,38 +37,45 @@ def segment(
     overlap: int | None = None,
     batch: int = 8,
     precision: str | None = None,
-    out: np.ndarray | None = None,
-) -> np.ndarray:
+    tile: int | tuple[int, int] | None = None,
+    out: Any = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Any:
     """The mask of a picture of any size, by tiles of the model's input size.
 
     Only a band of tiles is held at a time: with a `numpy.memmap` as `image` and another as `out` neither picture nor
     mask need fit in memory.
 
     Args:
-        model: `zoo.training.Run` of a segmentation, its bundle, or the path of either.
-        image: uint8 `(height, width, channels)`, anything that gives such an array by slices, or the path of a picture.
+        model: `zoo.training.Run` of a segmentation, its bundle, the path of either, or what `segmenter` returned.
+        image: uint8 `(height, width, channels)`, anything that gives such an array by slices, or the path of a picture,
+            see `zoo.data.large`.
         overlap: pixels that neighbouring tiles share at least; half a tile if None.
         batch: tiles per call of the model.
         precision: form of a bundle.
-        out: uint8 `(height, width)` to write the mask to; a new array if None.
+        tile: pixels a side of a tile, or `(height, width)`; the model's input size if None. A bundle has no other.
+        out: uint8 `(height, width)` to write the mask to, from top to bottom in bands of whole rows; a new array if None.
+        progress: called with the number of tiles that are done and of all.
 
     Returns:
-        Index of the likeliest label of each pixel, uint8 `(height, width)`.
+        Index of the likeliest label of each pixel, uint8 `(height, width)`; `out` where it was given.
 
     Raises:
         ValueError: the model is for another task, the picture has other channels, or a number is out of range.
     """
-    predict, (tile_height, tile_width, channels) = _model(model, precision)
+    own = model if isinstance(model, Segmenter) else segmenter(model, precision, tile)
+    predict, (tile_height, tile_width, channels) = own.predict, own.shape
     if isinstance(image, str | Path):
-        from zoo.data.images import open_image
+        from zoo.data.large import open_large
 
-        size = open_image(Path(image), None)
-        image = open_image(Path(image), (*size[:2], channels))
+        image = open_large(Path(image), channels)
     if len(image.shape) != 3 or image.shape[2] != channels or image.dtype != np.uint8:
         raise ValueError(
             f"image must be uint8 (height, width, {channels}) as the model takes it, got {image.dtype} {tuple(image.shape)}"
         )
     height, width = image.shape[:2]
+    if not height or not width:
+        raise ValueError(f"image has no pixels: its shape is {tuple(image.shape)}")
     shared = min(tile_height, tile_width) // 2 if overlap is None else overlap
     if not 0 <= shared < min(tile_height, tile_width) or batch < 1:
         raise ValueError(
@@ -76,6 +97,8 @@ def segment(
         following = rows[place + 1] if place + 1 < len(rows) else height
         done = following - top
         out[top:following] = found[:done].argmax(axis=-1)  # weights add up to one in every pixel
+        if progress:
+            progress((place + 1) * len(columns), len(rows) * len(columns))
         band = found[done:]
     return out
 
@@ -139,35 +162,77 @@ def _ramp(shared: int, tile: int) -> np.ndarray:
     return np.clip((places - shared / 4) / max(1.0, shared / 2), 0 if shared > 3 else 0.5, 1)
 
 
-def _model(model: Any, precision: str | None) -> tuple[Callable[[np.ndarray], np.ndarray], tuple[int, ...]]:
-    """A function from tiles to probabilities, and the size of a tile."""
+def segmenter(model: Any, precision: str | None = None, tile: int | tuple[int, int] | None = None) -> Segmenter:
+    """A run or a bundle, opened once for any number of pictures.
+
+    Args:
+        model: `zoo.training.Run` of a segmentation, its bundle, or the path of either.
+        precision: form of a bundle.
+        tile: pixels a side of a tile, or `(height, width)`; the model's input size if None.
+
+    Raises:
+        ValueError: the model is for another task, or cannot have such tiles.
+    """
     if isinstance(model, str | Path) and (Path(model) / "recipe.json").exists():
         from zoo.training import load
 
         model = load(model)
+    size = None if tile is None else (tile, tile) if isinstance(tile, int) else tuple(tile)
+    if size is not None and (len(size) != 2 or min(size) < 1):
+        raise ValueError(f"tile must be a number of pixels, or height and width, got tile={tile!r}")
     if hasattr(model, "model") and hasattr(model, "signature"):  # a run
-        from zoo import tasks
-
         _check(model.signature.task)
         if precision is not None:
             raise ValueError(f"a precision is one of a bundle's forms, got precision={precision!r}; leave it out")
-        signature, task = model.signature, tasks.get(model.signature.task)
-
-        def of_run(tiles: np.ndarray) -> np.ndarray:
-            raw = model.model.predict_on_batch(signature.inputs({"image": tiles}))
-            return task.answers(raw, signature)["probabilities"]
-
-        return of_run, signature.preprocess.shape
+        return _of_run(model, size)
     from serve.runtime import Model
 
     bundle = opened(model)
     _check(bundle.manifest.task)
+    shape = bundle.manifest.inputs[0].shape[1:]
+    if size not in (None, shape[:2]):
+        raise ValueError(
+            f"the bundle takes tiles of {shape[0]}x{shape[1]} pixels and no others, got tile={tile!r}; leave it out, or give "
+            "the run"
+        )
     runtime = Model(bundle, precision=precision)
 
     def of_bundle(tiles: np.ndarray) -> np.ndarray:
         return runtime.predict({"image": tiles}, ["probabilities"])["probabilities"]
 
-    return of_bundle, bundle.manifest.inputs[0].shape[1:]
+    return Segmenter(of_bundle, tuple(shape), tuple(bundle.manifest.labels))
+
+
+def _of_run(run: Any, size: tuple[int, ...] | None) -> Segmenter:
+    from zoo import tasks
+
+    network, signature = run.model, run.signature
+    task, shape = tasks.get(signature.task), signature.preprocess.shape
+    if size is not None and size != shape[:2]:
+        network, shape = _resized(network, (*size, shape[2])), (*size, shape[2])
+
+    def of_run(tiles: np.ndarray) -> np.ndarray:
+        raw = network.predict_on_batch(signature.inputs({"image": tiles}))
+        return task.answers(raw, signature)["probabilities"]
+
+    return Segmenter(of_run, tuple(shape), tuple(signature.labels))
+
+
+def _resized(network: Any, shape: tuple[int, ...]) -> Any:
+    """The same layers and weights over an input of another size."""
+    import keras
+
+    try:
+        found = keras.models.clone_model(network, input_tensors=keras.Input(shape, name="image"))
+        if found.output_shape[1:3] != shape[:2]:
+            raise ValueError(f"it answers {found.output_shape[1:3]}")
+        found.set_weights(network.get_weights())
+    except ValueError as error:
+        raise ValueError(
+            f"the network cannot take tiles of {shape[0]}x{shape[1]} pixels, which its poolings do not divide; take a multiple "
+            f"of its input size, {network.input_shape[1]}x{network.input_shape[2]}"
+        ) from error
+    return found
 
 
 def _check(task: str) -> None:

@@ -16,7 +16,7 @@ import numpy as np
 
 from zoo import data as datasets
 from zoo import recipes, registry
-from zoo.data import Data, Rows, targets
+from zoo.data import Data, Rows, lazy, targets
 from zoo.data.rows import TEST, TRAIN, VALIDATION, digests
 from zoo.evaluate import metrics
 from zoo.evaluate.report import SPLITS, Candidate, Report, defined, evaluate
@@ -359,7 +359,7 @@ def _with_train(splits: Data, chosen: np.ndarray) -> Data:
     rows = _rows(splits, SPLITS)
     part = np.concatenate([np.full(len(getattr(splits, name)), code) for name, code in _CODES.items()]).astype(np.int8)
     keep = np.concatenate([np.sort(chosen), np.arange(len(splits.train), len(rows.y))])
-    x = {key: values[keep] for key, values in rows.x.items()}
+    x = {key: lazy.pick(values, keep) for key, values in rows.x.items()}
     return datasets.from_rows(dataclasses.replace(rows, x=x, y=rows.y[keep], part=part[keep]))
 
 
@@ -375,7 +375,7 @@ def _rows(splits: Data, parts: tuple[str, ...]) -> Rows:
     return Rows(
         name=splits.name,
         task=signature.task,
-        x={key: np.concatenate([split.x[key] for split in found]) for key in splits.train.x},
+        x={key: lazy.joined([split.x[key] for split in found]) for key in splits.train.x},
         y=np.concatenate([split.y for split in found]),
         labels=signature.labels,
         source=splits.source,

@@ -57,7 +57,7 @@ def pairs(rows: list[dict], images: np.ndarray, path: str | Path) -> Path:
     down = max(1, -(-len(rows) // across))
     height, width = images.shape[1:3]
     wide = 2.4
-    figure = new_figure(wide * across, (wide * 0.5 * min(2.0, height / width) + 0.6) * down + 0.5)
+    figure = new_figure(wide * across, (wide * 0.5 * min(2.0, height / width) + 0.5) * down + 0.4)
     figure.suptitle(f"The {len(rows)} pairs judged most wrongly" if rows else "No pair was judged wrongly", fontsize=11)
     places = np.ravel(figure.subplots(down, across, squeeze=False))
     for axes in places:

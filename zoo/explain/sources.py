@@ -43,6 +43,10 @@ def subject_of(
         return model
     if hasattr(model, "manifest"):
         return _of_kind(_of_bundle(model, background, precision), kind)
+    if precision is not None:
+        raise ValueError(
+            f"a precision is one of a bundle's forms, got precision={precision!r} for {article(type(model).__name__)}; leave it out"
+        )
     if hasattr(model, "model") and hasattr(model, "signature"):  # a run
         own = getattr(model, "data", None)
         model, signature = model.model, signature or model.signature

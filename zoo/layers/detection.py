@@ -190,6 +190,15 @@ def between(pixels, start, width, rows, columns):
     return total
 
 
+def averaged(points, size, samples):
+    """Mean of the points of each cell: (batch, boxes, size * samples, size * samples, channels) -> (all boxes, size, size, ...).
+
+    By pooling, since devices take no mean of more than six axes.
+    """
+    cells = ops.reshape(points, (-1, size * samples, size * samples, points.shape[-1]))
+    return ops.average_pool(cells, samples, strides=samples)
+
+
 @keras.saving.register_keras_serializable("zoo")
 class RoIAlign(layers.Layer):
     """Features under boxes, sampled between the pixels.
@@ -224,8 +233,7 @@ class RoIAlign(layers.Layer):
         pixels = ops.reshape(features, (-1, channels))
         start = ops.reshape(ops.arange(batch) * (height * width), (-1, 1, 1, 1))
         total = between(pixels, start, width, (rows, row_weights), (columns, column_weights))
-        cells = ops.reshape(total, (batch, -1, self.size, self.samples, self.size, self.samples, channels))
-        return ops.mean(cells, axis=(3, 5))
+        return ops.reshape(averaged(total, self.size, self.samples), (batch, -1, self.size, self.size, channels))
 
     def points(self, boxes, axis):
         """Sampling points along one axis, in pixels of the features: (batch, boxes, size * samples)."""

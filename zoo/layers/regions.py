@@ -10,7 +10,7 @@ import math
 import keras
 from keras import layers, ops
 
-from zoo.layers.detection import NonMaxSuppression, between, neighbours
+from zoo.layers.detection import NonMaxSuppression, averaged, between, neighbours
 
 GROWTH = math.log(1000 / 16)  # largest logarithm by which a box grows in one stage, so that its exponential is finite
 SURE = 40.0  # a logit whose sigmoid is 1 in float32
@@ -182,8 +182,9 @@ class PyramidAlign(layers.Layer):
         width = ops.cast(width, "int32")[..., None]
         pixels = ops.reshape(pixels, (-1, channels))
         total = between(pixels, start, width, (rows, row_weights), (columns, column_weights))
-        shape = (-1, boxes.shape[1], self.size, self.samples, self.size, self.samples, channels)
-        return ops.mean(ops.reshape(total, shape), axis=(3, 5))
+        return ops.reshape(
+            averaged(total, self.size, self.samples), (-1, boxes.shape[1], self.size, self.size, channels)
+        )
 
     def points(self, boxes, axis, scale):
         """Sampling points along one axis, in pixels of the map: (batch, boxes, size * samples)."""

@@ -1,7 +1,8 @@
 """Recipes: every setting of a training run as one typed value, and the runs that are proven.
 
 A run's settings are the defaults below, then the model's own (`recipe=` in its registry entry), then the proven run
-for that model and data set, then what the caller overrides.
+for that model and data set or, where one is named, the recipe of the literature (`zoo.recipes.literature`), then what
+the caller overrides.
 """
 
 import dataclasses
@@ -16,13 +17,35 @@ from zoo.registry import suggest
 
 OPTIMIZERS = ("sgd", "momentum", "nesterov", "adagrad", "adadelta", "rmsprop", "adam", "adamw", "nadam", "lion")
 SCHEDULES = ("constant", "step", "exponential", "cosine", "warm_restarts", "one_cycle", "plateau")
-AUGMENTATIONS = ("shift", "crop", "flip", "rotate", "noise", "colour", "mixup", "cutmix", "mosaic")
+SHAPES = {  # schedules with figures of their own, as examples with what each must look like
+    "cosine:0.05": r"cosine:0?\.\d+",
+    "poly:0.5": r"poly:\d+\.?\d*",
+    "milestones:30:60:80": r"milestones(:\d+)+",
+    "decay:0.94:2": r"decay:0?\.\d+:[1-9]\d*",
+}
+FIGURES = {  # how many figures an augmentation takes behind its name, such as "mixup:0.8"
+    "resized_crop": 1,
+    "randaugment": 2,
+    "shift": 1,
+    "crop": 0,
+    "flip": 0,
+    "rotate": 0,
+    "noise": 0,
+    "colour": 0,
+    "erase": 1,
+    "mixup": 1,
+    "cutmix": 1,
+    "mixup_or_cutmix": 2,
+    "mosaic": 3,
+}
+AUGMENTATIONS = tuple(FIGURES)
+MIXING = ("mixup", "cutmix", "mixup_or_cutmix", "mosaic")  # those that make one row of several
 PRECISIONS = ("float32", "mixed_float16", "mixed_bfloat16")
 ADVERSARIAL = ("fgsm:8", "pgd:8", "pgd:8:10", "pgd-l2:64", "gaussian:32")  # examples; any figures will do
 SCALINGS = ("fitted", "caffe", "tf", "torch", "0/255")  # the last an example; any figures will do
 CHOICES = {
     "optimizer": OPTIMIZERS,
-    "schedule": SCHEDULES,
+    "schedule": (*SCHEDULES, *SHAPES),
     "augment": AUGMENTATIONS,
     "precision": PRECISIONS,
     "adversarial": ADVERSARIAL,
@@ -75,16 +98,23 @@ class Recipe:
         arguments: the builder's arguments; `input_shape` and `classes` follow from the data.
         epochs: passes over the training split.
         batch_size: rows per step.
-        optimizer: one of `OPTIMIZERS`; "momentum" and "nesterov" are SGD with momentum 0.9.
+        accumulate: batches whose gradients are averaged into one step of the optimiser.
+        optimizer: one of `OPTIMIZERS`; "momentum" and "nesterov" are SGD with momentum.
+        momentum: of "momentum", "nesterov" and "rmsprop"; None for 0.9, and for "rmsprop" none.
+        epsilon: that adaptive optimisers add to what they divide by; None for Keras' own.
         learning_rate: its highest value.
-        schedule: one of `SCHEDULES`, over the whole run; "plateau" divides by 5 when validation stands still.
+        schedule: one of `SCHEDULES`, over the whole run; "plateau" divides by 5 when validation stands still. Or, with
+            figures of its own: "cosine:SHARE" that ends at this share of the rate, "poly:POWER", "milestones:EPOCH:EPOCH"
+            that divides by 10 when these epochs are done, "decay:FACTOR:EPOCHS" that multiplies after each so many epochs.
         warmup: share of the steps in which the rate rises linearly from zero, in [0, 1).
         weight_decay: decoupled decay per step, relative to the learning rate.
         clip_norm: largest global norm of the gradients, None for no clipping.
         l1, l2: penalty on kernels; both together are the elastic net.
         loss: "" for the task's own, else a name from `zoo.tasks.losses`; of an embedding such as "arcface:0.5:64".
         label_smoothing: share of the target spread over all classes, in [0, 1).
-        augment: names from `AUGMENTATIONS`, applied to training batches in this order.
+        augment: names from `AUGMENTATIONS`, applied to training batches in this order, but those of pixels first; some take
+            figures behind a colon, such as "mixup:0.8".
+        unmixed: last epochs without those augmentations that make one row of several.
         adversarial: "" for none, else what each training and validation batch is changed by, see `Perturbation`.
         class_weights: weigh each class by the inverse of its frequency.
         precision: one of `PRECISIONS`; mixed precision pays on GPUs only.
@@ -93,10 +123,11 @@ class Recipe:
         weights: pretrained weights the run begins with, a declared name or a file; "" for fresh ones.
         scaling: how images are scaled: "" as the weights expect, and fitted on the training images where there are none;
             "fitted"; or a declared scaling, see `zoo.data.signature.read_scaling`.
-        freeze: the last part of the network that stands still, such as "stage1", "backbone" for all but the head, "" for
-            none; see `zoo.backbone.parts`.
+        freeze: the last part of the network that stands still, such as "stage1"; "backbone" for all before neck, decoder
+            and head; "" for none. See `zoo.backbone.parts`.
         unfreeze_every: epochs after which one more part learns, from the head to the input; 0 to keep them still.
         rate_decay: learning rate of each part as a share of that of the part behind it, in (0, 1]; the head has the whole.
+        literature: name of the published recipe these settings began with, see `zoo.recipes.literature`; "" for none.
         seed: of the weights, the order and the augmentation, and of the split where `split_seed` is None.
         split_seed: of the split; the recipe of a run names the one its data was split with.
         expected: score on the held-out split that this run is known to reach, None if not known.
@@ -108,7 +139,10 @@ class Recipe:
     arguments: dict[str, Any] = field(default_factory=dict)
     epochs: int = 20
     batch_size: int = 32
+    accumulate: int = 1
     optimizer: str = "adamw"
+    momentum: float | None = None
+    epsilon: float | None = None
     learning_rate: float = 1e-3
     schedule: str = "cosine"
     warmup: float = 0.0
@@ -119,6 +153,7 @@ class Recipe:
     loss: str = ""
     label_smoothing: float = 0.0
     augment: tuple[str, ...] = ()
+    unmixed: int = 0
     adversarial: str = ""
     class_weights: bool = False
     precision: str = "float32"
@@ -129,6 +164,7 @@ class Recipe:
     freeze: str = ""
     unfreeze_every: int = 0
     rate_decay: float = 1.0
+    literature: str = ""
     seed: int = 0
     split_seed: int | None = None
     expected: float | None = None
@@ -139,14 +175,24 @@ class Recipe:
             "batch_size": (self.batch_size >= 1, "at least 1"),
             "optimizer": (self.optimizer in OPTIMIZERS, f"one of {', '.join(OPTIMIZERS)}"),
             "learning_rate": (self.learning_rate > 0, "above 0"),
-            "schedule": (self.schedule in SCHEDULES, f"one of {', '.join(SCHEDULES)}"),
+            "accumulate": (self.accumulate >= 1, "at least 1"),
+            "momentum": (self.momentum is None or 0 <= self.momentum < 1, "in [0, 1), or None"),
+            "epsilon": (self.epsilon is None or self.epsilon > 0, "above 0, or None"),
+            "unmixed": (self.unmixed >= 0, "at least 0"),
+            "schedule": (
+                self.schedule in SCHEDULES or any(re.fullmatch(form, self.schedule) for form in SHAPES.values()),
+                f"one of {', '.join((*SCHEDULES, *SHAPES))}",
+            ),
             "warmup": (0 <= self.warmup < 1, "in [0, 1)"),
             "weight_decay": (self.weight_decay >= 0, "at least 0"),
             "clip_norm": (self.clip_norm is None or self.clip_norm > 0, "above 0, or None"),
             "l1": (self.l1 >= 0, "at least 0"),
             "l2": (self.l2 >= 0, "at least 0"),
             "label_smoothing": (0 <= self.label_smoothing < 1, "in [0, 1)"),
-            "augment": (set(self.augment) <= set(AUGMENTATIONS), f"among {', '.join(AUGMENTATIONS)}"),
+            "augment": (
+                all(map(_augments, self.augment)),
+                f"among {', '.join(AUGMENTATIONS)}, some with figures such as mixup:0.8",
+            ),
             "precision": (self.precision in PRECISIONS, f"one of {', '.join(PRECISIONS)}"),
             "averaging": (0 <= self.averaging < 1, "in [0, 1)"),
             "patience": (self.patience >= 0, "at least 0"),
@@ -187,6 +233,13 @@ class Recipe:
         raw = json.loads(Path(path).read_text(encoding="utf-8"))
         lists = {name: _tuples(value) for name, value in raw["arguments"].items()}
         return cls(**{**raw, "arguments": lists, "augment": tuple(raw["augment"])})
+
+
+def _augments(entry: str) -> bool:
+    """Whether an augmentation is known, and has no more figures than it takes."""
+    name, *figures = entry.split(":")
+    known = name in FIGURES and len(figures) <= FIGURES[name]
+    return known and all(re.fullmatch(r"\d+\.?\d*|\.\d+", figure) for figure in figures)
 
 
 SETTINGS = {name: kind for name, kind in get_type_hints(Recipe).items() if name not in ("model", "data", "arguments")}
@@ -311,6 +364,7 @@ PROVEN: dict[tuple[str, str], dict[str, Any]] = {
         learning_rate=2e-3,
         warmup=0.05,
         augment=("flip",),
+        expected=0.94,
     ),
     ("mobilenet_v2", "digits"): dict(
         arguments=dict(depth=(1, 2, 2, 2)),
@@ -344,7 +398,23 @@ PROVEN: dict[tuple[str, str], dict[str, Any]] = {
         augment=("flip",),
         expected=0.963,
     ),
+    ("yolo_nano", "shapes_boxes"): dict(  # seed 0 reached 0.768
+        arguments=dict(width=16, depth=(1, 1, 1, 1)),
+        epochs=24,
+        batch_size=16,
+        learning_rate=1e-2,
+        warmup=0.1,
+        augment=("flip", "shift"),
+    ),
     ("yolo_tiny", "shapes_boxes"): dict(
+        arguments=dict(width=12, depth=(1, 1, 1, 1)),
+        epochs=24,
+        learning_rate=6e-3,
+        warmup=0.1,
+        augment=("flip", "shift"),
+        expected=0.85,
+    ),
+    ("yolo_small", "shapes_boxes"): dict(  # with these arguments the same network as yolo_tiny
         arguments=dict(width=12, depth=(1, 1, 1, 1)),
         epochs=24,
         learning_rate=6e-3,
@@ -365,8 +435,22 @@ PROVEN: dict[tuple[str, str], dict[str, Any]] = {
 }
 
 
-def find(model: str, data: str, defaults: dict[str, Any] | None = None) -> Recipe:
-    """The recipe for a model on a data set: general defaults, then `defaults`, then the proven run if there is one."""
+def find(model: str, data: str, defaults: dict[str, Any] | None = None, published: str = "") -> Recipe:
+    """The recipe for a model on a data set: general defaults, then `defaults`, then the proven run if there is one.
+
+    Args:
+        model: public name.
+        data: data set name or path.
+        defaults: the model's own settings.
+        published: recipe of the literature that is taken in place of the proven run, see `zoo.recipes.literature`.
+
+    Raises:
+        ValueError: the literature has no such recipe for this model.
+    """
     proven = dict(PROVEN.get((model, data), {}))
+    if published:
+        from zoo.recipes import literature
+
+        proven = {**literature.find(model, published).settings, "literature": published}
     arguments = proven.pop("arguments", {})
     return Recipe(model, data, arguments=arguments).override(**{**(defaults or {}), **proven})

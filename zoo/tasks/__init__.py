@@ -61,6 +61,8 @@ class Task(Protocol):
         picture: title of what `plot` draws.
         form: how a figure is printed.
         pictorial: whether answers are best looked at; a report then shows the first rows too.
+        smooth: whether the gradient says all of how the loss answers to a weight; not so where training chooses by the
+            weights what answers for what, and passes no gradient through that choice.
     """
 
     metric: str
@@ -71,6 +73,7 @@ class Task(Protocol):
     picture: str
     form: str = ".4f"
     pictorial: bool = False
+    smooth: bool = True
 
     # ---- training
 
@@ -87,6 +90,13 @@ class Task(Protocol):
         None for a model that computes its loss itself.
         """
         return self.loss(name, label_smoothing)
+
+    def idle_raw(self, y: np.ndarray) -> np.ndarray | None:
+        """Raw outputs for encoded targets that never change, with the least loss; None where there are none to give.
+
+        Here the logarithm of the shares of the classes.
+        """
+        return np.repeat(np.log(np.maximum(y.mean(axis=0, keepdims=True), 1e-7)), len(y), axis=0)
 
     def learner(self, model: Any, data: Any, recipe: Any) -> Any:
         """The model to train: the given one, with what only training needs behind it; it shares all layers."""

@@ -7,7 +7,12 @@ import warnings
 
 import numpy as np
 
-_MOST = 10_000  # rows or pixels to fit on
+from zoo.data import Split, images, lazy
+from zoo.data.signature import Signature
+
+MOST = 10_000  # rows or pixels to fit on
+_LARGE, _SMALL = 64 * 64, 32  # pixels of a picture beyond which it is brought to a side of so many
+_TOGETHER = 1000  # rows that are read at once
 
 
 def linear(
@@ -25,20 +30,40 @@ def linear(
     Returns:
         Class indices, or values, `(rows,)`; or scores `(rows, classes)`.
     """
+    model = fitted(inputs, targets, values=values)
+    return model.decision_function(new).reshape(len(new), -1) if scores else model.predict(new)
+
+
+def fitted(inputs: np.ndarray, targets: np.ndarray, *, values: bool = False):
+    """The regression of scikit-learn that `linear` asks; the arguments are those of `linear`."""
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import LogisticRegression, Ridge
     from threadpoolctl import threadpool_limits
 
-    rows = np.random.default_rng(0).permutation(len(inputs))[:_MOST]
+    rows = np.random.default_rng(0).permutation(len(inputs))[:MOST]
     model = Ridge() if values else LogisticRegression(max_iter=300)
     # several threads gain little on so few rows, and where others use the processor they take 200 times as long
     with warnings.catch_warnings(), threadpool_limits(1):
         warnings.simplefilter("ignore", ConvergenceWarning)  # 300 steps are near enough
-        fitted = model.fit(inputs[rows], targets[rows])
-    return fitted.decision_function(new).reshape(len(new), -1) if scores else fitted.predict(new)
+        return model.fit(inputs[rows], targets[rows])
 
 
-def flat(data, part: str) -> np.ndarray:
-    """The model's inputs of a split, one line of features for each row."""
-    rows = getattr(data, part)
-    return data.signature.inputs(rows.x).reshape(len(rows.y), -1)
+def learned(data) -> tuple[np.ndarray, np.ndarray]:
+    """Training rows to fit on, as `flat` gives them, and their targets; of pictures no more than are used."""
+    rows = slice(None)
+    if "image" in data.train.x and len(data.train) > MOST:
+        rows = np.random.default_rng(0).permutation(len(data.train))[:MOST]
+    part = Split({name: lazy.pick(values, rows) for name, values in data.train.x.items()}, data.train.y[rows])
+    return flat(part, data.signature), part.y
+
+
+def flat(split: Split, signature: Signature) -> np.ndarray:
+    """The model's inputs of a split, one line of features for each row; large pictures are made small before."""
+    step = signature.preprocess
+    if step.kind != "image" or step.height * step.width <= _LARGE or step.shape[2] not in images.MODES:
+        return signature.inputs(split.x).reshape(len(split), -1)
+    shape = (min(_SMALL, step.height), min(_SMALL, step.width), step.shape[2])
+    parts = [
+        images.resize(split.x["image"][start : start + _TOGETHER], shape) for start in range(0, len(split), _TOGETHER)
+    ]
+    return signature.inputs({"image": np.concatenate(parts)}).reshape(len(split), -1)

@@ -55,7 +55,7 @@ class Classification(Task):
         return np.tile(np.bincount(known, minlength=outputs), (rows, 1))
 
     def baseline(self, data):
-        guessed = baselines.linear(baselines.flat(data, "train"), data.train.y, baselines.flat(data, "test"))
+        guessed = baselines.linear(*baselines.learned(data), baselines.flat(data.test, data.signature))
         return self.score(data.test.y, np.eye(data.signature.outputs)[guessed])
 
     def tables(self, y, scored, labels):

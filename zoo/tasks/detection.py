@@ -5,24 +5,18 @@ logits of there being a thing and of each class, of which the probabilities are 
 detectors is how they learn, see `Detection.loss_for`.
 """
 
-import keras
 import numpy as np
-from keras import ops
 
 from zoo.data.targets import NOTHING
-from zoo.layers.detection import NonMaxSuppression, intersection_over_union
 from zoo.registry import suggest
-from zoo.tasks import Output, Task
-from zoo.tasks.simota import SimOTA
+from zoo.tasks import Output, Task, baselines
 
 COUNT = 100  # boxes of an answer; COCO's evaluation looks at no more
 OVERLAP, LEAST = 0.5, 0.05  # above which the worse box goes, up to which none is answered: torchvision's
 COMPETING = 1000  # places with the highest scores, among which it is chosen
 _PAIRS = 2**24  # of boxes that are compared at once
 SURE = 0.5  # score from which on a box is shown to people
-_BINS = 200  # of scores, in the metric followed while training
-_CANDIDATES = 100  # boxes that it looks at
-_LOSSES = {"simota": SimOTA, "simota_l1": lambda places: SimOTA(places, l1=1.0, name="simota_l1")}
+_LOSSES = {"simota": 0.0, "simota_l1": 1.0}  # weight of the absolute error
 
 
 class Detection(Task):
@@ -39,6 +33,7 @@ class Detection(Task):
     baseline_name = "the boxes of the most similar training picture"
     picture = "Precision and recall"
     pictorial = True
+    smooth = False
 
     def raw_shape(self, signature):
         return None
@@ -52,9 +47,11 @@ class Detection(Task):
         Raises:
             ValueError: no such loss, or it does not smooth labels.
         """
+        from zoo.training.learners import computes_loss
+
         if label_smoothing:
             raise ValueError(f"detectors take no label_smoothing, got {label_smoothing!r}; leave it out")
-        if type(model).compute_loss is not keras.Model.compute_loss:
+        if computes_loss(model):
             if name:
                 raise ValueError(f"{model.name!r} has a loss of its own, got loss={name!r}; leave it out")
             return None
@@ -62,9 +59,17 @@ class Detection(Task):
             raise ValueError(
                 f"detection has no loss {name!r}; losses are {', '.join(_LOSSES)}.{suggest(name, _LOSSES)}"
             )
-        return _LOSSES[name or "simota"](model.get_layer("logits").places())
+        from zoo.tasks.simota import SimOTA
+
+        name = name or "simota"
+        return SimOTA(model.get_layer("logits").places(), l1=_LOSSES[name], name=name)
+
+    def idle_raw(self, y):
+        return None
 
     def metrics(self):
+        from zoo.tasks.rough_precision import RoughPrecision
+
         return [RoughPrecision()]
 
     def encode(self, targets, outputs):
@@ -79,8 +84,10 @@ class Detection(Task):
         )
 
     def decode(self, raw, signature):
+        from zoo.layers.detection import NonMaxSuppression
+
         choose = NonMaxSuppression(COUNT, OVERLAP, LEAST, COMPETING)
-        boxes, scores, classes, _ = choose(raw[..., :4], _probabilities(raw))
+        boxes, scores, classes, _ = choose(raw[..., :4], probabilities(raw))
         return {"boxes": boxes, "scores": scores, "classes": classes}
 
     def answers(self, raw, signature):
@@ -117,18 +124,24 @@ class Detection(Task):
         return answer
 
     def baseline(self, data):
-        """The true boxes of the training picture that is nearest in its pixels, brought to 16x16 at most."""
+        """The true boxes of the training picture that is nearest in its pixels, brought to 16x16 at most.
+
+        At most 10,000 training pictures are looked at.
+        """
         from sklearn.neighbors import NearestNeighbors
 
+        from zoo.data import lazy
         from zoo.data.images import resize
 
         small = tuple(min(16, side) for side in data.signature.preprocess.shape[:2])
         pixels = {}
         for part in ("train", "test"):
             images = getattr(data, part).x["image"]
+            if part == "train":
+                images = lazy.pick(images, slice(baselines.MOST))
             if images.shape[-1] in (1, 3, 4):
                 images = resize(images, (*small, images.shape[-1]))
-            pixels[part] = images.reshape(len(images), -1).astype(np.float32)
+            pixels[part] = np.asarray(images).reshape(len(images), -1).astype(np.float32)
         nearest = NearestNeighbors(n_neighbors=1).fit(pixels["train"]).kneighbors(pixels["test"], return_distance=False)
         things = data.train.y[nearest[:, 0]]
         sure = (things[..., 4:] != NOTHING).astype(np.float32)
@@ -189,8 +202,10 @@ class Detection(Task):
         return box_pictures.shown(report.x["image"][rows], things, boxes, report.labels, titles, path)
 
 
-def _probabilities(raw):
+def probabilities(raw):
     """Of each class at each place, (batch, places, classes)."""
+    from keras import ops
+
     return ops.sigmoid(raw[..., 4:5]) * ops.sigmoid(raw[..., 5:])
 
 
@@ -215,56 +230,6 @@ def _agreement(found, right):
     """F1 score of one picture's boxes."""
     total = len(found) + len(right)
     return 2 * float(found.sum()) / total if total else 1.0
-
-
-@keras.saving.register_keras_serializable("zoo")
-class RoughPrecision(keras.metrics.Metric):
-    """About the average precision at an overlap of one half, all classes together, cheap enough for every batch.
-
-    Boxes are left out where any better one of their class overlaps them, itself left out or not (Bolya et al. 2019,
-    "YOLACT", arXiv:1904.02689, section 5), a thing is found by the best box that overlaps it most, and scores are
-    counted in bins.
-    """
-
-    def __init__(self, name="precision", **kwargs):
-        super().__init__(name=name, **kwargs)
-        self.things = self.add_variable((), "zeros", name="things")
-        self.counts = self.add_variable((2 * _BINS,), "zeros", name="counts")  # of wrong boxes, then of right ones
-
-    def update_state(self, y_true, y_pred, sample_weight=None):
-        y_true = ops.cast(y_true, "float32")
-        raw = ops.cast(y_pred, "float32")
-        scores = _probabilities(raw)
-        best, kinds = ops.max(scores, axis=-1), ops.cast(ops.argmax(scores, axis=-1), "float32")
-        best, places = ops.top_k(best, min(_CANDIDATES, raw.shape[1]))  # (batch, boxes)
-        kinds = ops.take_along_axis(kinds, places, axis=1)
-        boxes = ops.take_along_axis(raw[..., :4], places[..., None], axis=1)
-        alike = ops.equal(kinds[:, :, None], kinds[:, None, :])
-        order = ops.arange(best.shape[1])
-        better = order[None, :] < order[:, None]
-        near = intersection_over_union(boxes, boxes) > OVERLAP
-        hidden = ops.any(ops.logical_and(ops.logical_and(alike, near), better), axis=-1)
-        there = ops.cast(ops.logical_and(ops.logical_not(hidden), best > LEAST), "float32")
-
-        shared = intersection_over_union(boxes, y_true[..., :4])  # (batch, boxes, things)
-        shared = ops.where(ops.equal(kinds[..., None], y_true[:, None, :, 4]), shared, 0.0)
-        mine = ops.one_hot(ops.argmax(shared, axis=-1), shared.shape[-1], dtype="float32")
-        mine = mine * ops.cast(ops.max(shared, axis=-1, keepdims=True) >= 0.5, "float32") * there[..., None]
-        first = mine * ops.cast(ops.cumsum(mine, axis=1) <= 1.0, "float32")
-        right = ops.max(first, axis=-1)
-        bins = ops.cast(ops.clip(best * _BINS, 0, _BINS - 1), "int32") + _BINS * ops.cast(right > 0, "int32")
-        found = ops.segment_sum(ops.reshape(there, (-1,)), ops.reshape(bins, (-1,)), num_segments=2 * _BINS)
-        self.counts.assign(self.counts + ops.cast(found, self.counts.dtype))
-        real = ops.cast(y_true[..., 4] >= 0, self.things.dtype)
-        self.things.assign(self.things + ops.sum(real))
-
-    def result(self):
-        wrong, right = (ops.cumsum(ops.flip(self.counts[half : half + _BINS])) for half in (0, _BINS))
-        precision = right / ops.maximum(wrong + right, 1.0)  # (bins,), from the surest down
-        order = ops.arange(_BINS)
-        best = ops.max(ops.where(order[None, :] >= order[:, None], precision[None], 0.0), axis=1)
-        gained = right - ops.concatenate([ops.zeros((1,), right.dtype), right[:-1]])
-        return ops.sum(gained * best) / ops.maximum(self.things, 1.0)
 
 
 TASK = Detection()

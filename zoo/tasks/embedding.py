@@ -2,10 +2,10 @@
 
 import re
 
-import keras
 import numpy as np
 
-from zoo.tasks import Output, Task, baselines, embedding_losses
+from zoo.recipes import MIXING
+from zoo.tasks import Output, Task, baselines
 
 _FORMS = {"arcface": ("margin", "scale"), "triplet": ("margin",), "semi_hard_triplet": ("margin",)}
 _COMPONENTS = 128  # principal components that the baseline looks at
@@ -40,6 +40,8 @@ class Embedding(Task):
             raise ValueError(
                 f"an embedding has no labels to smooth, got label_smoothing={label_smoothing}; leave it out"
             )
+        from zoo.tasks import embedding_losses
+
         form, *figures = (name or "triplet").split(":")
         fitting = form in _FORMS and len(figures) <= len(_FORMS[form])
         if not fitting or not all(re.fullmatch(r"\d+\.?\d*", figure) for figure in figures):
@@ -52,8 +54,13 @@ class Embedding(Task):
             return embedding_losses.ArcFace(**options)
         return embedding_losses.Triplet(**options, mining="semi_hard" if form.startswith("semi") else "hard")
 
+    def idle_raw(self, y):
+        return None
+
     def metrics(self):
-        return [embedding_losses.PairArea()]
+        from zoo.tasks.embedding_losses import PairArea
+
+        return [PairArea()]
 
     def learner(self, network, data, recipe):
         """The network with a centre of each training identity behind it where the loss is ArcFace's.
@@ -61,13 +68,17 @@ class Embedding(Task):
         Raises:
             ValueError: an augmentation that mixes identities.
         """
-        mixing = [name for name in recipe.augment if name in ("mixup", "cutmix")]
+        mixing = [entry for entry in recipe.augment if entry.partition(":")[0] in MIXING]
         if mixing:
             raise ValueError(f"{mixing[0]} mixes the targets of two rows, and identities cannot be mixed; leave it out")
         if not recipe.loss.startswith("arcface"):
             return network
+        import keras
+
+        from zoo.tasks.embedding_losses import ClassCentres
+
         identities = int(data.train.y[:, 0].max()) + 1
-        cosines = embedding_losses.ClassCentres(identities, name="class_centres")(network.output)
+        cosines = ClassCentres(identities, name="class_centres")(network.output)
         return keras.Model(network.input, cosines, name=network.name)
 
     def order(self, targets, generator):
@@ -111,11 +122,11 @@ class Embedding(Task):
     def baseline(self, data):
         from sklearn.decomposition import PCA
 
-        train, test = (baselines.flat(data, part) for part in ("train", "test"))
+        (train, known), test = baselines.learned(data), baselines.flat(data.test, data.signature)
         if train.shape[1] > _COMPONENTS:
             axes = PCA(min(_COMPONENTS, len(train)), svd_solver="randomized", random_state=0).fit(train)
             train, test = axes.transform(train), axes.transform(test)
-        return self.score(data.test.y, baselines.linear(train, data.train.y[:, 0], test, scores=True))
+        return self.score(data.test.y, baselines.linear(train, known[:, 0], test, scores=True))
 
     def tables(self, y, scored, labels):
         """Pairs by truth and verdict; of either kind the share judged rightly, its similarity and the threshold."""

@@ -17,6 +17,7 @@ from keras import ops
 from zoo.evaluate.attacks import Region
 from zoo.recipes import Perturbation
 from zoo.training.gradients import input_gradients
+from zoo.training.learners import alike, loss_of
 
 STEP = 2.5  # a step is this times epsilon / steps, so that the far side of the ball can be reached (Madry et al. 2018)
 FAST_STEP = 1.25  # the one step of FGSM from a random start, times epsilon (Wong et al. 2020, section 4)
@@ -83,20 +84,14 @@ def _divisor(unit):
     return ops.where(unit > 0, unit, 1.0)
 
 
-class Hardened(keras.Model):
-    """A functional model whose training and validation steps first attack their rows; layers and weights are shared.
+class Hardening:
+    """What makes of a functional model's class one whose training and validation steps first attack their rows.
 
-    Args:
-        network: functional Keras model of one input and one output.
+    Attributes:
         perturbation: what is done to the rows.
         region: where they may be moved to.
-        seed: of random starts and noise.
+        seeds: of random starts and noise.
     """
-
-    def __init__(self, network, perturbation, region, seed):
-        super().__init__(network.input, network.output, name=network.name)
-        self.perturbation, self.region = perturbation, region
-        self.seeds = keras.random.SeedGenerator(seed)  # a variable of the model, so that a resumed run goes on with it
 
     def perturbed(self, x, y):
         """The rows in the place of which the model is trained."""
@@ -108,7 +103,7 @@ class Hardened(keras.Model):
         size = strength * (FAST_STEP if method == "fgsm" else STEP / steps)
 
         def losses(moved):
-            return self.loss.call(y, ops.cast(self(moved, training=False), "float32")), None
+            return loss_of(self, None, moved, y), None  # of all rows together, of which each feels its own part
 
         def step(_, moved):
             _, slopes, _ = input_gradients(self, losses, moved)
@@ -139,7 +134,7 @@ class Hardened(keras.Model):
 
 
 def hardened(network, data, recipe):
-    """The model to train in place of the network where a recipe asks for it.
+    """The model to train in place of the network where a recipe asks for it; layers and weights are shared.
 
     Raises:
         ValueError: the network has a training step of its own.
@@ -148,4 +143,7 @@ def hardened(network, data, recipe):
         raise ValueError(
             f"adversarial training replaces the training step, and {network.name!r} has one of its own; leave adversarial out"
         )
-    return Hardened(network, Perturbation.parse(recipe.adversarial), Region.of(data.signature), recipe.seed)
+    model = alike(network, network.output, Hardening)
+    model.perturbation, model.region = Perturbation.parse(recipe.adversarial), Region.of(data.signature)
+    model.seeds = keras.random.SeedGenerator(recipe.seed)  # a variable, so that a resumed run goes on with it
+    return model

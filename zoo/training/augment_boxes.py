@@ -10,7 +10,6 @@ from zoo.data.targets import NOTHING
 
 VISIBLE = 0.25
 ROOM = 120  # most boxes of a mosaic; of more, the largest stay
-ZOOM = (0.5, 1.5)  # of the pictures in a mosaic, as YOLOX has it for its nano (arXiv:2107.08430, its configuration)
 
 
 def flip(images, targets, generator):
@@ -23,9 +22,10 @@ def flip(images, targets, generator):
     return np.where(turned[..., None], images[:, :, ::-1], images), mirrored
 
 
-def shift(images, targets, generator):
-    """Move each image by up to an eighth of its side, at least one pixel."""
-    reach = np.maximum(1, np.array(images.shape[2:0:-1]) // 8)
+def shift(images, targets, generator, most=None):
+    """Move each image by up to `most` pixels, or an eighth of its side and at least one."""
+    sides = np.array(images.shape[2:0:-1])
+    reach = np.maximum(1, sides // 8 if most is None else np.minimum(int(most), sides))
     offsets = generator.integers(-reach, reach + 1, (len(images), 2)).astype(np.float64)  # right, down
     return _moved(images, targets, np.ones(len(images)), offsets)
 
@@ -37,9 +37,10 @@ def crop(images, targets, generator):
     return _moved(images, targets, 1 / share, -left_top / share[:, None])
 
 
-def mosaic(images, targets, generator):
-    """Put four images of the batch around a point in the place of half of them, each at half to one and a half its size.
+def mosaic(images, targets, generator, share=0.5, least=0.5, most=1.5):
+    """Put four images of the batch around a point in the place of `share` of them, each `least` to `most` its size.
 
+    The sizes are those that YOLOX has for its nano (arXiv:2107.08430, its configuration).
     Bochkovskiy et al., "YOLOv4" (arXiv:2004.10934), section 3.3. What no image covers is 0. The targets have room for
     four times as many boxes, 120 at most.
     """
@@ -49,10 +50,10 @@ def mosaic(images, targets, generator):
     boxes = np.zeros((rows, room, 5), targets.dtype)
     boxes[..., 4] = NOTHING
     boxes[:, : targets.shape[1]] = targets[:, :room]
-    for row in np.flatnonzero(generator.random(rows) < 0.5):
+    for row in np.flatnonzero(generator.random(rows) < share):
         others = [row, *generator.integers(0, rows, 3)]
         across, down = (generator.uniform(0.25, 0.75) * side for side in (width, height))
-        zooms = generator.uniform(*ZOOM, 4)
+        zooms = generator.uniform(least, most, 4)
         columns, lines = round(across), round(down)
         found = []
         made[row] = 0

@@ -187,8 +187,7 @@ class GradientHealth(keras.callbacks.Callback):
         self._probe = None
 
     def on_epoch_end(self, epoch, logs=None):
-        loss = self.model.loss
-        _, slopes = gradients(self.model, loss, self.x, self.y)
+        _, slopes = gradients(self.model, None, self.x, self.y, training=True)
         for variable, slope in zip(self.model.trainable_variables, slopes, strict=True):
             norm, size = float(np.linalg.norm(slope)), float(np.linalg.norm(np.asarray(variable)))
             self.rows.append({"epoch": epoch, "weight": variable.path, "norm": norm, "ratio": norm / (size or 1.0)})

@@ -6,13 +6,13 @@ Smith, "Cyclical Learning Rates for Training Neural Networks", WACV 2017 (arXiv:
 from dataclasses import dataclass
 from pathlib import Path
 
-import keras
 import numpy as np
 
 from zoo import tasks
 from zoo.evaluate.pictures import learning_rates
 from zoo.recipes import Recipe
 from zoo.training.fit import Batches, compile_for
+from zoo.training.learners import copy_to_train
 from zoo.training.transfer import Freezing
 
 
@@ -62,14 +62,12 @@ def find_learning_rate(
         raise ValueError(
             f"the test needs 0 < low < high and at least 10 steps, got low={low}, high={high}, steps={steps}"
         )
-    copy = keras.models.clone_model(model)
-    copy.set_weights(model.get_weights())
+    copy, learner = copy_to_train(model, data, recipe)
     task = tasks.get(data.signature.task)
-    freezing = Freezing(copy, recipe)
+    freezing = Freezing(copy, recipe, learner)
     freezing.begin(0)
-    compile_for(
-        copy, recipe.override(schedule="constant", warmup=0.0, learning_rate=low), task, steps, freezing=freezing
-    )
+    constant = recipe.override(schedule="constant", warmup=0.0, learning_rate=low)
+    compile_for(learner, constant, task, steps, freezing=freezing)
     batches = Batches(data, recipe)
     rates = low * (high / low) ** (np.arange(steps) / (steps - 1))
     losses: list[float] = []
@@ -77,9 +75,9 @@ def find_learning_rate(
     for step, rate in enumerate(rates):
         if step % batches.steps == 0:
             batches.at(step // batches.steps)
-        copy.optimizer.learning_rate.assign(rate)
-        loss = float(copy.train_on_batch(*batches[step % batches.steps], return_dict=True)["loss"])
-        copy.reset_metrics()
+        learner.optimizer.learning_rate.assign(rate)
+        loss = float(learner.train_on_batch(*batches[step % batches.steps], return_dict=True)["loss"])
+        learner.reset_metrics()
         smooth = 0.9 * smooth + 0.1 * loss
         losses.append(smooth / (1 - 0.9 ** (step + 1)))
         if not np.isfinite(loss) or losses[-1] > 4 * min(losses):

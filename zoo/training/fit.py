@@ -1,5 +1,8 @@
 """One training run of a model at hand: batches, compilation, callbacks, exact resumption."""
 
+import contextlib
+import math
+from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 
 import keras
@@ -7,10 +10,16 @@ import numpy as np
 
 from zoo import data as datasets
 from zoo import tasks
-from zoo.training import adversarial, augment
+from zoo.data.lazy import Pictures
+from zoo.machine import cores
+from zoo.recipes import MIXING
+from zoo.training import adversarial, augment, augment_pixels
 from zoo.training.callbacks import GradientHealth, Keeper, NaNGuard, Progress, position
 from zoo.training.optimisers import optimiser
 from zoo.training.transfer import Freezing
+
+AHEAD = min(8, cores())  # training batches that are made while one trains
+JUDGED = 256  # validation rows in a batch
 
 
 class Method:
@@ -62,6 +71,8 @@ class Method:
 class Batches(keras.utils.PyDataset):
     """Training batches whose order and augmentation are a function of (seed, epoch, batch) alone.
 
+    Where pictures are augmented or are still in their files, the next batches are made by other threads while one trains.
+
     Args:
         data: `zoo.data.Data`; its training split is preprocessed batch by batch.
         recipe: `zoo.recipes.Recipe`.
@@ -77,7 +88,16 @@ class Batches(keras.utils.PyDataset):
         self.task = tasks.get(data.signature.task)
         self.rows = len(data.train.y)
         self._order = (None, None)  # epoch and its permutation
+        self._coming = {}  # batches in the making, by epoch and place
+        self._makers = self.failure = None
+        if "image" in data.train.x and (recipe.augment or _in_files(data.train)):
+            self._makers = ThreadPoolExecutor(AHEAD, thread_name_prefix="batches")
         self._own = data.signature.preprocess
+        self._pixels = [entry for entry in recipe.augment if entry.partition(":")[0] in augment_pixels.BY_NAME]
+        if self._pixels and not (data.signature.preprocess.kind == "image" and data.signature.one_label):
+            raise ValueError(
+                f"augment {self._pixels[0]!r} is for images of one class each, the task is {data.signature.task}; leave it out"
+            )
         if recipe.augment:  # its strengths count standard deviations of the training images, and its 0 is their mean
             self._own = datasets.scaled(data, "fitted").signature.preprocess
         self.targets = data.signature.targets(data.train.y)
@@ -100,26 +120,90 @@ class Batches(keras.utils.PyDataset):
 
     def __getitem__(self, index):
         index += self.skip
-        size = self.recipe.batch_size
         if self._order[0] != self.epoch:
             generator = np.random.default_rng([self.recipe.seed, self.epoch])
             self._order = (self.epoch, self.task.order(self.targets, generator))
-        rows = self._order[1][index * size : (index + 1) * size]
+            self._coming.clear()
+        with kept(self):
+            rows, x, y = self._next(index) if self._makers else self._made(self.epoch, index, self._rows(index))
+        y = self.method.targets("train", rows, x, y)
+        return (x, y) if self.class_weight is None else (x, y, self.class_weight[self.targets[rows]])
+
+    def _rows(self, index):
+        size = self.recipe.batch_size
+        return self._order[1][index * size : (index + 1) * size]
+
+    def _next(self, index):
+        """A batch, after those that follow it have been ordered."""
+        for place in range(index, min(index + 1 + AHEAD, self.steps)):
+            if place not in self._coming:
+                self._coming[place] = self._makers.submit(self._made, self.epoch, place, self._rows(place))
+        for place in [place for place in self._coming if place < index]:
+            del self._coming[place]
+        return self._coming.pop(index).result()
+
+    def _made(self, epoch, index, rows):
+        """Rows, inputs and encoded targets of a batch."""
         signature = self.data.signature
-        x = self._own({name: values[rows] for name, values in self.data.train.x.items()})
-        targets = self.targets[rows]
-        y = self.task.encode(targets, signature.outputs)
-        if self.recipe.augment:
-            generator = np.random.default_rng([self.recipe.seed, self.epoch, index])
-            x, y = augment.apply(self.recipe.augment, x, y, generator)
+        raw = {name: values[rows] for name, values in self.data.train.x.items()}
+        generator = np.random.default_rng([self.recipe.seed, epoch, index])
+        if self._pixels:
+            raw = {"image": augment_pixels.apply(self._pixels, raw["image"], generator)}
+        x = self._own(raw)
+        y = self.task.encode(self.targets[rows], signature.outputs)
+        rest = [entry for entry in self.recipe.augment if entry not in self._pixels]
+        if epoch >= self.recipe.epochs - self.recipe.unmixed:
+            rest = [entry for entry in rest if entry.partition(":")[0] not in MIXING]
+        x, y = augment.apply(rest, x, y, generator)
         if self._own != signature.preprocess:
             x = signature.inputs({"image": self._own.pixels(x)})
-        y = self.method.targets("train", rows, x, y)
-        return (x, y) if self.class_weight is None else (x, y, self.class_weight[targets])
+        return rows, x, y
 
     def at(self, epoch):
         """Turn to an epoch; Keras reads batches ahead and ends epochs of its own, so `fit` says which one runs."""
         self.epoch = epoch
+
+
+@contextlib.contextmanager
+def kept(batches):
+    """Keep what goes wrong as `batches.failure`: TensorFlow puts an error of its own in the place of a reader's."""
+    try:
+        yield
+    except ValueError as error:
+        batches.failure = error
+        raise
+
+
+class Held(keras.utils.PyDataset):
+    """Validation batches of pictures that are still in their files.
+
+    Args:
+        data: `zoo.data.Data`.
+        method: who completes the targets.
+    """
+
+    def __init__(self, data, method):
+        super().__init__()
+        self.data, self.method, self.failure = data, method, None
+        self.targets = data.signature.targets(data.validation.y)
+
+    def __len__(self):
+        return math.ceil(len(self.targets) / JUDGED)
+
+    def __getitem__(self, index):
+        with kept(self):
+            return self.of(np.arange(index * JUDGED, min(len(self.targets), (index + 1) * JUDGED)))
+
+    def of(self, rows):
+        """Inputs and targets of some rows."""
+        signature = self.data.signature
+        x = signature.inputs({name: values[rows] for name, values in self.data.validation.x.items()})
+        y = tasks.get(signature.task).encode(self.targets[rows], signature.outputs)
+        return x, self.method.targets("validation", rows, x, y)
+
+
+def _in_files(split):
+    return any(isinstance(values, Pictures) for values in split.x.values())
 
 
 def compile_for(model, recipe, task, steps, method=None, freezing=None, start=0):
@@ -202,14 +286,17 @@ def fit(
     freezing = Freezing(network, recipe, model)
     if recipe.adversarial:
         model = adversarial.hardened(model, data, recipe)
-    steps = Batches(data, recipe).steps
+    batches = Batches(data, recipe)
+    steps = batches.steps
     epoch, skip = position(folder) if resume else (0, 0)
     compile_for(model, recipe, task, steps, method, freezing, freezing.begin(epoch))
 
-    x = signature.inputs(data.validation.x)
-    targets = task.encode(signature.targets(data.validation.y), signature.outputs)
-    targets = method.targets("validation", np.arange(len(x)), x, targets)
-    validation = (x, targets)
+    held = Held(data, method)
+    if _in_files(data.validation):
+        validation, few = held, held.of(np.arange(min(64, len(data.validation))))
+    else:
+        validation = held.of(np.arange(len(data.validation)))
+        few = [part[:64] for part in validation]
     if recipe.averaging:
         save_every = 0  # Keras replaces the weights by their average when a pass ends, so an epoch cannot be split
     keeper = Keeper(folder, task.monitor, task.mode, recipe.patience, save_every)
@@ -217,14 +304,14 @@ def fit(
     if recipe.schedule == "plateau":
         extra.append(keras.callbacks.ReduceLROnPlateau(monitor=task.monitor, mode=task.mode, factor=0.2, patience=3))
     if diagnose is not None:
-        diagnose.append(GradientHealth(*(part[:64] for part in validation)))
+        diagnose.append(GradientHealth(*few))
         extra.extend(diagnose)
     keeper.siblings = tuple(extra)
     keeper.set_model(model)
 
     if resume:
         # Keras creates the metrics' variables with the first batch; they must be there to take their saved sums
-        model.compute_metrics(None, targets[:1], np.zeros((1, *model.output_shape[1:]), np.float32))
+        model.compute_metrics(None, few[1][:1], np.zeros((1, *model.output_shape[1:]), np.float32))
         model.reset_metrics()
         keeper.resume(fresh_optimizer=not skip and epoch in freezing.starts)
     shown = [] if quiet else [Progress(recipe.epochs, steps, epoch * steps + skip)]
@@ -251,11 +338,16 @@ def fit(
                     initial_epoch=first,
                     epochs=last,
                     validation_data=validation,
-                    validation_batch_size=256,
+                    validation_batch_size=None if validation is held else JUDGED,
                     callbacks=[turn, *everything],
                     shuffle=False,
                     verbose=0,
                 )
+    except Exception:
+        for source in (held, batches):
+            if source.failure is not None:
+                raise source.failure from None
+        raise
     finally:
         freezing.end()
         for bar in shown:

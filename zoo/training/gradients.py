@@ -3,45 +3,47 @@
 import itertools
 
 import keras
+import numpy as np
+
+from zoo.training.learners import loss_of
 
 
 def gradients(model, loss, x, y, training=False):
-    """Loss and its gradient for each trainable weight.
+    """Loss and its gradient for each trainable weight; the model stays as it is.
 
     Args:
-        model: built Keras model.
-        loss: callable `(targets, outputs) -> scalar tensor`.
-        x: model input, `(batch, ...)` float32.
-        y: targets as the loss takes them.
-        training: mode of dropout and batch statistics; what these keep may move in training mode.
+        model, loss, x, y, training: as of `zoo.training.learners.loss_of`.
 
     Returns:
         The loss as float and a list of numpy arrays, in the order of `model.trainable_variables`.
     """
     backend = keras.backend.backend()
     variables = model.trainable_variables
+    others = model.non_trainable_variables if training and backend != "jax" else ()
+    kept = [np.array(keras.ops.convert_to_numpy(variable)) for variable in others]  # batch statistics and seeds
     if backend == "tensorflow":
         import tensorflow as tf
 
         with tf.GradientTape() as tape:
-            value = loss(y, model(x, training=training))
+            value = loss_of(model, loss, x, y, training)
         slopes = tape.gradient(value, [v.value for v in variables], unconnected_gradients="zero")
     elif backend == "jax":
         import jax
 
         def of_weights(weights):
-            outputs, _ = model.stateless_call(
-                weights, [v.value for v in model.non_trainable_variables], x, training=training
-            )
-            return loss(y, outputs)
+            held = list(zip(variables, weights, strict=True))
+            with keras.StatelessScope(state_mapping=held, collect_losses=True):
+                return loss_of(model, loss, x, y, training)
 
         value, slopes = jax.value_and_grad(of_weights)([v.value for v in variables])
     else:
         import torch
 
-        value = loss(y, model(x, training=training))
+        value = loss_of(model, loss, x, y, training)
         slopes = torch.autograd.grad(value, [v.value for v in variables], allow_unused=True)
         slopes = [torch.zeros_like(v.value) if s is None else s for v, s in zip(variables, slopes, strict=True)]
+    for variable, before in zip(others, kept, strict=True):
+        variable.assign(before)
     return float(keras.ops.convert_to_numpy(value)), [keras.ops.convert_to_numpy(s) for s in slopes]
 
 

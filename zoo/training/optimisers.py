@@ -1,5 +1,7 @@
 """Optimisers and learning-rate schedules by the names a recipe uses."""
 
+import inspect
+
 import keras
 from keras import ops, optimizers
 
@@ -38,6 +40,23 @@ def _one_cycle(p):
     return ops.where(p < 0.3, up, down)
 
 
+def _milestones(epochs, *done):
+    """Divided by 10 when so many epochs are done."""
+    return 0.1 ** sum(ops.cast(epochs >= each, "float32") for each in done)
+
+
+# Share of the highest rate after so many epochs, with the figures that stand behind its name.
+_BY_EPOCH = {
+    "milestones": _milestones,
+    "decay": lambda epochs, factor, every: factor ** ops.floor(epochs / every),
+}
+
+# Share of the highest rate at a share p of the steps after warm-up, with the figure that stands behind its name.
+_SHAPED = {
+    "cosine": lambda p, least: least + (1 - least) * _cosine(p),
+    "poly": lambda p, power: (1 - p) ** power,
+}
+
 # Share of the highest rate at a share p in [0, 1) of the steps after warm-up.
 _SHAPES = {
     "step": lambda p: 0.1 ** ops.floor(3 * p),  # divided by 10 after each third (He et al. 2015, section 3.4)
@@ -50,16 +69,23 @@ _SHAPES = {
 
 @keras.saving.register_keras_serializable("zoo")
 class Schedule(optimizers.schedules.LearningRateSchedule):
-    """Learning rate by step: a linear warm-up, then a named shape over the rest of the run."""
+    """Learning rate by step: a linear warm-up, then a named shape over the rest of the run; `epoch` is steps of one."""
 
-    def __init__(self, shape, peak, steps, warmup_steps=0, done=0):
+    def __init__(self, shape, peak, steps, warmup_steps=0, done=0, epoch=1):
         self.shape, self.peak, self.steps, self.warmup_steps, self.done = shape, peak, steps, warmup_steps, done
+        self.epoch = epoch
 
     def __call__(self, step):
         step = ops.cast(step, "float32") + self.done
         rest = max(self.steps - self.warmup_steps, 1)
         p = ops.clip((step - self.warmup_steps) / rest, 0.0, 1.0)
-        scale = _SHAPES[self.shape](p) if self.shape in _SHAPES else 1.0
+        name, *figures = self.shape.split(":")
+        if figures and name in _BY_EPOCH:
+            scale = _BY_EPOCH[name](step / self.epoch, *map(float, figures))
+        elif figures:
+            scale = _SHAPED[name](p, float(figures[0]))
+        else:
+            scale = _SHAPES[name](p) if name in _SHAPES else 1.0
         if self.warmup_steps:
             scale = ops.where(step < self.warmup_steps, (step + 1) / self.warmup_steps, scale)
         return self.peak * scale
@@ -71,6 +97,7 @@ class Schedule(optimizers.schedules.LearningRateSchedule):
             "steps": self.steps,
             "warmup_steps": self.warmup_steps,
             "done": self.done,
+            "epoch": self.epoch,
         }
 
 
@@ -83,20 +110,29 @@ def optimiser(recipe, steps_per_epoch, done=0, factors=()):
         done: steps of the run that another optimiser took before.
         factors: share of the learning rate for each variable, in the order it is built with; () for the same.
     """
-    steps = recipe.epochs * steps_per_epoch
+    steps = recipe.epochs * steps_per_epoch  # Keras counts batches here, also where several make one step
     rate = recipe.learning_rate
     warmup = int(recipe.warmup * steps)
     if recipe.schedule not in ("constant", "plateau") or warmup:
         if recipe.schedule == "plateau":
             raise ValueError("schedule 'plateau' changes the rate between epochs and cannot warm up; set warmup=0")
-        rate = Schedule(recipe.schedule, recipe.learning_rate, steps, warmup, done)
+        rate = Schedule(recipe.schedule, recipe.learning_rate, steps, warmup, done, steps_per_epoch)
     kind, settings = _CLASSES[recipe.optimizer]
-    if factors:
+    if recipe.momentum is not None and recipe.optimizer in ("momentum", "nesterov", "rmsprop"):
+        settings = {**settings, "momentum": recipe.momentum}
+    if recipe.epsilon is not None:
+        if "epsilon" not in inspect.signature(kind).parameters:
+            raise ValueError(
+                f"optimizer {recipe.optimizer!r} divides by nothing, got epsilon={recipe.epsilon}; leave it out"
+            )
+        settings = {**settings, "epsilon": recipe.epsilon}
+    if keras.backend.backend() != "torch":  # which steps and decays all variables at once
         kind, settings = paced(kind), {**settings, "factors": factors}
     return kind(
         rate,
         weight_decay=recipe.weight_decay or (0.0 if recipe.optimizer == "adamw" else None),  # AdamW takes no None
         global_clipnorm=recipe.clip_norm,
+        gradient_accumulation_steps=recipe.accumulate if recipe.accumulate > 1 else None,
         use_ema=bool(recipe.averaging),
         **({"ema_momentum": recipe.averaging} if recipe.averaging else {}),
         **settings,

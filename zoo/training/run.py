@@ -15,13 +15,15 @@ import keras
 
 from zoo import data as datasets
 from zoo import recipes, registry, tasks
-from zoo.data import Data
+from zoo.data import Data, Split, lazy
 from zoo.data.signature import Signature
 from zoo.evaluate import pictures
 from zoo.evaluate.report import Report, answers, judge
 from zoo.machine import cores, processor, versions
-from zoo.recipes import Recipe
+from zoo.recipes import Recipe, literature
 from zoo.training.fit import Method, fit
+
+JUDGED = 50_000  # training rows that the training score is of, at most
 
 
 @dataclass(frozen=True)
@@ -51,6 +53,7 @@ def train(
     model: str,
     data: Any = None,
     *,
+    recipe: str = "",
     out: str | Path | None = None,
     resume: bool = False,
     overwrite: bool = False,
@@ -68,6 +71,7 @@ def train(
     Args:
         model: public name, see `zoo.names()`.
         data: data set name, path or `zoo.data.Data`; the model's default data if None.
+        recipe: name of a recipe of the literature, such as "imagenet", for data of your own; `zoo.show` lists a model's.
         out: run folder, `runs/<model>-<data>` if None.
         resume: go on with the killed run in `out`, exactly where its last saved state is.
         overwrite: replace a run folder that is there.
@@ -93,16 +97,16 @@ def train(
         FloatingPointError: the loss is not a number any more.
     """
     entry = registry.entry(model)
-    source = data if data is not None else entry.data
+    source = data if data is not None else _default(entry, recipe)
     folder = Path(out) if out else Path("runs") / f"{entry.name}-{Path(_name(source)).stem}"
-    recipe = _recipe(entry, _name(source), folder if resume else None, overrides)
+    settings = _recipe(entry, _name(source), folder if resume else None, overrides, recipe)
     if weights and not resume:
-        recipe = dataclasses.replace(recipe, weights=str(weights))
-    network, splits, recipe = _built(entry, source, recipe, fresh=resume)
+        settings = dataclasses.replace(settings, weights=str(weights))
+    network, splits, settings = _built(entry, source, settings, fresh=resume)
     return _carry_out(
         network,
         splits,
-        recipe,
+        settings,
         folder,
         resume,
         overwrite,
@@ -234,19 +238,19 @@ def as_run(model: Any, data: Any = None) -> Run:
     return Run(model, splits.signature, recipe, None, [], {}, splits)
 
 
-def untrained(model: str, data: Any = None, **overrides: Any) -> Run:
+def untrained(model: str, data: Any = None, *, recipe: str = "", **overrides: Any) -> Run:
     """What `train` would begin with: a model by name with fresh weights, its splits and its recipe.
 
     Args:
-        model, data, overrides: as of `train`.
+        model, data, recipe, overrides: as of `train`.
 
     Raises:
         KeyError, TypeError, ValueError: as of `train`.
     """
     entry = registry.entry(model)
-    source = data if data is not None else entry.data
-    network, splits, recipe = _built(entry, source, _recipe(entry, _name(source), None, overrides))
-    return Run(network, splits.signature, recipe, None, [], {}, splits)
+    source = data if data is not None else _default(entry, recipe)
+    network, splits, settings = _built(entry, source, _recipe(entry, _name(source), None, overrides, recipe))
+    return Run(network, splits.signature, settings, None, [], {}, splits)
 
 
 def check_trained(run: Run) -> None:
@@ -271,7 +275,19 @@ def _name(source: Any) -> str:
     return source.name if isinstance(source, Data) else str(source)
 
 
-def _recipe(entry: registry.Entry, data: str, resumed: Path | None, overrides: dict[str, Any]) -> Recipe:
+def _default(entry: registry.Entry, published: str) -> str:
+    """Data to train on where none are given."""
+    if not published:
+        return entry.data
+    found = literature.find(entry.name, published)
+    if not found.known:
+        raise ValueError(f"recipe {published!r} is for data of your own, {found.data}; say where they are with data=")
+    return found.known
+
+
+def _recipe(
+    entry: registry.Entry, data: str, resumed: Path | None, overrides: dict[str, Any], published: str = ""
+) -> Recipe:
     """The recipe of a new run, or of the one to resume, with the caller's overrides."""
     arguments = {key: value for key, value in overrides.items() if key in entry.signature}
     settings = {key: value for key, value in overrides.items() if key not in arguments}
@@ -285,9 +301,11 @@ def _recipe(entry: registry.Entry, data: str, resumed: Path | None, overrides: d
     if "classes" in arguments:
         raise TypeError(f"classes follows from the data, got classes={arguments['classes']!r}; leave it out")
     if resumed is None:
-        recipe = recipes.find(entry.name, data, entry.recipe).override(**settings)
+        recipe = recipes.find(entry.name, data, entry.recipe, published).override(**settings)
         return dataclasses.replace(recipe, arguments={**recipe.arguments, **arguments})
     recipe = _resumed(resumed)
+    if published not in ("", recipe.literature):
+        raise ValueError(f"{resumed} holds a run by {recipe.literature or 'no'} recipe of the literature; leave it out")
     if recipe.model != entry.name or arguments:
         raise ValueError(f"{resumed} holds a run of {recipe.model!r}; resume it by that name and without arguments")
     known, asked = recipe.data_options, recipe.override(**settings).data_options
@@ -364,6 +382,8 @@ def _carry_out(
         callbacks = (*callbacks, keras.callbacks.TensorBoard(str(folder / "tensorboard")))
     if not quiet:
         print(splits.summary())
+        for note in network.pretrained.notes if hasattr(network, "pretrained") else ():
+            print(note)
     health: list = []
     started = time.perf_counter()
     history = fit(
@@ -485,6 +505,8 @@ def _prepare(folder: Path, resume: bool, overwrite: bool) -> None:
 
 def _report(run: Run, split: str) -> Report:
     part = getattr(run.data, split)
+    if split == "train":  # in seeded order, so the first rows are any
+        part = Split({name: lazy.pick(values, slice(JUDGED)) for name, values in part.x.items()}, part.y[:JUDGED])
     return judge(run.signature, part.y, answers(run.model, run.signature, part.x), split)
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from zoo.backbone import BACKBONE, parts
+from zoo.backbone import BACKBONE, before_task, parts
 from zoo.recipes import Recipe
 from zoo.registry import suggest
 
@@ -57,7 +57,7 @@ class Freezing:
         if not self.recipe.freeze:
             return 0
         if self.recipe.freeze == BACKBONE:
-            return len(known)
+            return len(before_task(self.parts))
         if self.recipe.freeze not in known:
             raise ValueError(
                 f"freeze names the last part that stands still, one of {', '.join([*known, BACKBONE])} for {name!r}, got "
@@ -108,25 +108,29 @@ class Freezing:
 
 
 class _Paced:
-    """What makes of a Keras optimiser one with a factor for each variable's learning rate."""
+    """What makes of a Keras optimiser one with a factor for each variable's learning rate, all 1 where none are given."""
 
     def __init__(self, *args: Any, factors: tuple[float, ...] = (), **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.factors = tuple(factors)
 
     def update_step(self, gradient: Any, variable: Any, learning_rate: Any) -> None:
-        factor = self.factors[self._get_variable_index(variable)]
-        super().update_step(gradient, variable, learning_rate * np.float32(factor))
+        if self.factors:
+            learning_rate = learning_rate * np.float32(self.factors[self._get_variable_index(variable)])
+        super().update_step(gradient, variable, learning_rate)
 
     def _apply_weight_decay(self, variables: list[Any]) -> None:
-        """Decay before the step, as Keras does it, by each variable's own rate."""
-        if self.weight_decay is None:
+        """Decay before the step, as Keras does it, by each variable's own rate.
+
+        Keras asks the schedule anew for each variable: a quarter of the graph of a network with many small layers.
+        """
+        if not self.weight_decay:
             return
+        rate = self.learning_rate
         for variable in variables:
             if self._use_weight_decay(variable):
-                factor = self.weight_decay * self.factors[self._get_variable_index(variable)]
-                lr = keras.ops.cast(self.learning_rate, variable.dtype)
-                variable.assign(variable - variable * lr * np.float32(factor))
+                share = self.factors[self._get_variable_index(variable)] if self.factors else 1.0
+                self.assign_sub(variable, variable * (self.weight_decay * share) * keras.ops.cast(rate, variable.dtype))
 
     def get_config(self) -> dict[str, Any]:
         return {**super().get_config(), "factors": self.factors}

@@ -47,19 +47,21 @@ class Pretrained:
         arguments: the builder's arguments, with those that the file decided.
         scaling: how the weights expect images to be scaled, see `zoo.data.signature.read_scaling`; "" where nobody says.
         licence: terms of the weights, "" where nobody says.
+        notes: what was loaded, what is fresh and what was adapted, a sentence each.
     """
 
     path: Path
     arguments: dict[str, Any]
     scaling: str
     licence: str = ""
+    notes: tuple[str, ...] = ()
 
 
 def build_with(entry: Any, weights: str | Path, arguments: dict[str, Any]) -> Any:
     """Build a model of the registry and load weights into it.
 
     The file decides what `arguments` leaves open, such as the number of classes and the stem. `classes` given and
-    different from the file's leaves a fresh head on the loaded backbone. Images of another number of channels than the
+    different from the file's, or a file without head, leaves a fresh head on the loaded backbone. Images of another number of channels than the
     file's three get an adapted first convolution, see `first_kernels`.
 
     Args:
@@ -80,34 +82,44 @@ def build_with(entry: Any, weights: str | Path, arguments: dict[str, Any]) -> An
     model = entry.build(**arguments)
     variables = {variable.path: variable for layer in model.layers for variable in layer.weights}
     classes = arguments.get("classes")  # an embedding has none, and its last layer is no head that could be fresh
-    head = layouts.head(entry)
-    fresh = classes is not None and (
-        head[0] not in tensors or tensors[head[0]].shape[-1] != variables[head[0]].shape[-1]
-    )
-    wanted = {name: tuple(variable.shape) for name, variable in variables.items() if not (fresh and name in head)}
-    given = {name: tensor for name, tensor in tensors.items() if not (fresh and name in head)}
+    fresh = () if classes is None else _fresh(entry, tensors, variables)
+    wanted = {name: tuple(variable.shape) for name, variable in variables.items() if name not in fresh}
+    given = {name: tensor for name, tensor in tensors.items() if name not in fresh}
     given = layouts.fitted(entry, given, wanted)
     adapted = first_kernels(model, wanted, given)
     given |= adapted
     _compare(entry, path, layout, wanted, given, unknown)
     for name, tensor in given.items():
         variables[name].assign(tensor)
-    log.info("%s: %d tensors loaded from %s (%s)", entry.name, len(given), path, layout.title)
+    notes = [f"{len(given)} tensors loaded from {path} ({layout.title})"]
     if fresh:
-        had = f"{tensors[head[0]].shape[-1]} classes" if head[0] in tensors else "no head"
-        log.info(
-            "%s: the file has %s, so the head for %d classes is fresh: train it", entry.name, had, arguments["classes"]
-        )
+        head = layouts.head(entry)[0]
+        had = f"{tensors[head].shape[-1]} classes" if head in tensors else "no head"
+        more = sorted({name.partition("/")[0] for name in fresh if name in layouts.top(entry)}, reverse=True)
+        what = f"the layers {', '.join(more)} and the head for {classes} classes are fresh: train them"
+        notes.append(f"the file has {had}, so {what if more else f'the head for {classes} classes is fresh: train it'}")
     for name, tensor in adapted.items():
         how = (
             "summed over its channels"
             if tensor.shape[-2] == 1
             else f"repeated over the channels, times 3/{tensor.shape[-2]}"
         )
-        log.info("%s: the file's %s is for RGB; for %d channels it is %s", entry.name, name, tensor.shape[-2], how)
+        notes.append(f"the file's {name} is for RGB; for {tensor.shape[-2]} channels it is {how}")
+    for note in notes:
+        log.info("%s: %s", entry.name, note)
     licence = entry.weights.get(str(weights), {}).get("licence", "")
-    model.pretrained = Pretrained(path, arguments, _scaling(entry, str(weights), layout, path), licence)
+    model.pretrained = Pretrained(
+        path, arguments, _scaling(entry, str(weights), layout, path), licence, notes=tuple(notes)
+    )
     return model
+
+
+def _fresh(entry: Any, tensors: dict[str, np.ndarray], variables: dict[str, Any]) -> tuple[str, ...]:
+    """Variables that the file cannot give, as it has no head or one for another number of classes."""
+    head, top = layouts.head(entry), layouts.top(entry)
+    if head[0] not in tensors:
+        return head if any(name in tensors for name in top) else (*top, *head)
+    return head if tensors[head[0]].shape[-1] != variables[head[0]].shape[-1] else ()
 
 
 def first_kernels(
@@ -177,6 +189,8 @@ def _locate(entry: Any, weights: str) -> Path:
             log.warning("weights %r of %s: licence %s; inputs %s", weights, entry.name, source.licence, source.inputs)
         return path
     path = Path(weights).expanduser()
+    if path.is_dir():
+        raise ValueError(f"{path} is a folder, give the file of weights in it, such as {path / 'model.keras'}")
     if not path.is_file():
         declared = f"it has {', '.join(map(repr, entry.weights))}" if entry.weights else "it has none by name"
         raise ValueError(

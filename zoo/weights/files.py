@@ -9,6 +9,17 @@ from typing import BinaryIO
 import numpy as np
 
 PICKLED = (".pt", ".pth", ".bin", ".ckpt", ".pkl", ".pickle", ".tar")
+_CONVERT = (
+    "convert it where you trust it: safetensors.torch.save_file(torch.load({name!r}, weights_only=True), "
+    "'weights.safetensors'), or the dictionary of tensors in it, often under 'model' or 'state_dict'"
+)
+_MISTAKEN = (  # for weights: first bytes, endings for which they are right, what the file is and what to do
+    (b"\x80", (), f"it is a pickle; {_CONVERT}"),
+    (b"PK", (".keras",), f"it is a zip archive; if torch wrote it, {_CONVERT}"),
+    (b"\x89HDF", (".h5", ".hdf5"), "it is an HDF5 file; give it the ending .h5"),
+    (b"<", (), "it is a web page; fetch it again"),
+    (b"version https://git-lfs", (), "it is a pointer of Git LFS to the file; fetch the file itself"),
+)
 _NAMES = {  # of the variables of a layer, in its order, where they are not kernel and bias
     "batch_normalization": ("gamma", "beta", "moving_mean", "moving_variance"),
     "layer_normalization": ("gamma", "beta"),
@@ -31,26 +42,47 @@ def read(path: Path) -> dict[str, np.ndarray]:
     suffix = path.suffix.lower()
     if suffix in PICKLED:
         raise ValueError(
-            f"{path} is a pickle, which can run code when read, so it is not opened; convert it where you trust it: "
-            f"safetensors.torch.save_file(torch.load({path.name!r}, weights_only=True), 'weights.safetensors')"
+            f"{path} is a pickle, which can run code when read, so it is not opened; {_CONVERT.format(name=path.name)}"
         )
     readers = {".safetensors": _safetensors, ".h5": _hdf5_file, ".hdf5": _hdf5_file, ".keras": _keras}
     if suffix not in readers:
         raise ValueError(f"{path} is of no known kind; give a .safetensors, .h5, .weights.h5 or .keras file")
-    found = readers[suffix](path)
+    try:
+        found = readers[suffix](path)
+    except _UnreadableError as error:
+        raise ValueError(f"{path} cannot be read as {error}; {_advice(path)}") from error
     if not found:
         raise ValueError(f"{path} holds no weights; save a model that has been built")
     return found
 
 
+class _UnreadableError(Exception):
+    """What a file cannot be read as, and why."""
+
+
+def _advice(path: Path) -> str:
+    """What a file that cannot be read is by its first bytes, and what to do."""
+    with path.open("rb") as file:
+        start = file.read(64).lstrip()
+    if not start:
+        return "it is empty, fetch or save it again"
+    for beginning, right, advice in _MISTAKEN:
+        if start.startswith(beginning) and path.suffix.lower() not in right:
+            return advice.format(name=path.name)
+    return "fetch or save it again"
+
+
 def _safetensors(path: Path) -> dict[str, np.ndarray]:
+    import ml_dtypes  # noqa: F401 it gives numpy the type bfloat16
     from safetensors import SafetensorError, safe_open
 
     try:
         with safe_open(path, framework="numpy") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 it is no dictionary
+    except AttributeError as error:  # numpy has no such type
+        raise ValueError(f"{path} holds numbers of a type that is not read ({error}); save it as float32") from error
     except (SafetensorError, OSError, TypeError) as error:
-        raise ValueError(f"{path} cannot be read as safetensors: {error}; fetch or save it again") from error
+        raise _UnreadableError(f"safetensors: {error}") from error
     return {name: tensor.astype(np.float32) for name, tensor in tensors.items() if tensor.dtype.kind not in "iub"}
 
 
@@ -59,7 +91,7 @@ def _keras(path: Path) -> dict[str, np.ndarray]:
         with zipfile.ZipFile(path) as archive:
             return _hdf5(io.BytesIO(archive.read("model.weights.h5")), path)
     except (zipfile.BadZipFile, KeyError) as error:
-        raise ValueError(f"{path} cannot be read as a Keras model: {error}; save it again") from error
+        raise _UnreadableError(f"a Keras model: {error}") from error
 
 
 def _hdf5_file(path: Path) -> dict[str, np.ndarray]:
@@ -83,7 +115,7 @@ def _hdf5(stream: BinaryIO, path: Path) -> dict[str, np.ndarray]:
             found = {rename(file, name): dataset for name, dataset in datasets.items() if dataset.dtype.kind == "f"}
             return {name: dataset[()].astype(np.float32) for name, dataset in found.items() if name}
     except (OSError, RuntimeError, KeyError) as error:
-        raise ValueError(f"{path} cannot be read as HDF5: {error}; fetch or save it again") from error
+        raise _UnreadableError(f"HDF5: {error}") from error
 
 
 def _old_name(file, name: str) -> str:

@@ -119,7 +119,7 @@ def check_gradients(
 
     Raises:
         TypeError: the model is not functional, so its layers have no known order.
-        ValueError: a number is out of range, or model and data do not fit together.
+        ValueError: a number is out of range, model and data do not fit together, or the task's loss is not smooth.
     """
     if rows < 1 or directions < 1 or precision not in (None, *SETTINGS):
         raise ValueError(
@@ -127,8 +127,13 @@ def check_gradients(
             f"got rows={rows}, directions={directions}, precision={precision!r}"
         )
     run = subject(model, data, **overrides)
-    plain = graph(run.model)
     signature, task = run.signature, tasks.get(run.signature.task)
+    if not task.smooth:
+        raise ValueError(
+            f"finite differences say nothing of {run.model.name!r}: {signature.task} chooses anew with every weight what "
+            "answers for what, and passes no gradient through that choice on purpose; see zoo debug flow and zoo debug overfit"
+        )
+    plain = graph(task.learner(run.model, run.data, run.recipe))
     chosen = few_rows(run, rows)
     part = run.data.train
     x = signature.inputs({key: values[chosen] for key, values in part.x.items()})

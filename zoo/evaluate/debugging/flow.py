@@ -19,6 +19,7 @@ from zoo.evaluate.findings import Finding, listed, named, over, table
 from zoo.evaluate.report import defined
 from zoo.training.fit import Batches, compile_for
 from zoo.training.gradients import gradients
+from zoo.training.learners import copy_to_train
 
 VANISHED = 1e-4  # of the largest gradient among the kernels, per weight
 EXPLODED = 1e3  # norm, as `zoo.training.callbacks.GradientHealth` has it
@@ -130,10 +131,8 @@ def flow(model: Any, data: Any = None, *, steps: int = 20, progress: bool = Fals
     run = subject(model, data, **overrides)
     task = tasks.get(run.signature.task)
     recipe = run.recipe.override(schedule="constant", warmup=0.0, averaging=0.0)
-    network = keras.models.clone_model(run.model)
-    network.set_weights(run.model.get_weights())
+    _, network = copy_to_train(run.model, run.data, recipe)
     compile_for(network, recipe, task, steps)
-    loss = task.loss_for(network, recipe.loss, recipe.label_smoothing)
     batches = Batches(run.data, recipe)
     variables = network.trainable_variables
     losses: list[float] = []
@@ -143,10 +142,7 @@ def flow(model: Any, data: Any = None, *, steps: int = 20, progress: bool = Fals
         if step % batches.steps == 0:
             batches.at(step // batches.steps)
         batch = batches[step % batches.steps]
-        state = [np.array(keras.ops.convert_to_numpy(v)) for v in network.non_trainable_variables]
-        _, slopes = gradients(network, loss, *batch[:2], training=True)
-        for variable, value in zip(network.non_trainable_variables, state, strict=True):
-            variable.assign(value)  # the step itself moves batch statistics
+        _, slopes = gradients(network, None, *batch[:2], training=True)
         before = [np.array(keras.ops.convert_to_numpy(v)) for v in variables]
         with reported_anyway():
             losses.append(float(network.train_on_batch(*batch, return_dict=True)["loss"]))

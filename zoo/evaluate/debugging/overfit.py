@@ -18,9 +18,11 @@ from zoo.evaluate.debugging.subject import few_rows, reported_anyway, subject
 from zoo.evaluate.findings import Finding, listed, named, over
 from zoo.evaluate.report import defined
 from zoo.training.fit import Method, compile_for
+from zoo.training.learners import computes_loss, loss_of
 
 RATES = (3e-3, 3e-2, 3e-4)  # of Adam, tried in this order
-NEAR_ZERO = 0.02  # of the loss of the best answer that never changes
+NEAR_ZERO = 0.02  # of the loss of the best answer that never changes, or at the start where there is no such answer
+BY_HEART = 0.95  # score that will do in that case
 NOISE = (
     keras.layers.Dropout,
     keras.layers.SpatialDropout1D,
@@ -38,14 +40,15 @@ class Overfit:
     Attributes:
         model: its name.
         rows: rows of the batch.
-        reached: whether the loss came near zero.
+        reached: whether the loss came near zero, or the score near one where no answer that never changes is known.
         loss: the task's loss on the batch at the end of the best try, in training mode.
-        idle: loss of the best answer that never changes.
+        idle: loss of the best answer that never changes, or at the start for boxes and embeddings, which have none.
         goal: loss that counts as near zero.
         metric: name of `score`.
         score: on the batch itself, at the end of the best try.
         curves: loss of each step, by learning rate in the order tried.
         findings: what is wrong, most likely cause first.
+        beside: what `idle` is the loss of.
     """
 
     model: str
@@ -58,13 +61,14 @@ class Overfit:
     score: float
     curves: dict[float, list[float]]
     findings: tuple[Finding, ...]
+    beside: str = "an answer that never changes"
 
     def __str__(self) -> str:
         steps = len(list(self.curves.values())[-1])
         did = f"learns {self.rows} rows by heart" if self.reached else f"cannot learn {self.rows} rows by heart"
         return (
             f"{self.model} {did}: loss {self.loss:.4g} after {steps} steps at learning rate {list(self.curves)[-1]:g} "
-            f"(goal {self.goal:.4g}, an answer that never changes {self.idle:.4g}), {self.metric} {self.score:.4f}\n"
+            f"(goal {self.goal:.4g}, {self.beside} {self.idle:.4g}), {self.metric} {self.score:.4f}\n"
             + listed(self.findings, "nothing is wrong")
         )
 
@@ -109,7 +113,8 @@ def overfit(
         rows: rows of the batch, all different; 32 if None, fewer for a model too small to hold so many.
         steps: steps of Adam at each learning rate.
         rates: learning rates to try one after the other until one succeeds.
-        loss: `(targets, outputs) -> loss` to learn by, the recipe's if None; success is measured by the task's own.
+        loss: `(targets, outputs) -> loss` to learn by, the recipe's if None; success is measured by the task's own. Not
+            for a model that computes its loss itself.
         progress: show a progress bar.
         overrides: settings of the recipe, or arguments of the builder of a named model.
 
@@ -126,13 +131,25 @@ def overfit(
     run = subject(model, data, **overrides)
     signature, task = run.signature, tasks.get(run.signature.task)
     network = _without_noise(run.model)
+    learner = task.learner(network, run.data, run.recipe)
+    if loss is not None and computes_loss(learner):
+        raise ValueError(f"{network.name!r} computes its loss itself, so it cannot learn by another; leave loss out")
     size = sum(int(np.prod(v.shape)) for v in network.trainable_variables)
     chosen = few_rows(run, rows or max(4, min(32, size // (2 * signature.outputs))))
     part = run.data.train
     x = signature.inputs({key: values[chosen] for key, values in part.x.items()})
     y = task.encode(signature.targets(part.y[chosen]), signature.outputs)
-    own = task.loss_for(network, run.recipe.loss, 0.0)
-    idle = _number(own(y, _constant(signature.task, y)))
+    own, constant = task.loss_for(learner, run.recipe.loss, 0.0), task.idle_raw(y)
+
+    def lost() -> float:
+        if own is None:
+            return _number(loss_of(learner, None, x, y, training=True))
+        # as an array: of a tensor Keras sees that it comes from a softmax, and takes what stands before that
+        return _number(own(y, keras.ops.convert_to_numpy(learner(x, training=True))))
+
+    start = learner.get_weights()
+    idle = lost() if constant is None else _number(own(y, constant))
+    learner.set_weights(start)
     if not idle > 0:
         raise ValueError(f"the {len(chosen)} rows of the batch all have the same target; give more rows, or other data")
     goal = NEAR_ZERO * idle
@@ -141,29 +158,30 @@ def overfit(
         label_smoothing=0.0, averaging=0.0,
     )  # fmt: skip
 
-    start = network.get_weights()
+    inner = keras.Model(network.input, network.output)  # a learner may give something else in training mode
     curves: dict[float, list[float]] = {}
     best: dict[str, Any] = {"loss": np.inf, "weights": start, "outputs": None}
+    score, reached = float("nan"), False
     for rate in rates:
-        network.set_weights(start)
-        compile_for(network, recipe.override(learning_rate=rate), task, steps, _Own(loss) if loss else None)
+        learner.set_weights(start)
+        compile_for(learner, recipe.override(learning_rate=rate), task, steps, _Own(loss) if loss else None)
         curve = curves[rate] = []
         for _ in over(range(steps), f"learning rate {rate:g}", progress):
             with reported_anyway():
-                curve.append(float(network.train_on_batch(x, y, return_dict=True)["loss"]))
-            network.reset_metrics()
+                curve.append(float(learner.train_on_batch(x, y, return_dict=True)["loss"]))
+            learner.reset_metrics()
             if not np.isfinite(curve[-1]) or (loss is None and curve[-1] <= goal):
                 break
-        outputs = keras.ops.convert_to_numpy(network(x, training=True))
-        found = _number(own(y, outputs))
+        found, trained = lost(), learner.get_weights()
+        outputs = keras.ops.convert_to_numpy(inner(x, training=True))
         if best["outputs"] is None or found < best["loss"] or not np.isfinite(best["loss"]):
-            best = {"loss": found, "weights": network.get_weights(), "outputs": outputs}
-        if found <= goal:
+            best = {"loss": found, "weights": trained, "outputs": outputs}
+            known = np.isfinite(outputs).all()
+            score = task.score(part.y[chosen], task.answer(outputs, signature)) if known else float("nan")
+        reached = best["loss"] <= goal or (constant is None and score >= BY_HEART)
+        if reached:
             break
-    reached = bool(best["loss"] <= goal)
-    known = bool(np.isfinite(best["outputs"]).all())
-    score = task.score(part.y[chosen], task.answer(best["outputs"], signature)) if known else float("nan")
-    findings = _untrained(network, start, best["weights"] if max(map(len, curves.values())) >= 10 else None)
+    findings = _untrained(learner, start, best["weights"] if max(map(len, curves.values())) >= 10 else None)
     if not reached:
         findings = [
             *_in_rows(x),
@@ -190,7 +208,7 @@ def overfit(
     return Overfit(
         run.recipe.model,
         len(chosen),
-        reached,
+        bool(reached),
         float(best["loss"]),
         idle,
         goal,
@@ -198,17 +216,12 @@ def overfit(
         float(score),
         curves,
         tuple(findings),
+        "the loss at the start" if constant is None else Overfit.beside,
     )
 
 
 def _number(value: Any) -> float:
     return float(np.mean(keras.ops.convert_to_numpy(value)))
-
-
-def _constant(task: str, y: np.ndarray) -> np.ndarray:
-    """Raw outputs of the best answer that never changes: the mean, or the logarithm of the shares of the classes."""
-    mean = y.mean(axis=0, keepdims=True)
-    return np.repeat(mean if task == "regression" else np.log(np.maximum(mean, 1e-7)), len(y), axis=0)
 
 
 def _without_noise(model: Any) -> Any:

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from zoo.data import targets
+from zoo.data import lazy, targets
 from zoo.data.rows import digests
 from zoo.training.run import Run, as_run, untrained
 
@@ -43,7 +43,7 @@ def few_rows(run: Run, rows: int, split: str = "train") -> np.ndarray:
     if not len(part):
         raise ValueError(f"data {run.data.name!r} has no {split} rows; give data with some")
     order = np.random.default_rng(run.recipe.seed).permutation(len(part))[: max(50 * rows, 1000)]
-    seen = digests({key: values[order] for key, values in part.x.items()})
+    seen = digests({key: lazy.pick(values, order) for key, values in part.x.items()})
     _, first = np.unique(seen, return_index=True)
     order = order[np.sort(first)]
     if run.signature.task != "regression":

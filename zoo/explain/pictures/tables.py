@@ -53,13 +53,13 @@ def bars(
     if errors is not None:
         axis.errorbar(values, places, xerr=1.96 * errors, fmt="none", ecolor=theme.ink, elinewidth=1, capsize=2.5)
     margin = np.zeros(len(values)) if errors is None else np.nan_to_num(1.96 * errors)
-    size = max(float(np.abs(values).max(initial=0)), 1e-12)
     for place, value, more in zip(places, values, margin, strict=True):
         side = 1 if value >= 0 else -1
-        axis.text(
-            value + side * (size * 0.13 / width + more),
-            place,
+        axis.annotate(
             signed(value),
+            (value + side * more, place),
+            xytext=(4 * side, 0),
+            textcoords="offset points",
             va="center",
             ha="left" if side > 0 else "right",
             fontsize=8.5,
@@ -71,6 +71,7 @@ def bars(
     room = FIGURE / left * max(high - low, 1e-12)
     axis.set_xlim(low - (room if low else room / 8), high + (room if high else room / 8))
     axis.set_ylim(-0.6, len(values) - 0.4)
+    axis.locator_params(axis="x", nbins=max(2, int(left / 0.55)))  # as many figures as there is room for
     plain(axis, theme)
     axis.set_yticks(places, [literal(name) for name in names], fontsize=9, color=theme.ink)
     axis.tick_params(axis="y", length=0, labelcolor=theme.ink)

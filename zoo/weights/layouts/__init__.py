@@ -3,7 +3,7 @@
 A module exports `LAYOUTS`, which are recognised by a tensor that only they have, and may export `arguments`: tensors by
 `layer/variable` of ours -> builder arguments that can be read off them; and `fit`: the same tensors and the shapes that
 the model wants -> tensors in these shapes, as far as the family knows how; and `HEAD`: names of the variables that another
-number of classes replaces.
+number of classes replaces; and `TOP`: names of those that a file without head lacks besides.
 """
 
 import importlib
@@ -29,7 +29,7 @@ class Layout:
     Attributes:
         title: what to call it.
         family: builder it belongs to; "" for any.
-        marker: tensor that only this layout has.
+        marker: tensor that only this layout has; or a function of all names, where no one tensor tells.
         rename: tensor name in the file -> `layer/variable` of ours, "" if unknown.
         arguments: builder arguments that the layout fixes.
         adapt: renamed tensors -> tensors as our layers hold them; as they are if None.
@@ -39,7 +39,7 @@ class Layout:
 
     title: str
     family: str
-    marker: str
+    marker: str | Callable[[Iterable[str]], bool]
     rename: Callable[[str], str]
     arguments: dict[str, Any] = field(default_factory=dict)
     adapt: Callable[[Tensors], Tensors] | None = None
@@ -76,6 +76,11 @@ def head(entry: Any) -> tuple[str, ...]:
     return _function(entry, "HEAD") or ("logits/kernel", "logits/bias")
 
 
+def top(entry: Any) -> tuple[str, ...]:
+    """Variables between the backbone and the head, which files without head may lack: all of them, or none."""
+    return _function(entry, "TOP") or ()
+
+
 def _function(entry: Any, name: str) -> Any:
     """What the module of the entry's family calls so."""
     for module in _modules():
@@ -93,7 +98,7 @@ def convert(tensors: Tensors, entry: Any, path: Path) -> tuple[Layout, Tensors, 
     Raises:
         ValueError: the layout is unknown, or belongs to another family than the model's.
     """
-    fitting = [layout for layout in known() if layout.marker in tensors]
+    fitting = [layout for layout in known() if _marked(layout.marker, tensors)]
     layout = next((layout for layout in fitting if layout.family in ("", entry.family)), next(iter(fitting), None))
     if layout is None:
         raise ValueError(
@@ -108,6 +113,10 @@ def convert(tensors: Tensors, entry: Any, path: Path) -> tuple[Layout, Tensors, 
     unknown = [name for name, ours in found.items() if not ours]
     ours = {found[name]: tensor for name, tensor in tensors.items() if found[name]}
     return layout, layout.adapt(ours) if layout.adapt else ours, unknown
+
+
+def _marked(marker: str | Callable[[Iterable[str]], bool], tensors: Tensors) -> bool:
+    return marker in tensors if isinstance(marker, str) else marker(tensors)
 
 
 def from_torch(tensors: Tensors) -> Tensors:

@@ -12,6 +12,7 @@ What differs between them, and how it is met:
 """
 
 import re
+from collections.abc import Iterable
 from typing import Any
 
 from zoo.weights.layouts import TORCH_NORM, Layout, Tensors, from_torch
@@ -71,6 +72,11 @@ def _by_number(tensors: Tensors) -> Tensors:
         layer, _, variable = name.partition("/")
         ours[f"{places.get(layer, layer)}/{variable}"] = tensor
     return ours
+
+
+def _counted(names: Iterable[str]) -> bool:
+    """As many convolutions of no name but a number as the third version has."""
+    return sum(bool(re.fullmatch(r"conv2d(_\d+)?/kernel", name)) for name in names) == len(_IN_ORDER)
 
 
 def _number(layer: str) -> int:
@@ -153,7 +159,7 @@ def arguments(tensors: Tensors) -> dict[str, Any]:
     return found
 
 
-_KERAS_V3 = ("keras.applications InceptionV3", "inception_v3", "conv2d_93/kernel")
+_KERAS_V3 = ("keras.applications InceptionV3", "inception_v3", _counted)
 _OTHER_V3 = ("torchvision or timm Inception v3", "inception_v3", "Mixed_5b.branch1x1.conv.weight")
 _OTHER_V1 = ("torchvision GoogLeNet", "inception_v1", "inception3a.branch1.conv.weight")
 

@@ -3,6 +3,7 @@
 - Torch numbers convolutions, activations and poolings in one row, so where a stage ends is read off the gaps.
 - Torch flattens the last map channels first: the rows of the first fully connected layer stand in another order there.
 - timm keeps that layer as a convolution over the whole map, and the second as one of 1x1.
+- Files without head lack the fully connected layers too.
 """
 
 import math
@@ -10,6 +11,7 @@ import re
 
 from zoo.weights.layouts import Layout, Tensors, from_torch
 
+TOP = ("hidden/kernel", "hidden/bias", "features/kernel", "features/bias")
 _KERAS = {"fc1": "hidden", "fc2": "features", "predictions": "logits"}
 _TORCH = {
     "classifier.0": "hidden",
@@ -76,4 +78,5 @@ LAYOUTS = (
     Layout("keras.applications VGG", "vgg", "block1_conv1/block1_conv1_W_1", _keras, scaling="caffe"),
     Layout("torchvision VGG", "vgg", "classifier.0.weight", _torch, adapt=_placed, scaling="torch"),
     Layout("timm VGG", "vgg", "pre_logits.fc1.weight", _torch, adapt=_placed, scaling="torch"),
+    Layout("torchvision or timm VGG without head", "vgg", "features.0.weight", _torch, adapt=_placed, scaling="torch"),
 )
