@@ -31,6 +31,14 @@ def test_the_highest_rate_wins_and_the_quickest_answer_among_equals():
     assert tune.best([slow, fast, close]) is close
 
 
+def test_of_two_measurements_the_slower_counts():
+    lucky = curve(Setting(2, 1), (1, 90, 1.0), (8, 900, 1.0))
+    again = curve(Setting(2, 1), (1, 95, 1.0), (8, 300, 3.0))
+    assert tune.slower(lucky, again).points == (lucky.points[0], again.points[1])
+    refused = Measured(Setting(2, 1), refused="no room")
+    assert tune.slower(lucky, refused) is refused and tune.slower(refused, again) is refused
+
+
 def test_nothing_measured_says_why():
     with pytest.raises(BundleError, match="cannot be measured: it has no such precision"):
         tune.best([Measured(Setting(1, 1), refused="it has no such precision")])
@@ -49,7 +57,7 @@ def test_measures_writes_and_remembers(tmp_path):
         "workers": chosen.setting.workers, "threads": 1, "engine": "onnxruntime", "ahead": chosen.setting.ahead,
     }  # fmt: skip
     assert "sides version 10" in lines[0]
-    assert len(lines) == 2 + len(settings) + 1
+    assert len(lines) == 2 + 2 * len(settings) + 2  # each twice, with a line between
     assert [path.name for path in (tmp_path / "store").iterdir() if path.is_file()] == [tune.FILE]
 
 
