@@ -11,25 +11,13 @@ from pathlib import Path
 
 import keras
 import numpy as np
+from stopping import Stop
 
 import zoo
 from zoo import data, registry
 from zoo.recipes import Recipe
 from zoo.training import fit
 from zoo.training.gradients import gradients
-
-
-class Stop(keras.callbacks.Callback):
-    """Kills the run in the middle of an epoch."""
-
-    def __init__(self, batch):
-        super().__init__()
-        self.left = batch
-
-    def on_train_batch_end(self, batch, logs=None):
-        self.left -= 1
-        if not self.left:
-            raise KeyboardInterrupt
 
 
 def every_builder(*, detectors=False):

@@ -6,6 +6,7 @@ import json
 
 import numpy as np
 import pytest
+from stopping import Stop
 
 from zoo import data
 from zoo.evaluate.ablation import _holm, _interval, ablate
@@ -90,20 +91,13 @@ def test_finished_trainings_are_not_repeated(table, monkeypatch, capsys):
 
 
 def test_a_killed_training_goes_on(table, monkeypatch, tmp_path):
-    import keras
-
     import zoo.training
-
-    class Stop(keras.callbacks.Callback):
-        def on_epoch_begin(self, epoch, logs=None):
-            if epoch == 2:
-                raise KeyboardInterrupt
 
     original, asked = zoo.training.train, []
 
     def killed(*args, **kwargs):
         asked.append(kwargs)
-        return original(*args, **kwargs, callbacks=(Stop(),) if len(asked) == 1 else ())
+        return original(*args, **kwargs, callbacks=(Stop(epoch=2),) if len(asked) == 1 else ())
 
     monkeypatch.setattr(zoo.training, "train", killed)
     given = dict(out=tmp_path / "out", variants={"slow": {"learning_rate": 1e-7}}, seeds=1, quiet=True, **QUICK)

@@ -7,6 +7,7 @@ import keras
 import numpy as np
 import pytest
 from keras import layers
+from stopping import Stop
 from typer.testing import CliRunner
 
 import zoo
@@ -202,15 +203,10 @@ def test_the_command_line_rounds(run, tmp_path, monkeypatch):
 
 
 def test_a_killed_run_goes_on_exactly(tmp_path):
-    class Kill(keras.callbacks.Callback):
-        def on_epoch_begin(self, epoch, logs=None):
-            if epoch == 1:
-                raise KeyboardInterrupt
-
     run = zoo.train("mlp", data="iris", out=tmp_path / "run", epochs=6, width=(12, 8), quiet=True)
     whole = tune_quantized(run, tmp_path / "whole", epochs=2, quiet=True)
     with pytest.raises(KeyboardInterrupt):
-        tune_quantized(run, tmp_path / "killed", epochs=2, quiet=True, callbacks=(Kill(),))
+        tune_quantized(run, tmp_path / "killed", epochs=2, quiet=True, callbacks=(Stop(epoch=1),))
     again = tune_quantized(run, tmp_path / "killed", resume=True, quiet=True)
     for a, b in zip(whole.model.weights, again.model.weights, strict=True):
         np.testing.assert_array_equal(a, b)

@@ -7,6 +7,7 @@ import keras
 import numpy as np
 import pytest
 from scipy.special import log_softmax
+from stopping import Stop
 from typer.testing import CliRunner
 
 import zoo
@@ -190,23 +191,12 @@ def test_the_command_line_teaches(iris, tmp_path, monkeypatch):
     assert noted["temperature"] == 2.5 and noted["features"] == {"features": "features"}
 
 
-class Kill(keras.callbacks.Callback):
-    def __init__(self, batch):
-        super().__init__()
-        self.left = batch
-
-    def on_train_batch_end(self, batch, logs=None):
-        self.left -= 1
-        if not self.left:
-            raise KeyboardInterrupt
-
-
 def test_a_killed_run_goes_on_exactly_and_only_with_the_same_teacher(iris, tmp_path):
     common = dict(features=True, quiet=True, save_every=1)
     settings = dict(epochs=3, width=(6,), dropout=0.2, seed=3)
     whole = distill(iris, "mlp", out=tmp_path / "whole", **common, **settings)
     with pytest.raises(KeyboardInterrupt):
-        distill(iris, "mlp", out=tmp_path / "killed", callbacks=(Kill(6),), **common, **settings)
+        distill(iris, "mlp", out=tmp_path / "killed", callbacks=(Stop(6),), **common, **settings)
     with pytest.raises(ValueError, match="distilled with another temperature"):
         distill(iris, "mlp", out=tmp_path / "killed", temperature=2.0, resume=True, **common)
     with pytest.raises(ValueError, match="distilled with another teacher_sha256"):

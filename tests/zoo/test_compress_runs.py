@@ -2,9 +2,9 @@
 
 import dataclasses
 
-import keras
 import numpy as np
 import pytest
+from stopping import Stop
 from typer.testing import CliRunner
 
 import zoo
@@ -88,22 +88,14 @@ def test_wrong_steps_and_targets_leave_no_folder(run, tmp_path, arguments, messa
     assert not (tmp_path / "wrong").exists()
 
 
-class Stop(keras.callbacks.Callback):
-    """Kills the run in the middle of its second epoch."""
-
-    def on_train_batch_begin(self, batch, logs=None):
-        self.seen = getattr(self, "seen", 0) + 1
-        if self.seen == 6:  # an epoch has 4 batches
-            raise KeyboardInterrupt
-
-
 @pytest.mark.parametrize("arguments", [{"channels": 0.4}, {"zeros": 0.5}, {"macs": 0.5, "steps": 2}])
 def test_a_killed_run_goes_on_as_if_it_had_never_stopped(run, tmp_path, monkeypatch, arguments):
     options = dict(epochs=4 if "steps" in arguments else 3, quiet=True, **arguments)
+    killed = 5  # batches, of which an epoch has 4
     whole = shrink(run, tmp_path / "whole", **options)
     with monkeypatch.context() as patch:
         patch.setattr(
-            "zoo.compress.runs.tune", lambda *a, callbacks=(), **k: tune(*a, callbacks=(*callbacks, Stop()), **k)
+            "zoo.compress.runs.tune", lambda *a, callbacks=(), **k: tune(*a, callbacks=(*callbacks, Stop(killed)), **k)
         )
         with pytest.raises(KeyboardInterrupt):
             shrink(run, tmp_path / "killed", **options)

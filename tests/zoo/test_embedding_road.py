@@ -8,6 +8,7 @@ import keras
 import numpy as np
 import pytest
 from PIL import Image
+from stopping import Stop
 
 import export
 import zoo
@@ -93,15 +94,10 @@ def _network():
 
 
 def test_a_killed_run_goes_on_exactly(few, tmp_path):
-    class Kill(keras.callbacks.Callback):
-        def on_train_batch_end(self, batch, logs=None):
-            if self.model.optimizer.iterations == 8:
-                raise KeyboardInterrupt
-
     recipe = Recipe("face_embedding", "digit_identities", epochs=3, batch_size=64, loss="arcface")
     whole = fit(_network(), few, recipe, quiet=True)
     with pytest.raises(KeyboardInterrupt):
-        fit(_network(), few, recipe, folder=tmp_path, quiet=True, save_every=3, callbacks=(Kill(),))
+        fit(_network(), few, recipe, folder=tmp_path, quiet=True, save_every=3, callbacks=(Stop(8),))
     again = fit(_network(), few, recipe, folder=tmp_path, quiet=True, resume=True)
     assert [row["loss"] for row in again] == pytest.approx([row["loss"] for row in whole], rel=1e-5)
     assert [row["val_pair_auc"] for row in again] == pytest.approx([row["val_pair_auc"] for row in whole], rel=1e-5)

@@ -3,6 +3,7 @@
 import keras
 import numpy as np
 import pytest
+from stopping import Stop
 
 import zoo
 from zoo import data as datasets
@@ -26,19 +27,6 @@ def digits():
 @pytest.fixture(scope="module")
 def plain(tmp_path_factory):
     return zoo.train("mlp", data="digits", out=tmp_path_factory.mktemp("plain") / "run", **SETTINGS)
-
-
-class Stop(keras.callbacks.Callback):
-    """Kills the run in the middle of an epoch."""
-
-    def __init__(self, batch):
-        super().__init__()
-        self.left = batch
-
-    def on_train_batch_end(self, batch, logs=None):
-        self.left -= 1
-        if not self.left:
-            raise KeyboardInterrupt
 
 
 @pytest.mark.parametrize(

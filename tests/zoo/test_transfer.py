@@ -6,6 +6,7 @@ import re
 import keras
 import numpy as np
 import pytest
+from stopping import Stop
 
 import zoo
 from zoo import data as datasets
@@ -48,18 +49,6 @@ class Watch(keras.callbacks.Callback):
             sorted({path.split("_")[0].split("/")[0] for path in now if not np.array_equal(was[path], now[path])})
             for was, now in zip(self.seen, self.seen[1:], strict=False)
         ]
-
-
-class Stop(keras.callbacks.Callback):
-    """Kills the run at the start of an epoch."""
-
-    def __init__(self, epoch):
-        super().__init__()
-        self.epoch = epoch
-
-    def on_epoch_begin(self, epoch, logs=None):
-        if epoch == self.epoch:
-            raise KeyboardInterrupt
 
 
 def _model(small):
@@ -162,7 +151,7 @@ def test_a_killed_run_goes_on_exactly_while_parts_are_let_go(small, tmp_path, ki
     )
     whole = zoo.train("lenet", small, out=tmp_path / "whole", **settings, **LENET)
     with pytest.raises(KeyboardInterrupt):
-        zoo.train("lenet", small, out=tmp_path / "cut", callbacks=(Stop(killed),), **settings, **LENET)
+        zoo.train("lenet", small, out=tmp_path / "cut", callbacks=(Stop(epoch=killed),), **settings, **LENET)
     again = zoo.train("lenet", small, out=tmp_path / "cut", resume=True, quiet=True)
     assert [row["loss"] for row in again.history] == [row["loss"] for row in whole.history]
     for ours, theirs in zip(again.model.get_weights(), whole.model.get_weights(), strict=True):
