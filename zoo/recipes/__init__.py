@@ -279,6 +279,15 @@ def _tuples(value: Any) -> Any:
     return tuple(_tuples(item) for item in value) if isinstance(value, list) else value
 
 
+_DIGITS: dict[str, Any] = dict(  # of networks with batch normalisation
+    batch_size=64,
+    optimizer="nesterov",
+    learning_rate=0.05,
+    weight_decay=1e-3,
+    label_smoothing=0.1,
+    warmup=0.1,
+    augment=("rotate", "noise"),
+)
 _UNET: dict[str, Any] = dict(
     arguments=dict(width=8, depth=3, normalised=True),
     batch_size=8,
@@ -331,30 +340,10 @@ PROVEN: dict[tuple[str, str], dict[str, Any]] = {
         augment=("shift", "rotate"),
         expected=0.98,
     ),
-    ("inception_v1", "digits"): dict(
-        arguments=dict(input_shape=(16, 16, 1), depth=(2, 2, 1), width=16),
-        epochs=20,
-        batch_size=64,
-        optimizer="nesterov",
-        learning_rate=0.05,
-        weight_decay=1e-3,
-        label_smoothing=0.1,
-        warmup=0.1,
-        augment=("rotate", "noise"),
-        expected=0.983,
-    ),
-    ("inception_v3", "digits"): dict(
-        arguments=dict(input_shape=(16, 16, 1), depth=(1, 1, 1), width=12),
-        epochs=20,
-        batch_size=64,
-        optimizer="nesterov",
-        learning_rate=0.05,
-        weight_decay=1e-3,
-        label_smoothing=0.1,
-        warmup=0.1,
-        augment=("rotate", "noise"),
-        expected=0.988,
-    ),
+    ("inception_v1", "digits"): _DIGITS
+    | dict(arguments=dict(input_shape=(16, 16, 1), depth=(2, 2, 1), width=16), epochs=20, expected=0.983),
+    ("inception_v3", "digits"): _DIGITS
+    | dict(arguments=dict(input_shape=(16, 16, 1), depth=(1, 1, 1), width=12), epochs=20, expected=0.988),
     ("capsnet", "digits"): dict(
         arguments=dict(input_shape=(16, 16, 1), width=64, capsules=8, hidden=(128, 256), kernel=5),
         epochs=25,
@@ -364,17 +353,7 @@ PROVEN: dict[tuple[str, str], dict[str, Any]] = {
         augment=("rotate", "noise"),
         expected=0.986,
     ),
-    ("resnet18", "digits"): dict(
-        epochs=30,
-        batch_size=64,
-        optimizer="nesterov",
-        learning_rate=0.05,
-        weight_decay=1e-3,
-        label_smoothing=0.1,
-        warmup=0.1,
-        augment=("rotate", "noise"),
-        expected=0.983,
-    ),
+    ("resnet18", "digits"): _DIGITS | dict(epochs=30, expected=0.983),
     ("faster_rcnn", "shapes_boxes"): dict(
         arguments=dict(
             width=16,
@@ -394,18 +373,8 @@ PROVEN: dict[tuple[str, str], dict[str, Any]] = {
         augment=("flip",),
         expected=0.94,
     ),
-    ("mobilenet_v2", "digits"): dict(
-        arguments=dict(depth=(1, 2, 2, 2)),
-        epochs=25,
-        batch_size=64,
-        optimizer="nesterov",
-        learning_rate=0.1,
-        weight_decay=1e-3,
-        label_smoothing=0.1,
-        warmup=0.1,
-        augment=("rotate", "noise"),
-        expected=0.977,
-    ),
+    ("mobilenet_v2", "digits"): _DIGITS
+    | dict(arguments=dict(depth=(1, 2, 2, 2)), epochs=25, learning_rate=0.1, expected=0.977),
     ("vit_tiny", "digits"): dict(
         arguments=dict(input_shape=(16, 16, 1), patch=8, width=64, depth=3, heads=4, pool="mean", dropout=0.1),
         epochs=70,

@@ -343,7 +343,7 @@ def fit(
                     shuffle=False,
                     verbose=0,
                 )
-    except Exception:
+    except Exception:  # a backend hides an error in reading rows behind one of its own
         for source in (held, batches):
             if source.failure is not None:
                 raise source.failure from None
