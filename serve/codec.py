@@ -3,7 +3,7 @@
 import csv
 import io
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from itertools import islice
 from typing import Any
 
@@ -11,17 +11,14 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from serve import boxes, embeddings, masks, sets
+from serve.csv_files import LARGEST, cell_value, decoded, header_of, records, unknown_column
 from serve.errors import RequestError, did_you_mean, shown
 from serve.manifest import Manifest, Port
 from serve.tensors import to_array
 
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
-LARGEST = float(np.finfo(np.float32).max)
 TOGETHER = 4  # times the pixels of the largest image allowed, for all images that are decoded at once
 MODES = {1: "L", 3: "RGB", 4: "RGBA"}
-SEPARATORS = ",;\t"  # of CSV files; the one that gives the most known columns is taken
-LONGEST_CELL = csv.field_size_limit()  # characters
-MOST_UNKNOWN = 200  # columns of a CSV file that are left out with a note
 MOST_NOTES = 20
 Inputs = dict[str, np.ndarray]
 # tasks whose answers are more than a label or a value, each with the module for it
@@ -220,18 +217,8 @@ def text_batch(body: bytes, manifest: Manifest) -> Batch:
     """
     if manifest.kind != "text":
         raise RequestError("unsupported_media", f"{manifest.name!r} takes no text; {_cure(manifest)}", 415)
-    text = _decoded(body, "the text")
+    text = decoded(body, "the text")
     return json_batch({manifest.inputs[0].name: text}, manifest, len(body))
-
-
-def _decoded(body: bytes, what: str) -> str:
-    """UTF-8 without its mark; the message of a failure names the line."""
-    try:
-        return body.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = body.count(b"\n", 0, error.start) + 1
-        message = f"{what} is not UTF-8: byte 0x{error.object[error.start]:02x} in line {line}; save it as UTF-8"
-        raise RequestError("bad_encoding", message) from None
 
 
 def _texts(named: list[tuple[str, dict[str, Any]]], manifest: Manifest) -> tuple[Inputs, list[str]]:
@@ -261,20 +248,20 @@ def csv_batch(body: bytes, manifest: Manifest) -> Batch:
     if manifest.kind not in ("table", "text"):
         message = f"{manifest.name!r} has no columns that a CSV file could fill; {_cure(manifest)}"
         raise RequestError("unsupported_media", message, 415)
-    text = _decoded(body, "the CSV file")
+    text = decoded(body, "the CSV file")
     known = [column for port in manifest.inputs for column in port.columns or (port.name,)]
-    header, separator, notes = _header(text, known)
-    count = sum(1 for _ in _records(text, separator, header))
+    header, separator, notes = header_of(text, known)
+    count = sum(1 for _ in records(text, separator, header))
     if not count:
         raise RequestError("bad_csv", "the CSV file has a header row but no rows below it; add at least one")
-    records = _records(text, separator, header)
+    lines = records(text, separator, header)
     numbers = {column for port in manifest.inputs if port.dtype != "BYTES" for column in port.columns}
 
     def read(first: int, stop: int) -> tuple[Inputs, list[str]]:
         named = []
-        for line, cells in islice(records, stop - first):
+        for line, cells in islice(lines, stop - first):
             row = {
-                column: _cell(line, column, cell, column in numbers)
+                column: cell_value(line, column, cell, column in numbers)
                 for column, cell in zip(header, cells, strict=True)
                 if column in known
             }
@@ -283,89 +270,6 @@ def csv_batch(body: bytes, manifest: Manifest) -> Batch:
         return inputs, notes + told
 
     return Batch(count, len(body), read)
-
-
-def _header(text: str, known: list[str]) -> tuple[list[str], str, list[str]]:
-    """Column names, the separator, and notes on columns that are not used."""
-    candidates = [_candidate(text, separator, known) for separator in SEPARATORS]
-    fits, header, separator = max(candidates, key=lambda candidate: candidate[0])
-    if not fits:
-        message = (
-            f"the first line of the CSV file names no column of the model; it must name some of {', '.join(known[:20])}"
-        )
-        raise RequestError("bad_csv", message)
-    twice = next((column for column in known if header.count(column) > 1), None)
-    if twice is not None:
-        raise RequestError("bad_csv", f"line 1: column {twice!r} is given twice; give each column once")
-    unknown = [column for column in header if column not in known]
-    absent = [column for column in known if column not in header]
-    if len(unknown) > MOST_UNKNOWN:
-        message = f"line 1 has {len(unknown)} columns that the model does not know, at most {MOST_UNKNOWN} are left out"
-        raise RequestError("bad_csv", message)
-    for column in unknown:
-        if hint := did_you_mean(column, absent):
-            raise _unknown("line 1: ", column, known, hint)
-    named = ", ".join(column[:60] for column in unknown[:20])
-    return header, separator, [f"not used, since the model has no such columns: {named}"] if unknown else []
-
-
-def _unknown(where: str, column: str, known: list[str], hint: str) -> RequestError:
-    message = (
-        f"{where}no column is called {shown(column)}; {len(known)} are known, such as {', '.join(known[:5])}.{hint}"
-    )
-    return RequestError("unknown_column", message)
-
-
-def _candidate(text: str, separator: str, known: list[str]) -> tuple[int, list[str], str]:
-    """How many known columns the first line names if this separates them, and its cells."""
-    try:
-        _, cells = next(_lines(text, separator), (1, []))
-    except RequestError:  # such as a quoted cell that ends before another separator
-        return 0, [], separator
-    header = [cell.strip() for cell in cells]
-    return len({*header} & {*known}), header, separator
-
-
-def _lines(text: str, separator: str) -> Iterator[tuple[int, list[str]]]:
-    """Records that are not blank, each with the number of its first line."""
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
-    line = 1
-    try:
-        for cells in reader:
-            if cells:
-                yield line, cells
-            line = reader.line_num + 1
-    except csv.Error as error:
-        message = f"line {line}: the CSV file cannot be read: {error}; a cell holds at most {LONGEST_CELL} characters"
-        raise RequestError("bad_csv", message) from None
-
-
-def _records(text: str, separator: str, header: list[str]) -> Iterator[tuple[int, list[str]]]:
-    """The rows below the header."""
-    for line, cells in islice(_lines(text, separator), 1, None):
-        if len(cells) != len(header):
-            message = (
-                f"line {line} has {len(cells)} cells, the header has {len(header)}; quote cells that hold {separator!r}"
-            )
-            raise RequestError("bad_csv", message)
-        yield line, cells
-
-
-def _cell(line: int, column: str, cell: str, number: bool) -> float | str | None:
-    """One cell as its JSON value."""
-    if not number:
-        return cell or None
-    cell = cell.strip()
-    if not cell:
-        return None
-    try:
-        value = float(cell) if cell.isascii() and "_" not in cell else math.nan
-    except ValueError:
-        value = math.nan
-    if not abs(value) <= LARGEST:  # also what is not a number
-        wanted = "a number or empty" if math.isnan(value) else f"within ±{LARGEST:.4g}"
-        raise RequestError("bad_value", f"line {line}, column {column!r} must be {wanted}, got {shown(cell)}")
-    return value
 
 
 def _pixels(body: Any, manifest: Manifest) -> dict[str, np.ndarray]:
@@ -392,7 +296,7 @@ def _rows(named: list[tuple[str, dict[str, Any]]], manifest: Manifest) -> tuple[
     for where, row in named:
         for column in row:
             if column not in columns:
-                raise _unknown(where, column, known, did_you_mean(column, known))
+                raise unknown_column(where, column, known, did_you_mean(column, known))
         if all(row.get(column) is None for column in known):
             notes.append("every value of a row is missing; its answer is that of an average row")
     inputs = {}
