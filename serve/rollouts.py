@@ -131,11 +131,16 @@ class Rollouts:
             share: in (0, 1].
 
         Raises:
-            RequestError: 404, no such model or version; 422, the share is none.
+            RequestError: 404, no such model or version; 409, it answers every request itself; 422, the share is none.
         """
         check_share("share", share)
         with self._lock:
             plan = self._plan(name, version)
+            if self._rules[name].default == version and plan.canary is None and plan.experiment is None:
+                raise _conflict(
+                    f"version {version!r} of {name!r} answers every request itself, so there is nothing to compare it with; "
+                    "shadow another version, or pin another one first"
+                )
             if plan.shadow is None or plan.shadow.version != version:
                 plan.shadow = Shadow(version, share, self._clock())
                 self._ledger.compare_anew(name, version)

@@ -377,6 +377,18 @@ def test_a_request_and_a_key_count_once_and_a_key_knows_its_version(traffic):
 # shadows
 
 
+def test_the_version_that_answers_cannot_be_its_own_shadow(traffic):
+    traffic.pin("digits", "2")
+    with pytest.raises(
+        RequestError, match=r"version '2' of 'digits' answers every request itself.*pin another one first"
+    ):
+        traffic.shadow("digits", "2")
+    assert traffic.describe("digits")["shadow"] is None
+    traffic.canary("digits", "1", 0.5)  # whose answers it can be compared with
+    traffic.shadow("digits", "2")
+    assert traffic.describe("digits")["shadow"]["version"] == "2"
+
+
 def test_a_shadow_is_compared_class_by_class(traffic):
     traffic.pin("digits", "1")
     traffic.shadow("digits", "2")
@@ -416,6 +428,7 @@ def test_a_shadow_of_a_regression_is_compared_by_the_spread_of_the_values(traffi
 
 
 def test_values_that_are_no_numbers_disagree_and_spoil_no_figure(traffic):
+    traffic.pin("digits", "1")
     traffic.shadow("digits", "2")
     traffic.disagreed("digits", "1", "2", None, None, ("dose",), [1.0, 2.0, math.nan], [1.0, math.inf, math.nan])
     compared = traffic.describe("digits")["shadow"]["comparison"]
@@ -424,6 +437,7 @@ def test_values_that_are_no_numbers_disagree_and_spoil_no_figure(traffic):
 
 
 def test_answers_of_different_kinds_or_numbers_of_rows_are_not_compared(traffic):
+    traffic.pin("digits", "1")
     traffic.shadow("digits", "2")
     traffic.disagreed("digits", "1", "2", [0], None, ("dose",), [0.9], [12.0])
     traffic.disagreed("digits", "1", "2", None, None, ("dose",), [1.0], [1.0, 2.0])

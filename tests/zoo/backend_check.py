@@ -6,18 +6,22 @@ With a second argument "detectors" it trains those alone, whose compilation take
 import contextlib
 import dataclasses
 import json
+import os
 import sys
 from pathlib import Path
 
 import keras
 import numpy as np
+from PIL import Image
 from stopping import Stop
 
 import zoo
 from zoo import data, registry
+from zoo.data import lazy
 from zoo.recipes import Recipe
 from zoo.training import fit
 from zoo.training.gradients import gradients
+from zoo.training.run import _of_tokens as of_tokens
 
 
 def every_builder(*, detectors=False):
@@ -30,8 +34,8 @@ def every_builder(*, detectors=False):
         if ("detection" in entry.tasks) is not detectors:
             continue
         splits = images if "height" in next(iter(entry.inputs.values())).axes else table
-        if entry.tasks[0] in ("segmentation", "detection", "embedding"):  # whose targets no other data have
-            splits = data.load(entry.data)
+        if splits.signature.task not in entry.tasks:  # whose targets no other data have
+            splits = data.load(entry.data, tokenizer=entry.recipe.get("tokenizer", ""))
         part = {
             key: dataclasses.replace(
                 getattr(splits, key),
@@ -46,6 +50,7 @@ def every_builder(*, detectors=False):
             **entry.tiny,
             "input_shape": splits.signature.preprocess.shape,
             **({"classes": splits.signature.outputs} if "classes" in entry.signature else {}),
+            **of_tokens(entry, splits.signature),
         }
         keras.utils.set_random_seed(0)
         model = entry.build(**arguments)
@@ -54,8 +59,8 @@ def every_builder(*, detectors=False):
     return found
 
 
-def resumed_equals_whole(folder):
-    settings = dict(epochs=3, batch_size=64, augment=("noise",), dropout=0.2, schedule="one_cycle", quiet=True)
+def resumed_equals_whole(folder, **given):
+    settings = dict(epochs=3, batch_size=64, augment=("noise",), dropout=0.2, schedule="one_cycle", quiet=True) | given
     whole = zoo.train("mlp", data="digits", out=folder / "whole", **settings)
     try:
         zoo.train("mlp", data="digits", out=folder / "killed", save_every=5, callbacks=(Stop(29),), **settings)
@@ -91,6 +96,30 @@ def let_go_equals_whole(folder):
         pairs = zip(whole.model.get_weights(), again.model.get_weights(), strict=True)
         gaps.append(max(float(np.abs(ours - theirs).max()) for ours, theirs in pairs))
     return gaps
+
+
+def pictures_in_files(folder):
+    """Loss of each epoch on pictures that stay in their files, and largest gap to weights learnt with them in memory."""
+    os.environ["ZOO_CACHE"] = str(folder / "cache")
+    random = np.random.default_rng(0)
+    for label, colour in (("red", (200, 60, 60)), ("blue", (60, 60, 200))):
+        (folder / "pictures" / label).mkdir(parents=True)
+        for row in range(40):
+            pixels = np.clip(colour + random.normal(0, 60, (12, 12, 3)), 0, 255).astype(np.uint8)
+            Image.fromarray(pixels).save(folder / "pictures" / label / f"{row}.png")
+    settings = dict(
+        epochs=4, batch_size=16, input_shape=(8, 8, 3), width=(4, 6, 12, 8), learning_rate=0.01, augment=("flip", "colour"),
+        schedule="milestones:3", freeze="stage0", unfreeze_every=2, rate_decay=0.5, quiet=True,
+    )  # fmt: skip
+    runs = []
+    for share in (0, 1):
+        lazy.SHARE = share
+        runs.append(zoo.train("lenet", folder / "pictures", out=folder / f"share{share}", **settings))
+    assert isinstance(runs[0].data.train.x["image"], lazy.Pictures)
+    assert isinstance(runs[1].data.train.x["image"], np.ndarray)
+    pairs = zip(*(run.model.get_weights() for run in runs), strict=True)
+    gap = max(float(np.abs(files - memory).max()) for files, memory in pairs)
+    return {"losses": [row["loss"] for row in runs[0].history], "gap": gap}
 
 
 def pruned_share():
@@ -148,6 +177,15 @@ if __name__ == "__main__":
         "straight_through": straight_through(),
         "compressed": compressed_training(Path(sys.argv[1])),
         "resume": resumed_equals_whole(Path(sys.argv[1])),
+        "accumulated": resumed_equals_whole(
+            Path(sys.argv[1]) / "accumulated",
+            accumulate=2,
+            averaging=0.9,
+            schedule="poly:0.5",
+            augment=("noise", "mixup:0.4"),
+            unmixed=1,
+        ),
+        "pictures": pictures_in_files(Path(sys.argv[1])),
         "let_go": let_go_equals_whole(Path(sys.argv[1]) / "let_go"),
     }
     (Path(sys.argv[1]) / "report.json").write_text(json.dumps(report))

@@ -36,11 +36,18 @@ def test_every_detector_trains(backend, tmp_path):
         assert np.isfinite(losses).all() and losses[-1] < losses[0], f"{name} did not learn: {losses}"
 
 
-def test_a_killed_run_goes_on_exactly(report):
-    assert report["resume"]["gap"] == 0
+@pytest.mark.parametrize("settings", ["resume", "accumulated"])
+def test_a_killed_run_goes_on_exactly(report, settings):
+    assert report[settings]["gap"] == 0
     for figure in ("losses", "accuracies"):  # also of the epoch that was cut in two
-        whole, again = report["resume"][figure]
+        whole, again = report[settings][figure]
         assert whole == again
+    assert whole[-1] > whole[0]  # it learns
+
+
+def test_pictures_in_files_train_as_those_in_memory(report):
+    assert report["pictures"]["gap"] == 0
+    assert report["pictures"]["losses"][-1] < 0.8 * report["pictures"]["losses"][0]
 
 
 def test_a_killed_run_goes_on_exactly_while_parts_begin_to_learn(report):

@@ -1,5 +1,7 @@
 """Parameters and multiply-accumulates against published and hand-made counts."""
 
+import math
+
 import keras
 import numpy as np
 import pytest
@@ -46,6 +48,26 @@ def test_networks_cost_what_those_of_keras_applications_cost(name, builder):
 )  # README of InsightFace's arcface_torch, column FLOPs: 2.6G, 6.3G, 12.1G
 def test_face_networks_cost_what_insightface_publishes(name, billions):
     assert round(macs(zoo.get(name)) / 1e9, 1) == billions
+
+
+@pytest.mark.parametrize(
+    ("name", "side", "published"),
+    [
+        ("yolo_nano", 416, "1.08"),
+        pytest.param("yolo_tiny", 416, "6.45", marks=pytest.mark.slow),
+        pytest.param("yolo_small", 640, "26.8", marks=pytest.mark.slow),
+    ],
+)
+def test_detectors_cost_what_yolox_publishes(name, side, published):
+    # README of YOLOX, column FLOPs (G). They are those of `get_model_info` in yolox/utils/model_utils.py: twice what thop
+    # counts, which is our MACs, one more for each output that a bias is added to, and two for each output of a batch
+    # normalisation (thop 0.0.31, count_convNd and count_bn of thop/vision/basic_hooks.py; SiLU is not counted there).
+    model = zoo.get(name, input_shape=(side, side, 3))
+    biased = [layer for layer in model.layers if isinstance(layer, layers.Conv2D) and layer.use_bias]
+    norms = [layer for layer in model.layers if isinstance(layer, layers.BatchNormalization)]
+    besides = sum(math.prod(layer.output.shape[1:]) * (1 + (layer in norms)) for layer in biased + norms)
+    assert f"{2 * (macs(model) + besides) / 1e9:.3g}" == published
+    assert f"{2 * macs(model) / 1e9:.3g}" != published  # what is counted besides shows in the figure
 
 
 def test_rows_add_up_to_the_parameters():

@@ -114,6 +114,30 @@ def test_a_file_placed_by_hand_is_checked_and_used(web, tmp_path):
     assert asked == []
 
 
+def test_without_a_published_checksum_the_first_file_decides(web, tmp_path, caplog):
+    files, asked = web
+    address = "https://example.org/model.safetensors"
+    files[address] = b"first"
+    for _ in range(2):
+        assert cache.fetch(address, "", tmp_path).read_bytes() == b"first"
+    assert asked == [address]
+    told = [record.getMessage() for record in caplog.records if "nobody publishes a checksum" in record.getMessage()]
+    assert len(told) == 1 and "another file is refused from now on" in told[0]
+    record = tmp_path / "model.safetensors.sha256"
+    assert record.read_text(encoding="utf-8") == f"{_sha256(b'first')}  model.safetensors\n"  # as sha256sum writes it
+    (tmp_path / "model.safetensors").write_bytes(b"other")
+    with pytest.raises(
+        ValueError, match=rf"is not the file that was first fetched.*{_sha256(b'first')} in .*delete both"
+    ):
+        cache.fetch(address, "", tmp_path)
+    (tmp_path / "model.safetensors").unlink()
+    files[address] = b"changed"
+    with pytest.raises(ValueError, match=rf"sent a file with checksum sha256:{_sha256(b'changed')}, expected"):
+        cache.fetch(address, "", tmp_path)
+    record.unlink()
+    assert cache.fetch(address, "", tmp_path).read_bytes() == b"changed"
+
+
 def test_other_schemes_are_refused(tmp_path):
     with pytest.raises(ValueError, match="only http and https"):
         cache.fetch("file:///etc/passwd", "sha256:00", tmp_path)

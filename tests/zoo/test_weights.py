@@ -15,9 +15,11 @@ import numpy as np
 import pytest
 import references
 from safetensors.numpy import load_file, save_file
+from typer.testing import CliRunner
 
 import zoo
 from zoo import registry
+from zoo.cli import app
 from zoo.weights import Source, files, layouts
 
 GOLDEN = Path(__file__).parent.parent / "golden"
@@ -348,6 +350,36 @@ def test_unknown_names_are_refused_with_those_there_are():
         zoo.get("mlp", weights="keras")
 
 
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("yolo_nano", r"YOLOX is published as a pickle.*yolox_nano\.pth.*releases/tag.*weights_only=True\)\['model'\]"),
+        ("inception_v1", r"torchvision GoogLeNet is published as a pickle.*get googlenet-1378be20\.pth"),
+        ("faster_rcnn", r"torchvision Faster R-CNN.*torch\.load\('fasterrcnn_resnet50_fpn_coco-258fb6c6\.pth'"),
+        ("iresnet18", r"InsightFace is published as a pickle.*for non-commercial research only"),
+    ],
+)
+def test_where_only_a_pickle_is_published_it_is_told_how_to_convert_it(name, expected):
+    with pytest.raises(ValueError, match=rf"{name}' has no weights called 'published'.*none by name\. {expected}"):
+        zoo.get(name, weights="published")
+    assert re.search(expected, CliRunner().invoke(app, ["show", name]).output)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("inside", ["", "['model']"])
+def test_the_conversion_that_is_told_makes_a_file_that_is_read(tmp_path, monkeypatch, inside):
+    if not references.installed("torch"):
+        pytest.skip("saves a pickle with torch, which is not installed")
+    import torch
+
+    tensors = {"conv.weight": torch.arange(6.0).reshape(2, 3), "norm.num_batches_tracked": torch.tensor(7)}
+    monkeypatch.chdir(tmp_path)
+    torch.save({"model": tensors, "epoch": 300} if inside else tensors, "published.pth")
+    exec(f"import safetensors.torch, torch\n{files.conversion('published.pth', inside)}")
+    read = files.read(tmp_path / "weights.safetensors")
+    assert {name: tensor.tolist() for name, tensor in read.items()} == {"conv.weight": [[0, 1, 2], [3, 4, 5]]}
+
+
 def test_declared_files_are_fetched_once_and_their_licence_shown_once(small, tmp_path, monkeypatch, caplog):
     content = small.read_bytes()
     asked = []
@@ -375,9 +407,11 @@ def test_without_a_network_file_and_folder_are_named(tmp_path, monkeypatch):
         zoo.get("resnet50", weights="keras")
 
 
-def test_every_declared_file_has_an_address_a_checksum_and_a_licence():
+def test_every_declared_file_has_an_address_and_a_licence_and_mostly_a_checksum():
     declared = [Source(**source) for entry in registry.entries().values() for source in entry.weights.values()]
-    assert len(declared) >= 6
+    assert len(declared) >= 17
     for source in declared:
         assert source.url.startswith("https://") and source.licence and source.inputs
-        assert re.fullmatch("md5:[0-9a-f]{32}|sha256:[0-9a-f]{64}", source.checksum)
+        assert re.fullmatch("(md5:[0-9a-f]{32}|sha256:[0-9a-f]{64})?", source.checksum)
+        assert source.url.endswith((".h5", ".safetensors"))
+    assert sum(not source.checksum for source in declared) <= 2  # where none is known

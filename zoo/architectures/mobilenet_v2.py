@@ -69,6 +69,20 @@ def _block(x, filters, expansion, stride, symmetric, epsilon, name):
     tiny=dict(input_shape=(8, 8, 3), classes=3, depth=(1, 2, 1), width=0.25),
     aliases=("mobilenet",),
     data="digits",
+    weights={
+        "keras": dict(
+            url="https://storage.googleapis.com/tensorflow/keras-applications/mobilenet_v2/mobilenet_v2_weights_tf_dim_ordering_tf_kernels_1.0_224.h5",
+            checksum="sha256:3e195a2857356cfc092cbbb460beb2a5bce279015d7792598b8d3d9e451902e3",
+            licence="MIT, as keras-applications states",
+            inputs="tf",
+        ),
+        "timm": dict(
+            url="https://huggingface.co/timm/mobilenetv2_100.ra_in1k/resolve/f3ff81ba89de0bc46b546568ebeab2edef6b9d49/model.safetensors",
+            checksum="sha256:55ea4fb3a96010b933710ebf44fc965b070d5cd054d3f35e44f2d1320b4a714e",
+            licence="Apache-2.0, as the model card states",
+            inputs="torch",
+        ),
+    },
 )
 def mobilenet_v2(
     input_shape: tuple[int, int, int] = (224, 224, 3),

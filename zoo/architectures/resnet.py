@@ -74,7 +74,19 @@ def _check(stem, depth, width):
                 )
             },
         ),
-        "resnet34": dict(params=21_797_672, depth=(3, 4, 6, 3), bottleneck=False),
+        "resnet34": dict(
+            params=21_797_672,
+            depth=(3, 4, 6, 3),
+            bottleneck=False,
+            weights={
+                "timm": dict(
+                    url="https://huggingface.co/timm/resnet34.a1_in1k/resolve/601ed8a5ae6a24ba8ed1048847d860900c32273b/model.safetensors",
+                    checksum="sha256:829a220f9529d2b1ffdc8719d3273463001e0daf411eaf1916865d9db62c0ed2",
+                    licence="Apache-2.0, as the model card states",
+                    inputs="torch",
+                ),
+            },
+        ),
         "resnet101": dict(
             params=44_549_160,
             depth=(3, 4, 23, 3),

@@ -22,8 +22,30 @@ GRID = 7  # places a side that the fully connected layers read, of images of 224
     params=138_357_544,
     params_source="keras.applications, torchvision",
     variants={
-        "vgg11": dict(params=132_863_336, depth=(1, 1, 2, 2, 2)),
-        "vgg13": dict(params=133_047_848, depth=(2, 2, 2, 2, 2)),
+        "vgg11": dict(
+            params=132_863_336,
+            depth=(1, 1, 2, 2, 2),
+            weights={
+                "timm": dict(
+                    url="https://huggingface.co/timm/vgg11.tv_in1k/resolve/38b46049b490ec2bdb6d4d32b8354c74977f3347/model.safetensors",
+                    checksum="sha256:682c023808812148d4e60c76d80ad83dbeaf5d50eb1a952a0b836895003151e5",
+                    licence="BSD-3-Clause, as the model card states",
+                    inputs="torch",
+                ),
+            },
+        ),
+        "vgg13": dict(
+            params=133_047_848,
+            depth=(2, 2, 2, 2, 2),
+            weights={
+                "timm": dict(
+                    url="https://huggingface.co/timm/vgg13.tv_in1k/resolve/main/model.safetensors",
+                    checksum="",
+                    licence="BSD-3-Clause, as the model card states",
+                    inputs="torch",
+                ),
+            },
+        ),
         "vgg19": dict(
             params=143_667_240,
             depth=(2, 2, 4, 4, 4),

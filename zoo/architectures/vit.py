@@ -51,12 +51,50 @@ def _block(x, heads, hidden, epsilon, dropout, name):
     params=5_717_416,
     params_source="timm",
     variants={
-        "vit_small": dict(params=22_050_664, width=384, heads=6),
-        "vit_base": dict(params=86_567_656, width=768, heads=12),
+        "vit_small": dict(
+            params=22_050_664,
+            width=384,
+            heads=6,
+            weights={
+                "timm": dict(
+                    url="https://huggingface.co/timm/vit_small_patch16_224.augreg_in21k_ft_in1k/resolve/7e2c55630205e1266030f18370f4c6ed1a514b52/model.safetensors",
+                    checksum="sha256:79c03c635cdfd798a364a9d8c4e5c0b7255b975ea2c9616046d4f77ab01435aa",
+                    licence="Apache-2.0, as the model card states",
+                    inputs="tf",
+                )
+            },
+        ),
+        "vit_base": dict(
+            params=86_567_656,
+            width=768,
+            heads=12,
+            weights={
+                "timm": dict(
+                    url="https://huggingface.co/timm/vit_base_patch16_224.augreg2_in21k_ft_in1k/resolve/063c6c38a5d8510b2e57df480445e94b231dad2c/model.safetensors",
+                    checksum="sha256:32aa17d6e17b43500f531d5f6dc9bc93e56ed8841b8a75682e1bb295d722405b",
+                    licence="Apache-2.0, as the model card states",
+                    inputs="tf",
+                ),
+                "google": dict(
+                    url="https://huggingface.co/google/vit-base-patch16-224/resolve/3f49326eb077187dfe1c2a2bb15fbd74e6ab91e3/model.safetensors",
+                    checksum="",
+                    licence="Apache-2.0, as the model card states",
+                    inputs="tf",
+                ),
+            },
+        ),
     },
     tiny=dict(input_shape=(8, 8, 3), classes=3, patch=4, width=8, depth=2, heads=2),
     aliases=("vit",),
     data="digits",
+    weights={
+        "timm": dict(
+            url="https://huggingface.co/timm/vit_tiny_patch16_224.augreg_in21k_ft_in1k/resolve/7d3afdd0cf93ad84d986eb2d6bcc5812ebd0b106/model.safetensors",
+            checksum="sha256:fecf81b492bd13ee7a5297cb74d1d417aac8bf7e1b7d96aed89c4691984587ed",
+            licence="Apache-2.0, as the model card states",
+            inputs="tf",
+        )
+    },
 )
 def vit(
     input_shape: tuple[int, int, int] = (224, 224, 3),

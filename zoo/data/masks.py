@@ -90,20 +90,31 @@ def checked(
         labels: their names, if known.
 
     Raises:
-        ValueError: masks of another size than the images, of another type, or with an index that no label has.
+        ValueError: masks of another size than the images, of another type, or with an index that no label has; or more labels
+            than a mask can hold.
     """
     if y.shape != pictures.shape[:3] or y.dtype.kind not in "biu":
         raise ValueError(
             f"{where}: masks must be whole numbers of shape {pictures.shape[:3]} as the images, got {y.dtype} {y.shape}"
         )
+    if len(labels) > UNKNOWN:
+        raise ValueError(
+            f"{where} names {len(labels)} labels; a mask has 8 bits and {UNKNOWN} stands for what is not known, so there can be "
+            f"{UNKNOWN} at most: join the rarest"
+        )
     known = y[y != UNKNOWN]
     least, most = (int(known.min()), int(known.max())) if known.size else (0, 0)
-    labels = labels or ("background", *(f"class{place}" for place in range(1, min(most, UNKNOWN) + 1)))
+    labels = labels or ("background", *(f"class{place}" for place in range(1, min(most, UNKNOWN - 1) + 1)))
     if least < 0 or most >= len(labels):
         row = int(((y != UNKNOWN) & ((y < 0) | (y >= len(labels)))).any(axis=(1, 2)).argmax())
         raise ValueError(
             f"{where}: the mask in row {row + 1} has indices in {least} … {most}, there are {len(labels)} labels; give "
             f"0 … {len(labels) - 1}, and {UNKNOWN} for pixels that are not known"
+        )
+    if len(labels) > 1 and least == most:
+        only = repr(labels[least]) if known.size else "nothing that is known"
+        raise ValueError(
+            f"{where}: the masks hold {only} alone; give pictures that show at least two of the {len(labels)} labels"
         )
     return y.astype(np.uint8), labels
 

@@ -75,4 +75,19 @@ def arguments(tensors: Tensors) -> dict[str, int]:
     return found
 
 
-LAYOUTS = (Layout("InsightFace", "face_embedding", "layer1.0.prelu.weight", _torch, adapt=_placed, scaling="tf"),)
+LAYOUTS = (
+    Layout(
+        "InsightFace",
+        "face_embedding",
+        "layer1.0.prelu.weight",
+        _torch,
+        adapt=_placed,
+        scaling="tf",
+        pickle=(
+            "backbone.pth",
+            "",
+            "https://github.com/deepinsight/insightface/tree/master/recognition/arcface_torch",
+            "for non-commercial research only",
+        ),
+    ),
+)

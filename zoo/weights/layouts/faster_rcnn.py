@@ -76,6 +76,7 @@ LAYOUTS = (
     Layout(
         "torchvision Faster R-CNN", "faster_rcnn", "roi_heads.box_predictor.cls_score.weight", _torch,
         {"frozen": True}, _adapted, scaling="torch",
+        pickle=("fasterrcnn_resnet50_fpn_coco-258fb6c6.pth", "", "https://download.pytorch.org/models", "BSD-3-Clause"),
     ),
     Layout("this package's Faster R-CNN", "faster_rcnn", HEAD[0], lambda name: name),
 )  # fmt: skip

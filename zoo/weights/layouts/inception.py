@@ -166,5 +166,11 @@ _OTHER_V1 = ("torchvision GoogLeNet", "inception_v1", "inception3a.branch1.conv.
 LAYOUTS = (
     Layout(*_KERAS_V3, _numbered, {"padded_mean": False}, _by_number, scaling="tf"),
     Layout(*_OTHER_V3, _torch_v3, {"padded_mean": True}, _without_scale, scaling="tf"),
-    Layout(*_OTHER_V1, _torch_v1, adapt=_used, scaling="tf"),
+    Layout(
+        *_OTHER_V1,
+        _torch_v1,
+        adapt=_used,
+        scaling="tf",
+        pickle=("googlenet-1378be20.pth", "", "https://download.pytorch.org/models", "BSD-3-Clause"),
+    ),
 )

@@ -106,6 +106,19 @@ def arguments(tensors: Tensors) -> dict[str, object]:
 HEAD = tuple(f"head{level}_class/{variable}" for level in range(3) for variable in ("kernel", "bias"))
 
 LAYOUTS = (
-    Layout("YOLOX", "yolo", "head.obj_preds.0.weight", _torch, adapt=_ours, scaling="bgr:0/1"),
+    Layout(
+        "YOLOX",
+        "yolo",
+        "head.obj_preds.0.weight",
+        _torch,
+        adapt=_ours,
+        scaling="bgr:0/1",
+        pickle=(
+            "yolox_nano.pth, yolox_tiny.pth or yolox_s.pth",
+            "['model']",
+            "https://github.com/Megvii-BaseDetection/YOLOX/releases/tag/0.1.1rc0",
+            "Apache-2.0",
+        ),
+    ),
     Layout("this package's YOLO", "yolo", "head0_object/kernel", lambda name: name),
 )
