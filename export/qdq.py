@@ -24,6 +24,7 @@ _JOINING = ("Add", "Mul", "Concat", "GlobalAveragePool", "AveragePool", "Sigmoid
 _MOVING = ("MaxPool", "Reshape", "Flatten", "Transpose", "Squeeze", "Unsqueeze", "Slice", "DepthToSpace")
 _LOSSLESS = ("Reshape", "Flatten", "Transpose", "Squeeze", "Unsqueeze", "DepthToSpace", "Identity")
 _CLIPPING = ("Relu", "Clip")
+_WEIGHTED = ("Conv", "Gemm", "MatMul")
 
 
 @dataclass
@@ -113,17 +114,22 @@ class Network:
             # a last convolution stays in float, since its result must
             if weighted and (ahead or not weighted.rounds):
                 found.append(weighted)
-            if weighted or ahead:
+            if ahead or self._multiplies(node):
                 followed.update(node.input)
         yield from reversed(found)
 
+    def _multiplies(self, node: onnx.NodeProto) -> bool:
+        """Whether a node computes with constant weights, which need not have an 8-bit form."""
+        if node.op_type not in _WEIGHTED or node.name.startswith((f"{BEFORE}/", f"{AFTER}/")):
+            return False
+        name = node.input[1]
+        while name in self.maker and self.maker[name].op_type in _LOSSLESS:
+            name = self.maker[name].input[0]
+        return name in self.weights
+
     def _parse(self, node: onnx.NodeProto) -> Weighted | None:
         """What kind of node with weights this is; None if it is none, or has no 8-bit form."""
-        if (
-            node.op_type not in ("Conv", "Gemm", "MatMul")
-            or node.domain
-            or node.name.startswith((f"{BEFORE}/", f"{AFTER}/"))
-        ):
+        if node.op_type not in _WEIGHTED or node.domain or node.name.startswith((f"{BEFORE}/", f"{AFTER}/")):
             return None
         kernel = self.weights.get(node.input[1])
         if kernel is None or kernel.dtype != np.float32 or node.input[0] in self.weights:

@@ -220,6 +220,22 @@ def test_a_convolution_with_nothing_behind_it_stays_in_float(tmp_path):
     assert not Network(alone).layers
 
 
+def test_a_convolution_in_front_of_weights_without_an_8_bit_form_runs_in_8_bits(tmp_path):
+    random = np.random.default_rng(0)
+    nodes = [
+        helper.make_node("Conv", ["x", "k"], ["conv"], "conv/Conv", kernel_shape=[3, 3]),
+        helper.make_node("Reshape", ["conv", "rows"], ["sequence"], "sequence/Reshape"),
+        helper.make_node("MatMul", ["sequence", "votes"], ["logits"], "votes/MatMul"),
+    ]
+    weights = {"k": random.standard_normal((4, 8, 3, 3)) / 9, "votes": random.standard_normal((1, 16, 5))}
+    model = graph(nodes, weights, [8, 6, 6])
+    model.graph.initializer.append(numpy_helper.from_array(np.array([0, 4, 16]), "rows"))
+    x = random.standard_normal((16, 8, 6, 6)).astype(np.float32)
+    path, found = written(model, x, tmp_path / "model.onnx")
+    assert "QLinearConv" in fused(path)
+    assert {tensor.name: tensor.data_type for tensor in found.initializer}["votes"] == TensorProto.FLOAT
+
+
 def test_products_without_constant_weights_are_left_alone():
     nodes = [helper.make_node("MatMul", ["x", "x"], ["logits"], "square/MatMul")]
     assert not Network(graph(nodes, {}, [4, 4])).layers
