@@ -15,7 +15,9 @@ from keras.src.models.functional import functional_like_constructor
 from keras.src.ops import nn
 from keras.src.ops import numpy as array_ops
 
+from zoo.layers.attention import Attention
 from zoo.layers.capsules import ClassCapsules
+from zoo.layers.positions import LearnedPositions, RelativeBias, Rotary, WavePositions
 from zoo.layers.regions import Proposals, PyramidAlign, RankBoxes
 
 # Operations of `keras.ops` that multiply; without a rule below their cost is not known.
@@ -423,6 +425,21 @@ def _convolution_operation(operation, of_weight, shapes, x, kernel):
 @_counts(layers.Embedding)
 def _look_up(layer, of_weight, shapes, x):
     return 0
+
+
+@_counts(Attention)
+def _heads(layer, of_weight, shapes, query, key, value, *_, **__):
+    return _number([query.shape[1], key.shape[1], query.shape[2] + value.shape[2]])
+
+
+@_counts(LearnedPositions, WavePositions, Rotary, RelativeBias)
+def _places(layer, of_weight, shapes, *args, **_):
+    return 0  # they look up and add
+
+
+@_counts(layers.ReversibleEmbedding)
+def _look_up_or_score(layer, of_weight, shapes, x, reverse=False):
+    return _number([*shapes[0][1:], x.shape[-1]]) if reverse else 0
 
 
 @_counts(ClassCapsules)

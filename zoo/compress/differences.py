@@ -24,6 +24,7 @@ from zoo.data.lazy import Pictures
 from zoo.evaluate.report import check_fit, knowledge, opened, predictor
 from zoo.explain import explain
 from zoo.explain.sources import subject_with
+from zoo.recipes import DATA_OPTIONS
 from zoo.training import as_run, load
 
 Raw = dict[str, np.ndarray]
@@ -430,7 +431,8 @@ def _load(source: Any, recipe: dict[str, Any], shape: tuple[int, ...] | None) ->
     shape = shape if shape and len(shape) == 3 else None
     seeds = recipe.get("split_seed"), recipe.get("seed")
     seed = next((seed for seed in seeds if seed is not None), 0)
-    found = datasets.load(source, input_shape=shape, target=recipe.get("target") or None, seed=seed)
+    given = {name: recipe[name] for name in DATA_OPTIONS if recipe.get(name)}
+    found = datasets.load(source, input_shape=shape, target=recipe.get("target") or None, seed=seed, **given)
     return datasets.scaled(found, recipe.get("scaling", ""))
 
 

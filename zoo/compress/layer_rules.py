@@ -5,6 +5,7 @@ import numpy as np
 from keras import layers
 
 from zoo.compress.identities import Flow, NotFollowedError, follows
+from zoo.layers.activations import gelu_tanh
 
 ELEMENTWISE = {
     "linear", "relu", "relu6", "leaky_relu", "elu", "celu", "selu", "gelu", "silu", "mish", "tanh", "sigmoid",
@@ -15,7 +16,7 @@ ELEMENTWISE = {
 def is_elementwise(activation):
     """Whether an activation treats each channel by itself; a softmax does not, and nothing is known of a user's own."""
     name = getattr(activation, "__name__", "")
-    return name in ELEMENTWISE and activation is getattr(keras.activations, name, None)
+    return activation is gelu_tanh or (name in ELEMENTWISE and activation is getattr(keras.activations, name, None))
 
 
 def _plain(layer):
@@ -410,6 +411,18 @@ def embedding(walk, layer, x):
     walk.weigh(layer.embeddings, None, made, makes=(1,))
     walk.resize(layer, output_dim=made)
     return (*x.axes, made)
+
+
+@follows(layers.ReversibleEmbedding)
+def reversible_embedding(walk, layer, x, reverse=False):
+    if not layer.tie_weights:
+        raise NotFollowedError(layer.name)
+    if not reverse:
+        return embedding(walk, layer, x)
+    walk.fix(*x.axes[:-1])
+    made = walk.make(layer, layer.output_dim)
+    walk.unite(made, x.axes[-1])
+    return (*x.axes[:-1], None)
 
 
 @follows(layers.Attention, layers.AdditiveAttention)

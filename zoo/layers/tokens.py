@@ -1,4 +1,4 @@
-"""What turns the maps of an image into a sequence for a transformer: learned positions, and a token for the class."""
+"""What transformers read: what turns maps of an image into a sequence, and what tells them about tokens of a text."""
 
 import keras
 from keras import layers, ops
@@ -34,3 +34,62 @@ class ClassToken(layers.Layer):
     def call(self, x):
         first = ops.zeros_like(x[:, :1]) + (self.token + self.position)  # (batch, 1, width)
         return ops.concatenate([first, x], axis=1)
+
+
+@keras.saving.register_keras_serializable("zoo")
+class Present(layers.Layer):
+    """Which places hold a token, and no padding: whole numbers (batch, length) -> bool (batch, length).
+
+    Args:
+        pad: number that stands for padding.
+    """
+
+    def __init__(self, pad: int = 0, **kwargs) -> None:
+        super().__init__(**kwargs)
+        self.pad = pad
+
+    def call(self, tokens):
+        return ops.not_equal(tokens, self.pad)
+
+    def compute_output_spec(self, tokens):
+        return keras.KerasTensor(tokens.shape, "bool")
+
+    def get_config(self):
+        return {**super().get_config(), "pad": self.pad}
+
+
+@keras.saving.register_keras_serializable("zoo")
+class Segments(layers.Layer):
+    """Which part of a text each token is in: whole numbers (batch, length) -> int32 (batch, length).
+
+    A part ends with a separator, which belongs to it; whatever follows the last part but one is in the last one.
+
+    Args:
+        separator: number of the token that ends a part; -1 where there is none, so that all tokens are in part 0.
+        parts: how many are told apart.
+    """
+
+    def __init__(self, separator: int, parts: int = 2, **kwargs) -> None:
+        super().__init__(**kwargs)
+        self.separator, self.parts = separator, parts
+
+    def call(self, tokens):
+        ends = ops.cast(ops.equal(tokens, self.separator), "int32")
+        return ops.minimum(ops.cumsum(ends, axis=1) - ends, self.parts - 1)
+
+    def compute_output_spec(self, tokens):
+        return keras.KerasTensor(tokens.shape, "int32")
+
+    def get_config(self):
+        return {**super().get_config(), "separator": self.separator, "parts": self.parts}
+
+
+@keras.saving.register_keras_serializable("zoo")
+class FirstToken(layers.Layer):
+    """The vector at the first place: (batch, length, width) -> (batch, width)."""
+
+    def call(self, x):
+        return x[:, 0]
+
+    def compute_output_spec(self, x):
+        return keras.KerasTensor((x.shape[0], x.shape[-1]), x.dtype)

@@ -16,7 +16,7 @@ from zoo.data.signature import ImagePreprocess, Signature
 from zoo.registry import suggest
 from zoo.weights import files, layouts
 
-__all__ = ["Pretrained", "Source", "build_with"]
+__all__ = ["Pretrained", "Source", "build_with", "to_convert"]
 
 log = logging.getLogger("zoo.weights")
 
@@ -27,7 +27,7 @@ class Source:
 
     Attributes:
         url: address; its last part names the file.
-        checksum: `algorithm:hexadecimal digest`, as the publisher states it.
+        checksum: `algorithm:hexadecimal digest`, as the publisher states it; "" where that is not known.
         licence: terms of the weights, and who states them.
         inputs: how the images were scaled that they were trained on, see `zoo.data.signature.read_scaling`.
     """
@@ -66,7 +66,8 @@ def build_with(entry: Any, weights: str | Path, arguments: dict[str, Any]) -> An
 
     Args:
         entry: `zoo.registry.Entry` of the model.
-        weights: path of a `.safetensors`, `.h5` or `.keras` file, or a name declared in `entry.weights`.
+        weights: path of a `.safetensors`, `.h5` or `.keras` file, of the index of several, of a folder that holds
+            `model.safetensors` or its index, or a name declared in `entry.weights`.
         arguments: builder arguments, as given by the caller.
 
     Returns:
@@ -82,7 +83,7 @@ def build_with(entry: Any, weights: str | Path, arguments: dict[str, Any]) -> An
     model = entry.build(**arguments)
     variables = {variable.path: variable for layer in model.layers for variable in layer.weights}
     classes = arguments.get("classes")  # an embedding has none, and its last layer is no head that could be fresh
-    fresh = () if classes is None else _fresh(entry, tensors, variables)
+    fresh = () if classes is None else _fresh(entry, arguments, tensors, variables)
     wanted = {name: tuple(variable.shape) for name, variable in variables.items() if name not in fresh}
     given = {name: tensor for name, tensor in tensors.items() if name not in fresh}
     given = layouts.fitted(entry, given, wanted)
@@ -93,9 +94,9 @@ def build_with(entry: Any, weights: str | Path, arguments: dict[str, Any]) -> An
         variables[name].assign(tensor)
     notes = [f"{len(given)} tensors loaded from {path} ({layout.title})"]
     if fresh:
-        head = layouts.head(entry)[0]
+        head = layouts.head(entry, arguments)[0]
         had = f"{tensors[head].shape[-1]} classes" if head in tensors else "no head"
-        more = sorted({name.partition("/")[0] for name in fresh if name in layouts.top(entry)}, reverse=True)
+        more = sorted({name.partition("/")[0] for name in fresh if name in layouts.top(entry, arguments)}, reverse=True)
         what = f"the layers {', '.join(more)} and the head for {classes} classes are fresh: train them"
         notes.append(f"the file has {had}, so {what if more else f'the head for {classes} classes is fresh: train it'}")
     for name, tensor in adapted.items():
@@ -114,9 +115,13 @@ def build_with(entry: Any, weights: str | Path, arguments: dict[str, Any]) -> An
     return model
 
 
-def _fresh(entry: Any, tensors: dict[str, np.ndarray], variables: dict[str, Any]) -> tuple[str, ...]:
+def _fresh(
+    entry: Any, arguments: dict[str, Any], tensors: dict[str, np.ndarray], variables: dict[str, Any]
+) -> tuple[str, ...]:
     """Variables that the file cannot give, as it has no head or one for another number of classes."""
-    head, top = layouts.head(entry), layouts.top(entry)
+    head, top = layouts.head(entry, arguments), layouts.top(entry, arguments)
+    if not head:
+        return ()
     if head[0] not in tensors:
         return head if any(name in tensors for name in top) else (*top, *head)
     return head if tensors[head[0]].shape[-1] != variables[head[0]].shape[-1] else ()
@@ -189,15 +194,31 @@ def _locate(entry: Any, weights: str) -> Path:
             log.warning("weights %r of %s: licence %s; inputs %s", weights, entry.name, source.licence, source.inputs)
         return path
     path = Path(weights).expanduser()
+    for name in ("model.safetensors.index.json", "model.safetensors"):  # a folder as Hugging Face saves one
+        if (path / name).is_file():
+            return path / name
     if path.is_dir():
         raise ValueError(f"{path} is a folder, give the file of weights in it, such as {path / 'model.keras'}")
     if not path.is_file():
         declared = f"it has {', '.join(map(repr, entry.weights))}" if entry.weights else "it has none by name"
         raise ValueError(
             f"{entry.name!r} has no weights called {weights!r} and there is no such file.{suggest(weights, entry.weights)} "
-            f"Give a path or a declared name; {declared}"
+            f"Give a path or a declared name; {declared}{''.join(f'. {told}' for told in to_convert(entry))}"
         )
     return path
+
+
+def to_convert(entry: Any) -> list[str]:
+    """What is published for a model as a pickle only, which is never opened, and how to convert it; a sentence each."""
+    told = []
+    for layout in layouts.known():
+        if layout.pickle and layout.family == entry.family:
+            names, inside, place, terms = layout.pickle
+            told.append(
+                f"{layout.title} is published as a pickle, which can run code when read and is not opened here: get {names} "
+                f"from {place} ({terms}), and convert it where you trust it: {files.conversion(names.split(',')[0], inside)}"
+            )
+    return told
 
 
 def _complete(
@@ -211,13 +232,11 @@ def _complete(
                 f"{path} is a {layout.title} file, which was made with {name}={value!r}, got {name}={found[name]!r}; leave it out"
             )
     found = {**layouts.decided(entry, tensors), **found}
-    if "classes" not in found and "classes" in entry.signature:
-        head = layouts.head(entry)[0]
-        if head not in tensors:
-            raise ValueError(
-                f"{path} has no head, so the number of classes is unknown; pass classes=... for a fresh one"
-            )
-        found["classes"] = int(tensors[head].shape[-1])
+    head = next(iter(layouts.head(entry, found)), "")
+    if head and head not in tensors and "classes" not in found and "classes" in entry.signature:
+        raise ValueError(f"{path} has no head, so the number of classes is unknown; pass classes=... for a fresh one")
+    if head in tensors and "classes" in entry.signature:
+        found.setdefault("classes", int(tensors[head].shape[-1]))
     return found
 
 

@@ -1,6 +1,7 @@
 """Tensors by name in a weights file, read without running anything in it."""
 
 import io
+import json
 import re
 import zipfile
 from pathlib import Path
@@ -10,8 +11,7 @@ import numpy as np
 
 PICKLED = (".pt", ".pth", ".bin", ".ckpt", ".pkl", ".pickle", ".tar")
 _CONVERT = (
-    "convert it where you trust it: safetensors.torch.save_file(torch.load({name!r}, weights_only=True), "
-    "'weights.safetensors'), or the dictionary of tensors in it, often under 'model' or 'state_dict'"
+    "convert it where you trust it: {line}, or the dictionary of tensors in it, often under 'model' or 'state_dict'"
 )
 _MISTAKEN = (  # for weights: first bytes, endings for which they are right, what the file is and what to do
     (b"\x80", (), f"it is a pickle; {_CONVERT}"),
@@ -26,11 +26,16 @@ _NAMES = {  # of the variables of a layer, in its order, where they are not kern
     "p_re_lu": ("alpha",),
     "class_token": ("token", "position"),
     "positions": ("grid",),
+    "embedding": ("embeddings",),
+    "reversible_embedding": ("embeddings",),
+    "learned_positions": ("table",),
+    "relative_bias": ("table",),
+    "bias": ("bias",),
 }
 
 
 def read(path: Path) -> dict[str, np.ndarray]:
-    """All tensors of a `.safetensors`, `.h5` (old or new Keras) or `.keras` file.
+    """All tensors of a `.safetensors`, `.h5` (old or new Keras) or `.keras` file, or of several by their `.index.json`.
 
     Returns:
         float32 arrays by name: `layer/variable` in Keras files, the module's dotted path in safetensors. Integers
@@ -42,9 +47,11 @@ def read(path: Path) -> dict[str, np.ndarray]:
     suffix = path.suffix.lower()
     if suffix in PICKLED:
         raise ValueError(
-            f"{path} is a pickle, which can run code when read, so it is not opened; {_CONVERT.format(name=path.name)}"
+            f"{path} is a pickle, which can run code when read, so it is not opened; {_CONVERT.format(line=conversion(path.name))}"
         )
-    readers = {".safetensors": _safetensors, ".h5": _hdf5_file, ".hdf5": _hdf5_file, ".keras": _keras}
+    readers = {
+        ".safetensors": _safetensors, ".json": _shards, ".h5": _hdf5_file, ".hdf5": _hdf5_file, ".keras": _keras,
+    }  # fmt: skip
     if suffix not in readers:
         raise ValueError(f"{path} is of no known kind; give a .safetensors, .h5, .weights.h5 or .keras file")
     try:
@@ -54,6 +61,16 @@ def read(path: Path) -> dict[str, np.ndarray]:
     if not found:
         raise ValueError(f"{path} holds no weights; save a model that has been built")
     return found
+
+
+def conversion(name: str, inside: str = "") -> str:
+    """The line of Python that makes a file which is read here of a pickle of torch.
+
+    Args:
+        name: of the file.
+        inside: the index under which the tensors lie in it, such as "['model']"; "" where they lie at the top.
+    """
+    return f"safetensors.torch.save_file(torch.load({name!r}, weights_only=True){inside}, 'weights.safetensors')"
 
 
 class _UnreadableError(Exception):
@@ -68,7 +85,7 @@ def _advice(path: Path) -> str:
         return "it is empty, fetch or save it again"
     for beginning, right, advice in _MISTAKEN:
         if start.startswith(beginning) and path.suffix.lower() not in right:
-            return advice.format(name=path.name)
+            return advice.format(line=conversion(path.name))
     return "fetch or save it again"
 
 
@@ -84,6 +101,26 @@ def _safetensors(path: Path) -> dict[str, np.ndarray]:
     except (SafetensorError, OSError, TypeError) as error:
         raise _UnreadableError(f"safetensors: {error}") from error
     return {name: tensor.astype(np.float32) for name, tensor in tensors.items() if tensor.dtype.kind not in "iub"}
+
+
+def _shards(path: Path) -> dict[str, np.ndarray]:
+    """Tensors of several safetensors files, which an index beside them names for each tensor."""
+    try:
+        places = json.loads(path.read_text(encoding="utf-8"))["weight_map"]
+        names = sorted(set(places.values()))
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        raise _UnreadableError(f"the index of several safetensors files: {error!r}") from error
+    found: dict[str, np.ndarray] = {}
+    for name in names:
+        shard = path.parent / str(name)
+        if shard.name != name or shard.suffix != ".safetensors":
+            raise ValueError(
+                f"{path} names {name!r}, which is no safetensors file beside it; give the index as it was saved"
+            )
+        if not shard.is_file():
+            raise ValueError(f"{path} names {name}, which is not there; put all {len(names)} files beside it")
+        found |= _safetensors(shard)
+    return found
 
 
 def _keras(path: Path) -> dict[str, np.ndarray]:

@@ -3,7 +3,8 @@
 A module exports `LAYOUTS`, which are recognised by a tensor that only they have, and may export `arguments`: tensors by
 `layer/variable` of ours -> builder arguments that can be read off them; and `fit`: the same tensors and the shapes that
 the model wants -> tensors in these shapes, as far as the family knows how; and `HEAD`: names of the variables that another
-number of classes replaces; and `TOP`: names of those that a file without head lacks besides.
+number of classes replaces; and `TOP`: names of those that a file without head lacks besides. `HEAD` and `TOP` may be
+functions of the builder's arguments.
 """
 
 import importlib
@@ -35,6 +36,8 @@ class Layout:
         adapt: renamed tensors -> tensors as our layers hold them; as they are if None.
         scaling: how the images were scaled that such files are trained on, see `zoo.data.signature.read_scaling`; "" where
             that differs from file to file.
+        pickle: of what is published in this layout as a pickle of torch only: name of the file, or names, the index under
+            which the tensors lie in it, where it is, and on what terms.
     """
 
     title: str
@@ -44,6 +47,7 @@ class Layout:
     arguments: dict[str, Any] = field(default_factory=dict)
     adapt: Callable[[Tensors], Tensors] | None = None
     scaling: str = ""
+    pickle: tuple[str, str, str, str] | None = None
 
 
 OWN = Layout("this package", "", "logits/kernel", lambda name: name)
@@ -71,14 +75,22 @@ def fitted(entry: Any, tensors: Tensors, wanted: dict[str, tuple[int, ...]]) -> 
     return fit(tensors, wanted) if fit else tensors
 
 
-def head(entry: Any) -> tuple[str, ...]:
+def head(entry: Any, arguments: dict[str, Any]) -> tuple[str, ...]:
     """Variables that another number of classes replaces; the last axis of the first is as long as there are classes."""
-    return _function(entry, "HEAD") or ("logits/kernel", "logits/bias")
+    return _names(entry, "HEAD", arguments, ("logits/kernel", "logits/bias"))
 
 
-def top(entry: Any) -> tuple[str, ...]:
+def top(entry: Any, arguments: dict[str, Any]) -> tuple[str, ...]:
     """Variables between the backbone and the head, which files without head may lack: all of them, or none."""
-    return _function(entry, "TOP") or ()
+    return _names(entry, "TOP", arguments, ())
+
+
+def _names(entry: Any, name: str, arguments: dict[str, Any], usual: tuple[str, ...]) -> tuple[str, ...]:
+    """Names of variables that the module of the entry's family has under `name`, or gives for the builder's arguments."""
+    found = _function(entry, name)
+    if callable(found):
+        return found({**entry.arguments, **arguments})
+    return usual if found is None else found
 
 
 def _function(entry: Any, name: str) -> Any:

@@ -1,0 +1,146 @@
+"""Language modelling: targets, loss, figures, baseline and data against what is computed by hand."""
+
+from collections import Counter, defaultdict
+
+import keras
+import numpy as np
+import pytest
+
+from zoo import data, tasks
+from zoo.data import corpus
+from zoo.data.targets import NOTHING
+from zoo.data.texts import TextPreprocess
+from zoo.tasks.language import next_token_loss, witten_bell
+
+TASK = tasks.get("language-modelling")
+TEXTS = ["abc abd", "ab", "naïve ab", "abcabcabcabc"]
+
+
+@pytest.fixture(scope="module")
+def step():
+    return TextPreprocess.fit(TEXTS, "bpe:257", 9)
+
+
+def test_targets_are_the_tokens_that_follow(step):
+    y, inputs = corpus.followed(step, TEXTS), step({"text": np.array(TEXTS)})
+    assert y.shape == (4, 10) and y.dtype == np.int32
+    for row, count in enumerate((7, 2, 9, 9)):
+        assert y[row, 1:count].tolist() == inputs[row, 1:count].tolist()
+        assert (y[row, count:] == NOTHING).all()
+    assert y[:, 0].tolist() == [6, 1, 7, 8]  # characters: of "naïve ab" without the first, though ï is two tokens
+    assert corpus.spelled(step)[inputs[0, 0]] == "a"
+    lossy = TextPreprocess.fit(TEXTS, "words", 9)
+    with pytest.raises(ValueError, match="needs a tokenizer that knows every text, such as bpe:1000"):
+        corpus.followed(lossy, TEXTS)
+
+
+def plain(y, logits):
+    """Nats of each token that follows, NaN where none does."""
+    shares = np.exp(logits - logits.max(-1, keepdims=True))
+    shares /= shares.sum(-1, keepdims=True)
+    found = np.full(y.shape, np.nan)
+    for row, place in np.ndindex(y.shape):
+        if y[row, place] != NOTHING:
+            found[row, place] = -np.log(shares[row, place, y[row, place]])
+    return found
+
+
+def test_loss_and_figures_are_means_over_the_tokens_there_are():
+    random = np.random.RandomState(0)
+    logits = random.normal(size=(3, 5, 7)).astype(np.float32)
+    following = np.array(
+        [[1, 2, 3, 4, NOTHING], [6, NOTHING, NOTHING, NOTHING, NOTHING], [0, 5, 0, 2, NOTHING]], np.int32
+    )
+    nats = plain(following, logits)
+    loss = keras.ops.convert_to_numpy(next_token_loss(TASK.encode(following, 7), logits))
+    assert np.mean(loss) == pytest.approx(np.nanmean(nats), rel=1e-6)
+    letters = np.array([9, 1, 5])
+    y = np.concatenate([letters[:, None], following], axis=1)
+    scored = keras.ops.convert_to_numpy(keras.ops.log_softmax(logits))
+    bits = np.nansum(nats) / np.log(2)
+    tokens = np.concatenate([np.full((3, 1), 2), following[:, :-1]], axis=1)  # what the model was given
+    for form in (scored, TASK.judged(scored, tokens)):
+        found = {name: float(measure(np.ones((1, 3)))[0]) for name, measure in TASK.measures(y, form).items()}
+        assert found["bits_per_character"] == pytest.approx(bits / 15, rel=1e-5)
+        assert found["minus_bits_per_character"] == -found["bits_per_character"] == TASK.score(y, form)
+        assert found["perplexity"] == pytest.approx(np.exp(np.nanmean(nats)), rel=1e-5)
+        right = (logits.argmax(-1) == following).sum() / (following != NOTHING).sum()
+        assert found["next_token_accuracy"] == pytest.approx(right)
+        np.testing.assert_allclose(TASK.losses(y, form), np.nansum(nats, axis=1) / np.log(2) / letters, rtol=1e-5)
+    told = TASK.told(y[0], scored[0], tuple("abcdefg"))
+    assert told["its_place"] == int(np.nanargmax(nats[0])) + 1
+
+
+def by_hand(rows, new, vocabulary, order):
+    """Witten & Bell, one context after the other."""
+    counts = defaultdict(Counter)
+    for row in rows:
+        for place in range(1, len(row)):
+            for length in range(min(order, place + 1)):
+                counts[tuple(row[place - length : place])][row[place]] += 1
+
+    def chance(context, token):
+        if context is None:
+            return 1 / vocabulary
+        less = chance(context[1:] if context else None, token)
+        seen = counts.get(context)
+        return less if not seen else (seen[token] + len(seen) * less) / (sum(seen.values()) + len(seen))
+
+    return [
+        [chance(tuple(row[max(0, place - order + 1) : place]), row[place]) for place in range(1, len(row))]
+        for row in new
+    ]
+
+
+@pytest.mark.parametrize("order", [1, 3, 5])
+def test_the_baseline_is_that_of_witten_and_bell(order):
+    random = np.random.RandomState(0)
+    rows, new = random.randint(0, 4, (20, 8)), random.randint(0, 5, (6, 8))
+
+    def following(tokens):
+        return np.concatenate([tokens[:, 1:], np.full((len(tokens), 1), NOTHING)], axis=1)
+
+    found = witten_bell(rows, following(rows), new, following(new), 5, order)
+    np.testing.assert_allclose(found[:, :-1], by_hand(rows.tolist(), new.tolist(), 5, order), rtol=1e-9)
+    assert (found[:, -1] == 1).all()
+
+
+def test_its_probabilities_of_all_tokens_sum_to_one():
+    random = np.random.RandomState(1)
+    rows = random.randint(0, 3, (30, 10))
+    following = np.concatenate([rows[:, 1:], np.full((30, 1), NOTHING)], axis=1)
+    new = np.tile(random.randint(0, 3, (1, 10)), (3, 1))
+    wanted = np.repeat(np.arange(3)[:, None], 10, axis=1)
+    np.testing.assert_allclose(witten_bell(rows, following, new, wanted, 3).sum(axis=0), 1, rtol=1e-9)
+
+
+def test_pieces_of_a_file_are_in_one_split():
+    texts, files, _ = corpus.library(8_000)
+    assert {len(text) for text in texts} == {256} and len(set(texts)) == len(texts)
+    part = corpus.dealt(files)
+    assert set(part) == {0, 1, 2}
+    assert all(len(set(part[files == file])) == 1 for file in set(files))
+
+
+def test_a_model_learns_from_text(tmp_path, monkeypatch):
+    monkeypatch.setattr(corpus.library, "__defaults__", (8_000,))
+    import zoo
+
+    sizes = {"width": 8, "depth": 1, "heads": 2}
+    run = zoo.train(
+        "gpt_nano",
+        data="stdlib_text",
+        out=tmp_path / "run",
+        epochs=1,
+        tokenizer="bpe:257",
+        tokens=32,
+        quiet=True,
+        **sizes,
+    )
+    assert run.model.output_shape == (None, 32, 257)
+    assert run.metrics["baseline"] < 0 and np.isfinite(run.metrics["test"])
+    assert run.metrics["test"] < 0
+    for name in ("report.md", "confusion.png"):
+        assert any(tmp_path.rglob(name))
+    again = data.load("stdlib_text", tokenizer="bpe:257", tokens=32)
+    assert again.signature.outputs == 257 and again.leaks() == []
