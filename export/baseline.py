@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from serve.drift import answer_summaries, image_summaries
+from serve.drift import answer_summaries, audio_summaries, image_summaries, series_summaries, text_summaries
 from zoo import tasks
 
 _PIXELS = np.arange(0, 257, 16)
@@ -17,11 +17,12 @@ def describe(answers: dict[str, np.ndarray], splits: Any) -> dict[str, Any]:
 
     Args:
         answers: of the float file to the validation split, by output name.
-        splits: `zoo.data.Data`.
+        splits: `zoo.data.Data`, with tokens in place of texts.
 
     Returns:
-        `{"rows", "split", "inputs": {"image" | "numbers" | "categories": {name: bins}}, "outputs"}`, where a name is a
-        column, or a channel or summary of pictures (`brightness`, `contrast`, `sharpness`).
+        `{"rows", "split", "inputs": {"image" | "numbers" | "categories" | "text" | "series" | "audio": {name: bins}}, "outputs"}`, where a name
+        is a column, a channel or summary of pictures (`brightness`, `contrast`, `sharpness`), or a summary of texts, whose
+        tokens for padding and for the unknown then stand beside it (`pad`, `unknown`).
         Bins are `{"edges", "shares"}`: with inner edges only there is one more share than edges, the outer bins being
         open. Columns also have the share `missing`.
     """
@@ -38,8 +39,20 @@ def describe(answers: dict[str, np.ndarray], splits: Any) -> dict[str, Any]:
             column: _categories(inputs["categories"][:, i], values)
             for i, (column, values) in enumerate(step.categories.items())
         }
-    outputs = _answers(answers, splits.signature)
-    return {"rows": len(splits.validation), "split": "validation", "inputs": described, "outputs": outputs}
+    facts: dict[str, Any] = {"rows": len(splits.validation), "split": "validation"}
+    if "tokens" in inputs:
+        special = {"pad": step.pad, "unknown": step.unknown}
+        found = text_summaries(inputs["tokens"], **special)
+        described["text"] = {name: _quantiles(values) for name, values in found.items()}
+        facts |= special
+    if "series" in inputs:
+        found = series_summaries(inputs["series"], step.numbers)
+        described["series"] = {name: _quantiles(values) for name, values in found.items()}
+    if "audio" in inputs:
+        found = audio_summaries(inputs["audio"], step.rate)
+        described["audio"] = {name: _quantiles(values) for name, values in found.items()}
+        facts["rate"] = step.rate
+    return {**facts, "inputs": described, "outputs": _answers(answers, splits.signature)}
 
 
 def _shares(counts: np.ndarray) -> list[float]:

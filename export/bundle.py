@@ -22,7 +22,9 @@ from export.devices import write_devices
 from export.forms import FILES, GOLDEN, learnt_ranges, measured, shown_rows, wanted, write_others
 from serve.manifest import MANIFEST, Bundle, Manifest, Port, read, seal
 from zoo import registry, tasks
-from zoo.data.signature import ImagePreprocess, Signature
+from zoo.data.audio import AudioPreprocess
+from zoo.data.signature import TOKENIZER, ImagePreprocess, Signature
+from zoo.data.texts import TextPreprocess
 from zoo.machine import versions
 
 BACKGROUND = 100  # rows of the training split that stand for "unknown" in explanations
@@ -126,35 +128,36 @@ def to_bundle(
         splits, calibration = trust.calibrated(model, splits, calibrate)
         signature = splits.signature
     with _draft(Path(folder)) as draft:
-        golden = shown_rows(splits, "test", GOLDEN)
+        golden, background = shown_rows(splits, "test", GOLDEN), shown_rows(splits, "train", BACKGROUND)
+        given, fed = _fed(splits), signature.fed(golden)
         source = to_onnx(
             model,
             draft / FILES["fp32"],
             signature=signature,
             opset=opset,
-            golden=golden,
+            golden=fed,
             tolerance=registry.tolerance(architecture) if tolerance is None else tolerance,
             external_above=external_above,
             activation_map=classes,
         )
-        validated = parity.run(parity.session(source), splits.validation.x)
+        validated = parity.run(parity.session(source), given.validation.x)
         idle = _idle(validated, splits)
         if idle:
             warnings.warn(idle, stacklevel=2)
         refused: dict[str, str] = {}
-        kept_float = write_others(source, asked, splits, validated, max_drop, learnt_ranges(run), refused)
+        kept_float = write_others(source, asked, given, validated, max_drop, learnt_ranges(run), refused)
         if precision in refused:
             raise ExportError(
                 f"precision {precision!r} was chosen for this bundle and did not pass: {refused[precision]}; "
                 "choose another precision, or allow more with max_drop="
             )
-        expected = parity.keras_answers(model, signature, golden)
-        shown = {maps.NAME: maps.truth(model, signature, golden, classes)} if classes else {}
-        precisions = measured(draft, splits, golden, expected, shown, kept_float)
+        expected = parity.keras_answers(model, signature, fed)
+        shown = {maps.NAME: maps.truth(model, signature, fed, classes)} if classes else {}
+        precisions = measured(draft, given, fed, expected, shown, kept_float)
         sets = {}
         if conformal is not None:
             sets = trust.conformal_sets(
-                {key: draft / found.file for key, found in precisions.items()}, splits, conformal
+                {key: draft / found.file for key, found in precisions.items()}, given, conformal
             )
         verdicts = {}
         if signature.task == "embedding":
@@ -175,7 +178,7 @@ def to_bundle(
             edge=write_devices(
                 model,
                 draft,
-                splits,
+                given,
                 asked if litert else None,
                 {key: form.others for key, form in precisions.items()} if ort else {},
                 max_drop,
@@ -183,14 +186,14 @@ def to_bundle(
             ),
             refused=refused,
             training=_provenance(splits, run, training),
-            preprocess=dataclasses.asdict(signature.preprocess),
+            preprocess=_preprocess(signature, draft),
             calibration=calibration,
             conformal=sets,
             verification=verdicts,
         )
         _save_arrays(draft / "golden.npz", input=golden, output=expected | shown)
-        _save_arrays(draft / "background.npz", input=shown_rows(splits, "train", BACKGROUND))
-        _save_json(draft / "drift.json", baseline.describe(validated, splits))
+        _save_arrays(draft / "background.npz", input=background)
+        _save_json(draft / "drift.json", baseline.describe(validated, given))
         if runner:
             shutil.copyfile(Path(__file__).with_name("edge_runner.py"), draft / RUNNER)
         (draft / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
@@ -202,6 +205,21 @@ def to_bundle(
             signing.sign(draft, key)
         manifest = read(draft).manifest
     return Bundle(Path(folder), manifest)
+
+
+def _fed(splits: Any) -> Any:
+    """The splits with what an exported file takes in place of raw inputs, where that differs."""
+    parts = {name: dataclasses.replace(part, x=splits.signature.fed(part.x)) for name, part in splits.splits.items()}
+    return dataclasses.replace(splits, **parts)
+
+
+def _preprocess(signature: Signature, folder: Path) -> dict[str, Any]:
+    """What the manifest says of the preprocessing; a tokenizer goes to a file of its own."""
+    described = dataclasses.asdict(signature.preprocess)
+    if signature.preprocess.kind == "text":
+        (folder / TOKENIZER).write_text(described["tokenizer"], encoding="utf-8")
+        described["tokenizer"] = TOKENIZER
+    return described
 
 
 def _idle(validated: parity.Arrays, splits: Any) -> str:
@@ -228,7 +246,7 @@ def _splits(model: Any, data: Any, run: Any) -> Any:
     try:
         splits = data
         if isinstance(data, str | Path):
-            splits = scaled(load(data, input_shape=_image_shape(model)), _scaling(model, run))
+            splits = scaled(load(data, input_shape=_fixed_shape(model)), _scaling(model, run))
     except ValueError as error:
         shape = tuple(model.inputs[0].shape)
         raise ExportError(f"data {str(data)!r} is not for {model.name!r}, which takes {shape}: {error}") from error
@@ -261,9 +279,9 @@ def _scaling(model: Any, run: Any) -> str:
     return getattr(getattr(model, "pretrained", None), "scaling", "")
 
 
-def _image_shape(model: Any) -> tuple[int, ...] | None:
+def _fixed_shape(model: Any) -> tuple[int, ...] | None:
     shape = tuple(model.inputs[0].shape[1:])
-    return shape if len(shape) == 3 else None
+    return shape if len(shape) == 3 or "int" in model.inputs[0].dtype else None
 
 
 def _name(folder: Path) -> tuple[str, str]:
@@ -296,6 +314,15 @@ def _inputs(signature: Signature) -> tuple[Port, ...]:
     if isinstance(step, ImagePreprocess):
         axes = ("batch", "height", "width", "channels")
         return (Port("image", "UINT8", (-1, *step.shape), axes, range=(0, 255), unit="pixel value"),)
+    if isinstance(step, AudioPreprocess):
+        unit = f"amplitude, {step.rate} a second, NaN behind the end"
+        return (Port("audio", "FP32", (-1, step.samples), ("batch", "samples"), range=(-1, 1), unit=unit),)
+    if step.kind == "series":
+        unit = "unit of each column in the training data, NaN where missing or ended"
+        shape = (-1, *step.shape)
+        return (Port("series", "FP32", shape, ("batch", "time", "columns"), unit=unit, columns=step.numbers),)
+    if isinstance(step, TextPreprocess):
+        return (Port("text", "BYTES", (-1,), ("batch",), unit=f"text, cut behind {step.length} tokens"),)
     ports = []
     if step.numbers:
         unit = "unit of each column in the training data, NaN where missing"
@@ -314,7 +341,7 @@ def _outputs(signature: Signature, model: Any) -> tuple[Port, ...]:
     own = tuple(model.outputs[0].shape[1:])
     ports = []
     for each in tasks.get(signature.task).outputs(signature):
-        shape = own if each.shape == (-1,) and len(own) == 1 else each.shape
+        shape = tuple((own[place] or -1) if size < 0 else size for place, size in enumerate(each.shape))
         axes = ("batch", *each.axes)
         ports.append(Port(each.name, each.dtype, (-1, *shape), axes, range=each.range, unit=each.unit))
     return tuple(ports)

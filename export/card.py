@@ -48,16 +48,22 @@ def write(manifest: Manifest, splits: Any, runner: bool = False, idle: str = "")
     return "\n\n".join(parts) + "\n"
 
 
+_INSIDE = {  # what is in the ONNX file and what is not, by kind of input
+    "": "Scaling of the inputs and decoding of the answer are inside the ONNX file.",
+    "text": "`tokenizer.json` makes tokens of a text, which the ONNX file takes as `tokens`; decoding of the answer is inside.",
+}
+
+
 def _what(manifest: Manifest) -> str:
     inputs = "; ".join(f"`{port.name}` {port.dtype} {port.sizes} ({port.unit})" for port in manifest.inputs)
     output = manifest.outputs[0]
     kind = output.unit or "answer"
     if output.axes == ("batch", "classes"):
         kind = f"probabilities of {len(manifest.labels)} classes"
-    kind = "value" if manifest.task == "regression" else kind
+    kind = {"regression": "value", "forecasting": "next values"}.get(manifest.task, kind)
     return (
         f"Architecture `{manifest.architecture}`, task {manifest.task}. It takes {inputs}, and answers the {kind} as "
-        f"`{output.name}` {output.dtype} {output.sizes}. Scaling of the inputs and decoding of the answer are inside the ONNX file."
+        f"`{output.name}` {output.dtype} {output.sizes}. {_INSIDE.get(manifest.kind, _INSIDE[''])}"
         + "".join(
             f" Beside it, `{port.name}` {port.dtype} {port.sizes} is the {port.unit}." for port in manifest.outputs[1:]
         )
@@ -198,6 +204,18 @@ def _limits(manifest: Manifest, splits: Any) -> str:
             "- It compares, and knows nobody. The threshold holds for rows like those it was chosen on; of other people, "
             "cameras or ages more pairs may be judged wrongly, and not of all groups of people alike."
         )
+    elif manifest.task == "forecasting":
+        forecast = splits.signature.forecast
+        lines.append(
+            f"- It was judged on the last {len(splits.test)} windows of the one series that it learned from, forecasting "
+            f"{forecast.target} {len(manifest.labels)} steps ahead; of other series it knows nothing, and what has never "
+            "happened before it does not foresee."
+        )
+    elif manifest.task == "speech-recognition":
+        lines.append(
+            f"- It writes with {', '.join(manifest.labels[1:])} and nothing else, and was judged on voices, rooms and words like "
+            "those of its training; what it takes for speech it writes down, whatever it was."
+        )
     elif manifest.task != "regression":
         every = "input gets one of these" if splits.signature.one_label else "answer is made of these"
         lines.append(
@@ -211,6 +229,23 @@ def _limits(manifest: Manifest, splits: Any) -> str:
         )
     if isinstance(splits.signature.preprocess, ImagePreprocess):
         lines.append("- Images must have the stated size; the file does not resize.")
+    elif manifest.kind == "series":
+        lines.append(
+            "- A missing value counts as the mean of its column over the training rows. What stands behind a row's end, NaN in "
+            "every column, changes nothing."
+        )
+    elif manifest.kind == "audio":
+        step = splits.signature.preprocess
+        lines.append(
+            f"- A recording must have {step.rate} samples per second, one channel and at most {step.samples / step.rate:.2f} s; "
+            "the file converts none. Samples behind its end are NaN and change nothing."
+        )
+    elif manifest.kind == "text":
+        step = splits.signature.preprocess
+        lines.append(
+            f"- A text is cut behind {step.length} tokens. `tokenizer.json` makes them, by the library tokenizers; it was "
+            "made before training, and a word that it does not know says nothing."
+        )
     else:
         lines.append(
             "- A missing number counts as the training mean; a missing or unknown category as none of the known ones."
@@ -227,8 +262,17 @@ def _query(manifest: Manifest, splits: Any) -> str:
     start = "Start a server on the folder that holds this one's parent, `zoo serve <store>`, then:"
     if manifest.kind == "image":
         return f"{start}\n\n```sh\ncurl -F image=@picture.png {url}\n```"
+    if manifest.kind == "audio":
+        return f"{start}\n\n```sh\ncurl -F audio=@speech.wav {url}\n```"
     row: dict[str, Any] = {}
-    for port in manifest.inputs:
+    if manifest.kind == "text":
+        (texts,) = splits.test.x.values()
+        row = {manifest.inputs[0].name: texts[0]}
+    if manifest.kind == "series":
+        steps = [[float(f"{value:.6g}") for value in step] for step in splits.test.x["series"][0].tolist()]
+        known = [[None if math.isnan(value) else value for value in step] for step in steps]
+        row = {"series": [step for step in known if step != [None] * len(step)]}
+    for port in manifest.inputs if not row else ():
         for column, value in zip(port.columns, splits.test.x[port.name][0].tolist(), strict=True):
             if value != "" and not (isinstance(value, float) and math.isnan(value)):
                 row[column] = float(f"{value:.6g}") if isinstance(value, float) else value

@@ -1,10 +1,11 @@
 #!/usr/bin/env python3
 """Run the bundle this file lies in: check its hashes, replay its golden rows, predict, and time itself.
 
-It needs Python 3.9 or newer, numpy, and onnxruntime (or ai-edge-litert, for .tflite files); Pillow to read pictures.
+It needs Python 3.9 or newer, numpy, and onnxruntime (or ai-edge-litert, for .tflite files); Pillow to read pictures,
+tokenizers for models of text.
 
     python run.py                      check, replay, time and report
-    python run.py digit.png rows.csv   answers for rows of your own (pictures, .npy, .npz, .json, .csv)
+    python run.py digit.png rows.csv   answers for rows of your own (pictures, .npy, .npz, .json, .csv, .txt)
     python run.py --precision int8 --threads 1 --json
 """
 
@@ -47,7 +48,7 @@ def main() -> int:
 
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("rows", nargs="*", help="files to answer: pictures, .npy, .npz, .json or .csv")
+    parser.add_argument("rows", nargs="*", help="files to answer: pictures, .npy, .npz, .json, .csv or .txt")
     parser.add_argument("--bundle", help="folder of the bundle (default: where this file is)")
     parser.add_argument("--precision", help="fp32, fp16, int8, w8 or w4 (default: the bundle's)")
     parser.add_argument("--format", choices=("onnx", "ort", "tflite"), default="onnx", help="which of its files to run")
@@ -90,6 +91,8 @@ def work(given: argparse.Namespace) -> dict[str, Any]:
     engine = live.engine()
     imported = time.perf_counter()
     session = live(engine, path, given.threads, manifest)
+    if manifest["kind"] == "text":
+        session = Texts(session, folder / manifest["preprocess"]["tokenizer"])
     loaded = time.perf_counter()
     golden = archive(folder / "golden.npz")
     examples = {port["name"]: golden[f"input/{port['name']}"] for port in manifest["inputs"]}
@@ -258,13 +261,38 @@ class LiteRT:
         return found
 
 
+class Texts:
+    """A session that takes texts, of which the bundle's tokenizer makes tokens."""
+
+    def __init__(self, session: Any, path: Path) -> None:
+        try:
+            import tokenizers
+        except ImportError:
+            raise Refusal("tokenizers is not installed; run: pip install tokenizers") from None
+        self.session, self.version = session, session.version
+        self.tokenizer = tokenizers.Tokenizer.from_file(str(path))
+        self.tokenizer.encode_special_tokens = True  # as in training: who writes "[PAD]" means these letters
+
+    def __call__(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        import numpy as np
+
+        (texts,) = inputs.values()
+        tokens = [each.ids for each in self.tokenizer.encode_batch(texts.tolist())]
+        return self.session({"tokens": np.array(tokens, np.int32)})
+
+
 def features(inputs: dict[str, Any], preprocess: dict[str, Any] | None) -> Any:
-    """A table's columns as the model's own numbers: standardised, then one 0/1 per known category."""
+    """A table's columns as the model's own numbers: standardised, then one 0/1 per known category; a series standardised."""
     import numpy as np
 
     if not preprocess:
         raise Refusal("model.json does not say how columns become features; export the bundle again")
     parts = []
+    if "series" in inputs:
+        mean, std = np.asarray(preprocess["mean"], np.float32), np.asarray(preprocess["std"], np.float32)
+        series = inputs["series"]
+        to_end = np.cumsum(~np.isnan(series).all(axis=2)[:, ::-1], axis=1)[:, ::-1] > 0  # before a row's end
+        return (np.where(np.isnan(series) & to_end[..., None], mean, series) - mean) / std
     if "numbers" in inputs:
         mean, std = np.asarray(preprocess["mean"], np.float32), np.asarray(preprocess["std"], np.float32)
         numbers = inputs["numbers"]
@@ -369,16 +397,28 @@ def read(path: Path, manifest: dict[str, Any]) -> dict[str, Any]:
             found = {name: stored[key] for name in names for key in (name, f"input/{name}") if key in stored}
         elif kind == ".npy":
             found = {names[0]: array(path)}
+        elif kind == ".txt" and manifest["kind"] == "text":
+            found = {names[0]: np_texts([path.read_text(encoding="utf-8-sig")])}
         elif kind == ".json":
             found = from_json(json.loads(path.read_text(encoding="utf-8")), manifest)
         elif kind == ".csv":
             with path.open(newline="", encoding="utf-8-sig") as file:
                 found = table(list(csv.DictReader(file)), manifest)
         else:
-            raise Refusal(f"{path.name} is no picture, .npy, .npz, .json or .csv file; convert it to one")
+            raise Refusal(f"{path.name} is no picture, .npy, .npz, .json, .csv or .txt file; convert it to one")
     except (ValueError, TypeError, OSError) as error:
         raise Refusal(f"{path.name} cannot be read: {error}") from None
     return {port["name"]: checked(path, port, found, manifest) for port in manifest["inputs"]}
+
+
+def np_texts(texts: list[Any]) -> Any:
+    """Texts as an array, none of them blank."""
+    import numpy as np
+
+    blank = next((row for row, one in enumerate(texts, 1) if not isinstance(one, str) or not one.strip()), None)
+    if blank is not None:
+        raise Refusal(f"row {blank} has no text; write something")
+    return np.asarray(texts, str)
 
 
 def array(path: Path) -> Any:
@@ -421,6 +461,10 @@ def from_json(body: Any, manifest: dict[str, Any]) -> dict[str, Any]:
     import numpy as np
 
     names = {port["name"] for port in manifest["inputs"]}
+    if manifest["kind"] == "text":
+        (name,) = names
+        given = [row.get(name) for row in (body if isinstance(body, list) else [body]) if isinstance(row, dict)]
+        return {name: np_texts(given[0] if len(given) == 1 and isinstance(given[0], list) else given)}
     if isinstance(body, dict) and set(body) & names:
         return {name: np.asarray(values) for name, values in body.items()}
     rows = body if isinstance(body, list) else [body]
@@ -433,11 +477,13 @@ def table(rows: list[dict[str, Any]], manifest: dict[str, Any]) -> dict[str, Any
     """Columns by name; what is absent or empty is missing, and what the model does not know is left out."""
     import numpy as np
 
-    known = [column for port in manifest["inputs"] for column in port["columns"]]
+    known = [column for port in manifest["inputs"] for column in port["columns"] or [port["name"]]]
     if not rows:
         raise Refusal("the file holds no rows")
     if not set(known) & set(rows[0]):
         raise Refusal(f"no column is one of the model's; it takes {', '.join(known[:20])}")
+    if manifest["kind"] == "text":
+        return {known[0]: np_texts([row.get(known[0]) for row in rows])}
     found = {}
     for port in manifest["inputs"]:
         text_cells = port["dtype"] == "BYTES"
@@ -504,7 +550,9 @@ def answers(
     output = outputs[manifest["outputs"][0]["name"]]
     found: list[dict[str, Any]] = []
     for row in output:
-        if manifest["task"] == "regression":
+        if manifest["task"] == "forecasting":
+            found.append({"target": manifest["labels"][0].rpartition("+")[0], "forecast": row.tolist()})
+        elif manifest["task"] == "regression":
             found.append({"target": manifest["labels"][0], "value": float(row[0])})
         else:
             best = np.argsort(-row, kind="stable")[: given.top]

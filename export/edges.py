@@ -8,14 +8,24 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from zoo import tasks
-from zoo.data.signature import EDGE, STEEPEST, Calibration, ImagePreprocess, Signature, TablePreprocess
+from zoo.data.audio import AudioPreprocess
+from zoo.data.signature import (
+    EDGE,
+    STEEPEST,
+    Calibration,
+    ImagePreprocess,
+    SeriesPreprocess,
+    Signature,
+    TablePreprocess,
+)
+from zoo.data.texts import TextPreprocess
 
 BEFORE, AFTER = "preprocess", "postprocess"  # name scopes of the nodes added here
 INPUT = f"{BEFORE}/output"  # what the model itself takes
 
 
 def add_edges(proto: onnx.ModelProto, signature: Signature) -> None:
-    """Put the signature's preprocessing before, and its decoding after, a graph with one float input and `logits`."""
+    """Put the signature's preprocessing before, and its decoding after, a graph with one input and `logits`."""
     graph = proto.graph
     own = graph.input[0].name
     for node in graph.node:
@@ -24,7 +34,8 @@ def add_edges(proto: onnx.ModelProto, signature: Signature) -> None:
                 node.input[position] = INPUT
     del graph.input[:]
     step = signature.preprocess
-    before = _image(graph, step) if isinstance(step, ImagePreprocess) else _table(graph, step)
+    makers: dict[str, Any] = {"image": _image, "table": _table, "text": _tokens, "series": _series, "audio": _audio}
+    before = makers[step.kind](graph, step)
     after = _answer(graph, signature)
     nodes = [*before, *graph.node, *after]
     del graph.node[:]
@@ -104,6 +115,40 @@ def _table(graph: onnx.GraphProto, step: TablePreprocess) -> list[onnx.NodeProto
         ]
         parts.append(f"{scope}/one_hot")
     return [*nodes, _node("Concat", parts, INPUT, axis=1)]
+
+
+def _audio(graph: onnx.GraphProto, step: AudioPreprocess) -> list[onnx.NodeProto]:
+    """Amplitudes as they are."""
+    graph.input.append(helper.make_tensor_value_info("audio", TensorProto.FLOAT, ["batch", step.samples]))
+    return [_node("Identity", ["audio"], INPUT)]
+
+
+def _series(graph: onnx.GraphProto, step: SeriesPreprocess) -> list[onnx.NodeProto]:
+    """A missing value takes its column's mean up to the last step that has any number; what stands behind stays NaN."""
+    graph.input.append(helper.make_tensor_value_info("series", TensorProto.FLOAT, ["batch", *step.shape]))
+    names = ("missing", "known", "number", "count", "to_end", "some", "hole", "filled")
+    missing, known, number, count, to_end, some, hole, filled = (f"{BEFORE}/{name}" for name in names)
+    columns = _constant(graph, f"{BEFORE}/columns", [2], np.int64)
+    time = _constant(graph, f"{BEFORE}/time", 1, np.int64)
+    standardised, scaled = _standardise(graph, filled, step.mean, step.std, BEFORE)
+    return [
+        _node("IsNaN", ["series"], missing),
+        _node("Not", [missing], known),
+        _node("Cast", [known], number, to=TensorProto.FLOAT),
+        _node("ReduceSum", [number, columns], count, keepdims=1),  # (batch, time, 1)
+        _node("CumSum", [count, time], to_end, reverse=1),
+        _node("Cast", [to_end], some, to=TensorProto.BOOL),
+        _node("And", [missing, some], hole),
+        _node("Where", [hole, _constant(graph, f"{BEFORE}/fill", step.mean), "series"], filled),
+        *standardised,
+        _node("Identity", [scaled], INPUT),
+    ]
+
+
+def _tokens(graph: onnx.GraphProto, step: TextPreprocess) -> list[onnx.NodeProto]:
+    """Tokens as they are; who runs the file makes them from texts."""
+    graph.input.append(helper.make_tensor_value_info("tokens", TensorProto.INT32, ["batch", step.length]))
+    return [_node("Identity", ["tokens"], INPUT)]
 
 
 def _answer(graph: onnx.GraphProto, signature: Signature) -> list[onnx.NodeProto]:

@@ -165,11 +165,13 @@ def _changes(splits: Any, before: np.ndarray, after: np.ndarray) -> dict[str, An
     if splits.signature.task == "embedding":
         moved = 1 - (before * after).sum(axis=1) / np.linalg.norm(before, axis=1) / np.linalg.norm(after, axis=1)
         return {"mean_change": float(moved.mean()), "largest_change": float(moved.max())}
-    if not splits.signature.one_number:
-        return {"share_changed": round(float(np.mean(before != after)), 6)}
-    if splits.signature.task == "regression":
+    if splits.signature.task == "speech-recognition":
+        before, after = before[..., 0], after[..., 0]  # the symbols of all steps, without their probabilities
+    if splits.signature.valued:
         moved = np.abs(after - before)
         return {"mean_change": float(moved.mean()), "largest_change": float(moved.max())}
+    if not splits.signature.one_number:
+        return {"share_changed": round(float(np.mean(before != after)), 6)}
     y, was, now = splits.test.y, before.argmax(axis=1), after.argmax(axis=1)
     shares = {}
     for place, label in enumerate(splits.signature.labels):

@@ -312,6 +312,12 @@ def _own(signature: Signature | None, inputs: parity.Arrays, names: Any) -> pari
     """What a file with inputs of these names takes, from raw inputs; images as they are."""
     if signature is None or isinstance(signature.preprocess, ImagePreprocess):
         return inputs
+    if signature.preprocess.kind == "text":
+        return signature.fed(inputs)
+    if signature.preprocess.kind == "audio":
+        return {"audio": signature.inputs(inputs)}
+    if signature.preprocess.kind == "series":
+        return {"features": signature.inputs(inputs)}
     return {"features": signature.inputs(inputs)} if "features" in names else {"numbers": inputs["numbers"]}
 
 
@@ -331,12 +337,26 @@ def write(
     if isinstance(step, ImagePreprocess):
         dtype = "float32" if precision == "int8" else "uint8"
         specs = [tf.TensorSpec(specs[0].shape, dtype, "image")]
+    elif step is not None and step.kind == "audio":
+        if precision in ("int8", "w8"):
+            raise ExportError(
+                f"cannot export {model.name!r} to LiteRT in {precision}: the end of a recording is NaN, which 8 bits have not; "
+                "take fp32 or fp16"
+            )
+        specs = [tf.TensorSpec(specs[0].shape, "float32", "audio")]
+    elif step is not None and step.kind == "series":
+        if precision in ("int8", "w8"):
+            raise ExportError(
+                f"cannot export {model.name!r} to LiteRT in {precision}: the end of a series is NaN, which 8 bits have not; "
+                "take fp32 or fp16"
+            )
+        specs = [tf.TensorSpec(specs[0].shape, "float32", "features")]
     elif isinstance(step, TablePreprocess):
         takes_features = precision in ("int8", "w8") or bool(step.categories)
         specs = [tf.TensorSpec(specs[0].shape, "float32", "features" if takes_features else "numbers")]
 
     def call(*given: Any) -> dict[str, Any]:
-        if step is not None and specs[0].name != "features":
+        if isinstance(step, ImagePreprocess | TablePreprocess) and specs[0].name != "features":
             given = (_standardised(given[0], step, specs[0].name),)
         answers = keras.tree.flatten(model(list(given) if len(given) > 1 else given[0], training=False))
         if signature is None:
@@ -411,13 +431,29 @@ def _unrolled(model: Any) -> Iterator[None]:
     """Recurrent layers without loops, which LiteRT can neither quantize nor run on a batch of any size."""
     recurrent = [layer for layer in model._flatten_layers() if hasattr(layer, "unroll")]
     before = [layer.unroll for layer in recurrent]
+    backward = [layer for layer in recurrent if layer.go_backwards]
     try:
         for layer in recurrent:
             layer.unroll = True
+        for layer in backward:  # Keras, unrolled, puts zeros at masked steps as if they stood in the order of time
+            layer.go_backwards, layer.call = False, _turned(layer.call)
         yield
     finally:
+        for layer in backward:
+            layer.go_backwards = True
+            del layer.call
         for layer, unroll in zip(recurrent, before, strict=True):
             layer.unroll = unroll
+
+
+def _turned(call: Any) -> Any:
+    """A recurrent layer's call on steps and mask from the last to the first."""
+
+    def turned(sequences: Any, initial_state: Any = None, mask: Any = None, **options: Any) -> Any:
+        mask = None if mask is None else keras.ops.flip(mask, axis=1)
+        return call(keras.ops.flip(sequences, axis=1), initial_state=initial_state, mask=mask, **options)
+
+    return turned
 
 
 @contextlib.contextmanager

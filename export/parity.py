@@ -18,8 +18,10 @@ from export import ExportError
 from export.edges import INPUT
 from export.lowering.walk import nodes_of
 from zoo import tasks
+from zoo.data.audio import AudioPreprocess
 from zoo.data.lazy import Pictures
 from zoo.data.signature import ImagePreprocess, Signature
+from zoo.data.texts import TextPreprocess
 
 TOLERANCE = 1e-4
 ODD = 13  # size at which open axes are tried once more
@@ -44,8 +46,23 @@ def sample(model: Any, signature: Signature | None, rows: int = 5, seed: int = 0
     if signature is None:
         return {t.name: _own(random, (rows, *(size or free for size in t.shape[1:])), t, model) for t in model.inputs}
     step = signature.preprocess
+    if isinstance(step, AudioPreprocess):
+        waves = random.uniform(-1, 1, (rows, step.samples)).astype(np.float32)
+        waves[0, -(step.samples // 3) :] = np.nan  # a row that ends earlier
+        return {"audio": waves}
+    if isinstance(step, TextPreprocess):
+        tokens = random.integers(0, step.vocabulary, (rows, step.length), dtype=np.int32)
+        tokens[tokens == step.pad] = (step.pad + 1) % step.vocabulary
+        tokens[np.arange(step.length) >= random.integers(1, step.length + 1, (rows, 1))] = step.pad
+        return {"tokens": tokens}
     if isinstance(step, ImagePreprocess):
         return {"image": random.integers(0, 256, (rows, *step.shape), dtype=np.uint8)}
+    if step.kind == "series":
+        spread = random.standard_normal((rows, *step.shape))
+        series = (np.asarray(step.mean) + spread * np.asarray(step.std)).astype(np.float32)
+        series[0, 0, 0] = np.nan
+        series[-1, (step.shape[0] + 1) // 2 :] = np.nan  # a row that ends earlier
+        return {"series": series}
     drawn: Arrays = {}
     if step.numbers:
         spread = random.standard_normal((rows, len(step.numbers)))
@@ -82,6 +99,8 @@ def checked(model: Any, signature: Signature | None, rows: Any, what: str, lengt
     Raises:
         ExportError: no rows, other inputs or shapes than the model's, or values it cannot take.
     """
+    if signature is not None and isinstance(rows, Mapping) and "text" in rows:
+        rows = signature.fed(dict(rows))
     ports = _ports(model, signature, length)
     if not isinstance(rows, Mapping) or rows.keys() != ports.keys():
         given = ", ".join(map(str, rows)) if isinstance(rows, Mapping) else f"a {type(rows).__name__}"
@@ -151,6 +170,12 @@ def _ports(
         sizes = {t.name: tuple(length if size is None else size for size in t.shape[1:]) for t in model.inputs}
         return {t.name: (sizes[t.name], _stored(t)) for t in model.inputs}
     step = signature.preprocess
+    if step.kind == "audio":
+        return {"audio": (step.shape, "float32")}
+    if isinstance(step, TextPreprocess):
+        return {"tokens": (step.shape, "int32")}
+    if step.kind == "series":
+        return {"series": (step.shape, "float32")}
     if isinstance(step, ImagePreprocess):
         return {"image": (step.shape, "uint8")}
     columns = {"numbers": (len(step.numbers), "float32"), "categories": (len(step.categories), "str")}

@@ -1,4 +1,4 @@
-"""What people send and read: image files, JSON rows, CSV files and text in; labels with probabilities out."""
+"""What people send and read: image and sound files, JSON rows, CSV files and text in; labels with probabilities out."""
 
 import csv
 import io
@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from serve import boxes, embeddings, masks, sets
+from serve import audio, boxes, embeddings, forecasts, masks, series, sets, transcripts
 from serve.csv_files import LARGEST, cell_value, decoded, header_of, records, unknown_column
 from serve.errors import RequestError, did_you_mean, shown
 from serve.manifest import Manifest, Port
@@ -22,7 +22,13 @@ MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 MOST_NOTES = 20
 Inputs = dict[str, np.ndarray]
 # tasks whose answers are more than a label or a value, each with the module for it
-READERS = {"segmentation": masks, "detection": boxes, "embedding": embeddings}
+READERS = {
+    "segmentation": masks,
+    "detection": boxes,
+    "embedding": embeddings,
+    "forecasting": forecasts,
+    "speech-recognition": transcripts,
+}
 
 
 class Batch:
@@ -142,6 +148,25 @@ def image_batch(bodies: list[bytes], manifest: Manifest, *, max_pixels: int) -> 
     return Batch(len(bodies), sum(map(len, bodies)), read)
 
 
+def audio_batch(bodies: list[bytes], manifest: Manifest) -> Batch:
+    """Sound files as a model's raw input, `{"audio": (batch, samples)}`, decoded when they are taken.
+
+    Raises:
+        RequestError: the model takes no recordings, or there is none.
+    """
+    if manifest.kind != "audio":
+        raise RequestError("unsupported_media", f"{manifest.name!r} takes no recordings; {_cure(manifest)}", 415)
+    if not bodies:
+        raise RequestError("bad_request", "the form holds no file; send one, as with curl -F audio=@speech.wav", 400)
+
+    def read(first: int, stop: int) -> tuple[Inputs, list[str]]:
+        found = [audio.read(body, manifest) for body in bodies[first:stop]]
+        notes = dict.fromkeys(note for _, own in found for note in own)
+        return {manifest.inputs[0].name: np.stack([wave for wave, _ in found])}, list(notes)
+
+    return Batch(len(bodies), sum(map(len, bodies)), read)
+
+
 def _declared(body: bytes) -> int:
     """Pixels that an image file says it has; 0 for what `read_image` will refuse."""
     try:
@@ -163,6 +188,10 @@ def _cure(manifest: Manifest) -> str:
         return "send an image file, as with curl -F image=@picture.png"
     if manifest.kind == "text":
         return f'send plain text (Content-Type: text/plain), or {{"{manifest.inputs[0].name}": …}} as JSON'
+    if manifest.kind == "audio":
+        return "send a sound file, as with curl -F audio=@speech.wav"
+    if manifest.kind == "series":
+        return series.cure(manifest)
     if manifest.kind == "table":
         return f"send its columns as JSON, such as {_example(manifest)}, or a CSV file with a header row (text/csv)"
     return "use the v2 infer route"
@@ -179,7 +208,8 @@ def json_batch(body: Any, manifest: Manifest, size: int = 0) -> Batch:
     Args:
         body: for tables, an object column -> value, or a list of them; a missing key or null is a missing value.
             For images, `{"image": pixels}` with pixels nested as (height, width), (height, width, channels) or (batch,
-            height, width, channels), 0 … 255. For text, `{"text": "…"}`, by the name of the input, or a list of them.
+            height, width, channels), 0 … 255. For text, `{"text": "…"}`, by the name of the input, or a list of them. For recordings `{"audio": amplitudes}`, or
+            a list of them.
         manifest: the model's.
         size: bytes of the body.
 
@@ -191,6 +221,13 @@ def json_batch(body: Any, manifest: Manifest, size: int = 0) -> Batch:
         image = _pixels(body, manifest)
         (pixels,) = image.values()
         return Batch(len(pixels), size, lambda first, stop: ({manifest.inputs[0].name: pixels[first:stop]}, []))
+    if manifest.kind == "audio":
+        waves = _waves(body, manifest)
+        return Batch(len(waves), size, lambda first, stop: ({manifest.inputs[0].name: waves[first:stop]}, []))
+    if manifest.kind == "series":
+        steps, told = series.read(body, manifest)
+        name = manifest.inputs[0].name
+        return Batch(len(steps), size, lambda first, stop: ({name: steps[first:stop]}, told))
     if manifest.kind not in ("table", "text"):
         message = f"{manifest.name!r} takes {manifest.kind!r} inputs, which have no simple form; use the v2 infer route"
         raise RequestError("unsupported_media", message, 415)
@@ -240,12 +277,12 @@ def csv_batch(body: bytes, manifest: Manifest) -> Batch:
 
     Commas, semicolons or tabs separate, double quotes enclose. Columns may stand in any order. A column that the model
     does not know, such as the answer or a number of the row, is left out with a note, unless it looks like a misspelt
-    one.
+    one. For a series the lines are its steps, all of one row.
 
     Raises:
         RequestError: the model has no columns, the header fits none of them, or a row has more or fewer cells.
     """
-    if manifest.kind not in ("table", "text"):
+    if manifest.kind not in ("table", "text", "series"):
         message = f"{manifest.name!r} has no columns that a CSV file could fill; {_cure(manifest)}"
         raise RequestError("unsupported_media", message, 415)
     text = decoded(body, "the CSV file")
@@ -256,6 +293,17 @@ def csv_batch(body: bytes, manifest: Manifest) -> Batch:
         raise RequestError("bad_csv", "the CSV file has a header row but no rows below it; add at least one")
     lines = records(text, separator, header)
     numbers = {column for port in manifest.inputs if port.dtype != "BYTES" for column in port.columns}
+
+    if manifest.kind == "series":
+        (port,) = manifest.inputs
+        place = {column: header.index(column) for column in port.columns if column in header}
+        if absent := [column for column in port.columns if column not in place]:
+            raise RequestError(
+                "bad_csv", f"the CSV file has no column {', '.join(absent[:5])}; a series needs all of them"
+            )
+        values = [[cell_value(line, name, cells[at], True) for name, at in place.items()] for line, cells in lines]
+        steps, told = series.fitted(to_array(values, port.dtype, "the series"), manifest)
+        return Batch(1, len(body), lambda first, stop: ({port.name: steps[None]}, notes + told))
 
     def read(first: int, stop: int) -> tuple[Inputs, list[str]]:
         named = []
@@ -282,6 +330,21 @@ def _pixels(body: Any, manifest: Manifest) -> dict[str, np.ndarray]:
     if image.ndim == 2:
         image = image[..., None]  # (height, width) -> (height, width, 1)
     return {port.name: image[None] if image.ndim == 3 else image}
+
+
+def _waves(body: Any, manifest: Manifest) -> np.ndarray:
+    """Amplitudes of one object or a list of them, (batch, samples)."""
+    port, found = manifest.inputs[0], []
+    for each in body if isinstance(body, list) else [body]:
+        if not isinstance(each, dict) or list(each) != [port.name] or not isinstance(each[port.name], list):
+            raise RequestError("bad_request", f'send {{"{port.name}": [amplitude, …]}} or a sound file', 400)
+        wave = to_array(each[port.name], port.dtype, f"{port.name!r}")
+        if wave.ndim != 1:
+            raise RequestError("bad_shape", f"{port.name!r} must be (samples,), got {wave.shape}; send one channel")
+        found.append(audio.row(wave, manifest, f"{port.name!r}"))
+    if not found:
+        raise RequestError("bad_request", _cure(manifest), 400)
+    return np.stack(found)
 
 
 def _rows(named: list[tuple[str, dict[str, Any]]], manifest: Manifest) -> tuple[Inputs, list[str]]:
@@ -332,6 +395,14 @@ def to_row(inputs: dict[str, np.ndarray], row: int, manifest: Manifest) -> dict[
     """The JSON form of one row of raw inputs: what `json_batch` reads back, missing values as null."""
     if manifest.kind == "image":
         return {manifest.inputs[0].name: inputs[manifest.inputs[0].name][row].tolist()}
+    if manifest.kind == "audio":
+        wave = inputs[manifest.inputs[0].name][row]
+        return {manifest.inputs[0].name: [float(f"{value:.5f}") for value in wave[~np.isnan(wave)].tolist()]}
+    if manifest.kind == "series":
+        steps = inputs[manifest.inputs[0].name][row]
+        steps = steps[: len(steps) - int((~np.isnan(steps).all(axis=1))[::-1].argmax())]
+        known = [[None if math.isnan(v) else float(str(np.float32(v))) for v in step] for step in steps.tolist()]
+        return {manifest.inputs[0].name: [step[0] for step in known] if len(manifest.inputs[0].columns) == 1 else known}
     if manifest.kind == "text":
         return {manifest.inputs[0].name: str(inputs[manifest.inputs[0].name][row].flat[0])}
     cells: dict[str, Any] = {}

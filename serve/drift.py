@@ -109,6 +109,12 @@ class Baseline:
             for name, bins in inputs.get("image", {}).items()
             if name in SUMMARIES
         }
+        self.texts = {name: self._ordered("inputs", name, bins) for name, bins in inputs.get("text", {}).items()}
+        self._tokens = raw.get("pad", 0), raw.get("unknown")
+        self.sounds = {name: self._ordered("inputs", name, bins) for name, bins in inputs.get("audio", {}).items()}
+        self._rate = int(raw.get("rate", 1))
+        self.series = {name: self._ordered("inputs", name, bins) for name, bins in inputs.get("series", {}).items()}
+        self._columns = columns.get("series", ())
         numbers, categories = inputs.get("numbers"), inputs.get("categories")
         self.numbers = [self._ordered("inputs", name, numbers[name]) for name in columns["numbers"]] if numbers else []
         self.categories = [self._column(name, categories[name]) for name in columns["categories"]] if categories else []
@@ -188,7 +194,7 @@ class Baseline:
         """Counts of every bin, for checked raw inputs and the answers to them.
 
         Args:
-            feed: raw inputs by port name.
+            feed: raw inputs by port name, or the tokens of texts.
             answers: (rows, outputs), None where they are of another form or unknown.
             summaries: what `answer_summaries` gives, None where there are none.
         """
@@ -213,6 +219,21 @@ class Baseline:
                 for name, values in image_summaries(image).items():
                     if name in self.summaries:
                         self._bins(counts, self.summaries[name], values)
+        tokens = feed.get("tokens")
+        if tokens is not None and self.texts:
+            for name, values in text_summaries(tokens, *self._tokens).items():
+                if name in self.texts:
+                    self._bins(counts, self.texts[name], values)
+        series = feed.get("series")
+        if series is not None and self.series:
+            for name, values in series_summaries(series, self._columns).items():
+                if name in self.series:
+                    self._bins(counts, self.series[name], values)
+        audio = feed.get("audio")
+        if audio is not None and self.sounds:
+            for name, values in audio_summaries(audio, self._rate).items():
+                if name in self.sounds:
+                    self._bins(counts, self.sounds[name], values)
         if answers is not None and answers.ndim == 2:
             if self.classes and self.confidence and answers.shape[1] == len(self.classes.shares):
                 np.add.at(counts, self.classes.start + answers.argmax(axis=1), 1)
@@ -249,6 +270,69 @@ def image_summaries(images: np.ndarray) -> dict[str, np.ndarray]:
     }
 
 
+def text_summaries(tokens: np.ndarray, pad: int, unknown: int | None) -> dict[str, np.ndarray]:
+    """Numbers that each text is watched by: another language, other words and longer messages move them.
+
+    Args:
+        tokens: (batch, length).
+        pad: token that fills short rows.
+        unknown: token for what the vocabulary has not, None where nothing is unknown.
+
+    Returns:
+        `length in tokens`, and `share of unknown tokens` where some can be; each (batch,).
+    """
+    count = (tokens != pad).sum(axis=1)
+    found = {"length in tokens": count.astype(float)}
+    if unknown is not None:
+        found["share of unknown tokens"] = (tokens == unknown).sum(axis=1) / np.maximum(count, 1)
+    return found
+
+
+def series_summaries(series: np.ndarray, columns: tuple[str, ...]) -> dict[str, np.ndarray]:
+    """Numbers that each series is watched by: another level, more unrest and another length move them.
+
+    Args:
+        series: (batch, time, columns), NaN where missing and behind a row's end.
+        columns: their names.
+
+    Returns:
+        `steps`, and of each column `… mean` and `… spread` over a row's steps, 0 where it has no value; each (batch,).
+    """
+    known = ~np.isnan(series)
+    count = np.maximum(known.sum(axis=1), 1)  # (batch, columns)
+    mean = np.where(known, series, 0).sum(axis=1, dtype=np.float64) / count
+    gap = np.where(known, series - mean[:, None], 0)
+    spread = np.sqrt((gap**2).sum(axis=1) / count)
+    steps = known.any(axis=2)
+    found = {"steps": np.where(steps, np.arange(1, series.shape[1] + 1), 0).max(axis=1).astype(float)}
+    for place, name in enumerate(columns):
+        found |= {f"{name} mean": mean[:, place], f"{name} spread": spread[:, place]}
+    return found
+
+
+def audio_summaries(audio: np.ndarray, rate: int) -> dict[str, np.ndarray]:
+    """Numbers that each recording is watched by: another microphone, room or way of cutting moves them.
+
+    Args:
+        audio: (batch, samples), NaN behind a row's end.
+        rate: samples per second.
+
+    Returns:
+        `seconds`; `loudness in dB`, of the mean power below that of full scale; and `share of zero crossings`, which is
+        higher for noise and for sharper sound; each (batch,).
+    """
+    known = ~np.isnan(audio)
+    count = np.maximum(known.sum(axis=1), 1)
+    waves = np.where(known, audio, 0).astype(np.float64)
+    power = (waves**2).sum(axis=1) / count
+    crossings = ((waves[:, 1:] < 0) != (waves[:, :-1] < 0)).sum(axis=1) / count
+    return {
+        "seconds": known.sum(axis=1) / rate,
+        "loudness in dB": 10 * np.log10(np.maximum(power, 1e-12)),
+        "share of zero crossings": crossings,
+    }
+
+
 SUMMARIES = ("brightness", "contrast", "sharpness")
 
 
@@ -257,7 +341,7 @@ def answer_summaries(outputs: dict[str, np.ndarray], task: str, labels: tuple[st
 
     Of a segmentation the share of the picture that each label covers; of a detection how many boxes of each label have a
     score of 0.5 or more, and the mean score of those that the picture has. Of an embedding over how many of its numbers its
-    length is spread, as a share of them (the inverse participation ratio).
+    length is spread, as a share of them (the inverse participation ratio). Of a forecast its first and its last value. Of a transcript its symbols and how likely the best path is.
 
     Args:
         outputs: answers by port name, batch first; not all of them need be there.
@@ -276,6 +360,15 @@ def answer_summaries(outputs: dict[str, np.ndarray], task: str, labels: tuple[st
         squares = outputs["embedding"].astype(np.float64) ** 2
         fourth = np.maximum((squares**2).sum(axis=1), 1e-300)
         return {"spread": squares.sum(axis=1) ** 2 / fourth / squares.shape[1]}
+    if task == "forecasting" and "forecast" in outputs:
+        return {labels[place]: outputs["forecast"][:, place] for place in sorted({0, len(labels) - 1})}
+    if task == "speech-recognition" and "probabilities" in outputs:
+        best = outputs["probabilities"].argmax(axis=2)
+        new = np.concatenate([best[:, :1] > 0, (best[:, 1:] != best[:, :-1]) & (best[:, 1:] > 0)], axis=1)
+        return {
+            "symbols": new.sum(axis=1),
+            "mean probability of the best path": outputs["probabilities"].max(axis=2).mean(axis=1),
+        }
     return {}
 
 

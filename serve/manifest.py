@@ -128,7 +128,9 @@ class Manifest:
     """Everything a server, device or explainer needs to know of a model.
 
     Attributes:
-        kind: how an answer is asked for: "image" (one UINT8 image port) or "table" (`numbers` and `categories`).
+        kind: how an answer is asked for: "image" (one UINT8 image port), "table" (`numbers` and `categories`), "audio" (one
+            FP32 port of amplitudes, NaN behind a row's end; `preprocess["rate"]` of them a second) or "text" (one
+            BYTES port; the ONNX file takes the `tokens` that the file `preprocess["tokenizer"]` makes of it).
         labels: class names in output order; for regression the target's name.
         metric: name of the score, such as "accuracy" or "r2".
         choices: known values by categorical column.
@@ -234,6 +236,8 @@ def _check_types(manifest: Manifest) -> None:
     tables = (*tables, manifest.calibration, manifest.conformal, manifest.verification)
     if not all(isinstance(table, dict) for table in tables):
         raise ValueError("refused, training, edge, preprocess, calibration, conformal and verification are objects")
+    if not isinstance(manifest.preprocess.get("tokenizer", ""), str):
+        raise ValueError("the name of the tokenizer is no text")
     if manifest.verification:
         limits = manifest.verification.get("thresholds")
         if not isinstance(limits, dict) or not all(type(limit) in (int, float) for limit in limits.values()):
@@ -422,6 +426,8 @@ def read(folder: str | Path, *, trust: Trust = ()) -> Bundle:
     for name in manifest.edge:
         if name not in listed:
             raise BundleError(f"{folder}: {MANIFEST} names {name!r} for devices, which the bundle does not hold")
+    if (tokenizer := manifest.preprocess.get("tokenizer")) is not None and tokenizer not in listed:
+        raise BundleError(f"{folder}: {MANIFEST} names the tokenizer {tokenizer!r:.80}, which the bundle does not hold")
     _check_references(folder, manifest, listed)
     for name in listed:
         if name.endswith(".npz"):

@@ -248,9 +248,10 @@ def _row_schema(manifest: Manifest) -> dict[str, Any]:
     """One row of a model as `/predict` takes it."""
     properties: dict[str, Any] = {}
     for port in manifest.inputs:
-        if not port.columns:
+        if not port.columns or manifest.kind == "series":
             about = f"{port.dtype} of shape {port.sizes}" + (f", {port.unit}" if port.unit else "")
             properties[port.name] = {**(TEXT if port.dtype == "BYTES" else list_of({})), "description": about}
+            continue
         for column in port.columns:
             kinds = ["string", "null"] if port.dtype == "BYTES" else ["number", "null"]
             properties[column] = {"type": kinds}

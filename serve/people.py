@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 from flask import Flask, Response, g, request
 
-from serve import codec, masks
+from serve import codec, masks, texts
 from serve.codec import Batch, Inputs
 from serve.errors import RequestError
 from serve.explainer import Explainer
@@ -27,6 +27,7 @@ from serve.store import Shelf
 from serve.tensors import decode_json
 
 JSON, CSV, TEXT, PNG = "application/json", "text/csv", "text/plain", "image/png"
+BYTES = "application/octet-stream"
 MOST_EXPLAINED = 500  # rows of one job of explanations, each of which takes seconds
 
 
@@ -304,6 +305,19 @@ def _queued(store: Shelf) -> bool:
     return any(getattr(model, "waiting", 0) for versions in store.models.values() for model in versions.values())
 
 
+def _told(batch: Batch, model: ModelLike) -> Batch:
+    """The same rows, of which the notes say where a text is cut."""
+    if "tokenizer" not in model.manifest.preprocess:
+        return batch
+
+    def read(first: int, stop: int) -> tuple[Inputs, list[str]]:
+        inputs, told = batch.take(stop - first)
+        (rows,) = inputs.values()
+        return inputs, [*told, *texts.notes(model.bundle.folder, model.manifest, rows.tolist(), first)]
+
+    return Batch(batch.count, batch.bytes, read)
+
+
 class _Bodies:
     """Reads the body of a request by its media type."""
 
@@ -316,9 +330,14 @@ class _Bodies:
         Raises:
             RequestError: a media type that is not read, or that does not fit the model.
         """
+        return _told(self._read(model), model)
+
+    def _read(self, model: ModelLike) -> Batch:
         kind = request.mimetype
         if kind == "multipart/form-data":
             files = [file for _, file in request.files.items(multi=True)]
+            if model.manifest.kind == "audio":
+                return codec.audio_batch([file.read() for file in files], model.manifest)
             if len(files) == 1 and model.manifest.kind != "image":
                 name = (files[0].filename or "").lower()
                 by_name = CSV if name.endswith((".csv", ".tsv")) else TEXT if name.endswith(".txt") else JSON
@@ -329,8 +348,10 @@ class _Bodies:
 
     def _one(self, kind: str, body: bytes, model: ModelLike) -> Batch:
         if not kind:  # clients that are given bytes often say nothing of them
-            kind = JSON if body.lstrip()[:1] in (b"", b"{", b"[", b'"') else "application/octet-stream"
-        if kind.startswith("image/") or kind == "application/octet-stream":
+            kind = JSON if body.lstrip()[:1] in (b"", b"{", b"[", b'"') else BYTES
+        if kind.startswith("audio/") or (kind == BYTES and model.manifest.kind == "audio"):
+            return codec.audio_batch([body], model.manifest)
+        if kind.startswith("image/") or kind == BYTES:
             return codec.image_batch([body], model.manifest, max_pixels=self._max_pixels)
         if kind == CSV:
             return codec.csv_batch(body, model.manifest)
@@ -340,7 +361,7 @@ class _Bodies:
             return codec.json_batch(decode_json(body), model.manifest, len(body))
         message = (
             f"bodies of type {kind[:60]!r} are not read; say what it is with the header Content-Type: application/json, "
-            "text/csv, text/plain, image/png or image/jpeg, or send a multipart form"
+            "text/csv, text/plain, image/png, image/jpeg, audio/wav or audio/flac, or send a multipart form"
         )
         raise RequestError("unsupported_media", message, 415)
 

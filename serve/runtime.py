@@ -11,6 +11,7 @@ from typing import Protocol
 
 import numpy as np
 
+from serve import audio, series, texts
 from serve import manifest as bundles
 from serve import session as sessions
 from serve.errors import RequestError, did_you_mean
@@ -132,7 +133,13 @@ class Declared:
     def check_values(self, feed: dict[str, np.ndarray]) -> None:
         """The other half of `check`, which may be asked about the rows of several requests at once."""
         for name, array in feed.items():
-            _check_values(array, self._inputs[name])
+            if self.manifest.kind == "audio":
+                audio.check(array, int(self.manifest.preprocess["rate"]), f"input {name!r}")
+            if self.manifest.kind == "series":
+                series.check(array, self.manifest)
+            _check_values(array, self._inputs[name], gaps=self.manifest.kind == "audio")
+            if self.manifest.kind == "text":
+                texts.check(array.ravel().tolist(), name)
 
     def wanted(self, outputs: Iterable[str] | None) -> list[str]:
         """Names of the outputs asked for, every one of the model's if None.
@@ -156,7 +163,7 @@ class Model(Declared):
     Attributes:
         engine: "onnxruntime" or "openvino", which computes the answers.
         examples: up to 16 golden rows by input name; empty without `golden.npz`.
-        watcher: sees the inputs and outputs of every run, see `serve.drift`; None if nobody watches.
+        watcher: sees what the file takes and gives in every run, see `serve.drift`; None if nobody watches.
     """
 
     watcher: Callable[[dict[str, np.ndarray], dict[str, np.ndarray]], None] | None = None
@@ -188,6 +195,7 @@ class Model(Declared):
         super().__init__(bundle, precision=precision, max_batch=max_batch)
         check_engine(engine)
         path, threads = bundle.model(self.precision), threads or cores()
+        self._tokenizer = texts.opened(bundle.folder, self.manifest)
         golden = golden_rows(bundle)
         self._open(path, "onnxruntime" if engine == "auto" else engine, threads, golden)
         if engine == "auto" and golden and sessions.installed("openvino"):
@@ -224,8 +232,9 @@ class Model(Declared):
         Raises:
             RequestError: 500, the engine failed.
         """
+        fed = self._fed(feed)
         try:
-            outputs = dict(zip(wanted, self._session.run(wanted, feed), strict=True))
+            outputs = dict(zip(wanted, self._session.run(wanted, fed), strict=True))
         except Exception as error:  # the engines raise types of their own, which share no public base
             log.error(
                 "model %s version %s failed in %s: %s", self.name, self.version, self.engine, type(error).__name__
@@ -235,8 +244,12 @@ class Model(Declared):
             )
             raise RequestError("inference_failed", message, 500) from error
         if self.watcher is not None:
-            self.watcher(feed, outputs)
+            self.watcher(fed, outputs)
         return outputs
+
+    def _fed(self, feed: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """What the file takes, from checked raw inputs: these themselves, but the tokens of texts."""
+        return feed if self._tokenizer is None else {"tokens": self._tokenizer(next(iter(feed.values())).tolist())}
 
     def _golden_inputs(self, golden: dict[str, np.ndarray], rows: int | None = None) -> dict[str, np.ndarray]:
         return {port.name: golden[f"input/{port.name}"][:rows] for port in self.manifest.inputs} if golden else {}
@@ -249,6 +262,8 @@ class Model(Declared):
             ("outputs", self.manifest.outputs, self._session.outputs),
         ):
             declared = {port.name: port.dtype for port in ports}
+            if kind == "inputs" and self._tokenizer is not None:
+                declared = {"tokens": "INT32"}
             if declared != found:
                 raise BundleError(
                     f"{bundles.MANIFEST} declares {kind} {declared}, the ONNX file has {found}; export again"
@@ -288,7 +303,7 @@ class Model(Declared):
             self._session = usual
         else:
             if known is None:
-                one = self.check(self._golden_inputs(golden, 1))
+                one = self._fed(self.check(self._golden_inputs(golden, 1)))
                 base, other = sessions.milliseconds([usual, self._session], one)
                 if other > sessions.GAIN * base:
                     self._session = usual
@@ -332,12 +347,12 @@ def _shaped(array: np.ndarray, port: Port) -> np.ndarray:
     return array
 
 
-def _check_values(array: np.ndarray, port: Port) -> None:
-    """The values of one input, compared with its port."""
+def _check_values(array: np.ndarray, port: Port, gaps: bool = False) -> None:
+    """The values of one input, compared with its port; `gaps` may be NaN."""
     if array.dtype.kind == "f" and not np.isfinite(array).all():
         if np.isinf(array).any():
             raise RequestError("not_finite", f"input {port.name!r} holds values too large for {port.dtype}")
-        if not port.columns:  # tables read NaN as missing, other inputs have no such meaning
+        if not port.columns and not gaps:  # tables read NaN as missing, other inputs have no such meaning
             raise RequestError("not_finite", f"input {port.name!r} holds missing values, which this model cannot take")
     if port.range is None or port.dtype == "BYTES":
         return

@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 
-from serve import admin, boxes, embeddings, masks, protocol
+from serve import admin, boxes, embeddings, forecasts, masks, protocol, transcripts
 from serve.tensors import DTYPES, LARGEST_SIZE, MOST_AXES
 
 JSON, BINARY = "application/json", "application/octet-stream"
@@ -182,6 +182,13 @@ SCHEMAS: dict[str, Any] = {
                 "description": "unit vector; as base64 the same in little-endian float32",
             },
             "length": COUNT,
+            "text": {**TEXT, "description": "what is said in a recording"},
+            "forecast": {"description": "the next values, in a list or by the name of their step"},
+            "confidence": {**NUMBER, "description": "of a text: that of its least sure word"},
+            "words": list_of(
+                object_of({"word": TEXT, "start": NUMBER, "end": NUMBER, "confidence": NUMBER}),
+                description="of a recording: seconds from its beginning, and the probability of a word's least sure symbol",
+            ),
         },
         required=[],
     ),
@@ -242,15 +249,18 @@ ROWS = {
     "text/plain": TEXT,
     "image/png": IMAGE,
     "image/jpeg": {**IMAGE, "contentMediaType": "image/jpeg"},
+    "audio/wav": {**IMAGE, "contentMediaType": "audio/wav"},
+    "audio/flac": {**IMAGE, "contentMediaType": "audio/flac"},
     "multipart/form-data": object_of({"file": list_of(IMAGE)}),
 }
 PACKED = {"description": "the same JSON, and behind it the raw little-endian bytes of its binary tensors"}
 TOP = ("top", {"type": "integer", "minimum": 1, "default": 5}, "labels to give, most probable first")
 FORM = (
     "form",
-    {"enum": [*masks.FORMS, *boxes.FORMS, *embeddings.FORMS]},
+    {"enum": [*masks.FORMS, *boxes.FORMS, *embeddings.FORMS, *forecasts.FORMS, *transcripts.FORMS]},
     "how a segmentation's mask comes: png, a data URL and the usual form; runs, run lengths; none, the shares alone; which "
-    "boxes of a detection come: sure, the usual form, or all; how an embedding comes: numbers, the usual form, or base64",
+    "boxes of a detection come: sure, the usual form, or all; how an embedding comes: numbers, the usual form, or base64; "
+    "how a forecast comes: values, a list, the usual form, or steps, with a name for each; how a transcript comes: words, with their times, the usual form, or text",
 )
 NEAREST = ("top", {"type": "integer", "minimum": 1, "maximum": 100, "default": 5}, "identities to give of each row")
 VERSION = ("version", TEXT, "a version of the model; left out, the server chooses")

@@ -154,6 +154,8 @@ def _compared(model: Model, outputs: dict[str, np.ndarray]) -> tuple[list[int] |
     found = outputs.get(manifest.outputs[0].name)
     if found is None or found.ndim != 2 or found.shape[1] != len(manifest.labels):
         return None, None
+    if manifest.task == "forecasting":
+        return None, found[:, 0].tolist()
     if manifest.task == "regression":
         return None, found[:, 0].tolist() if len(manifest.labels) == 1 else None
     classes = found.argmax(axis=1)

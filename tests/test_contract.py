@@ -1,5 +1,7 @@
 """What every entry promises; the tests name no model, so a new file in `zoo/architectures` is tested by being there."""
 
+from dataclasses import replace
+
 import keras
 import numpy as np
 import pytest
@@ -10,16 +12,31 @@ NAMES = registry.names()
 BUILDERS = sorted({entry.family: name for name, entry in reversed(registry.entries().items())}.values())
 
 
-@pytest.fixture(scope="module", params=BUILDERS)
+TOKENS = [name for name in BUILDERS if "tokens" in registry.entry(name).alternatives]
+
+
+@pytest.fixture(scope="module", params=[*BUILDERS, *(f"{name} of tokens" for name in TOKENS)])
 def built(request):
-    """Entry and tiny model, once per builder."""
-    entry = registry.entry(request.param)
+    """Entry and tiny model, once per builder, and once more for those that take tokens too."""
+    name, _, form = request.param.partition(" ")
+    entry = registry.entry(name)
+    if form:
+        own = {**entry.tiny, "input_shape": (6,), "vocabulary": 11}
+        entry = replace(entry, tiny=own, inputs=entry.alternatives, tasks=("text-classification",))
     keras.utils.set_random_seed(0)
     return entry, entry.build(**entry.tiny)
 
 
 def inputs_for(model, rows=4):
-    return np.random.default_rng(0).standard_normal((rows, *model.input_shape[1:])).astype("float32")
+    """Numbers at random; of tokens such as every vocabulary has, with padding (0) behind the end of every other row."""
+    random = np.random.default_rng(0)
+    shape = (rows, *model.input_shape[1:])
+    if "int" not in model.inputs[0].dtype:
+        return random.standard_normal(shape).astype("float32")
+    sizes = [layer.input_dim for layer in model.layers if isinstance(layer, keras.layers.Embedding)]
+    tokens = random.integers(1, max(sizes), shape).astype("int32")
+    tokens[1::2, shape[1] // 2 :] = 0
+    return tokens
 
 
 def task_for(entry):
@@ -29,10 +46,14 @@ def task_for(entry):
 def targets_for(entry, model, rows=4):
     if entry.tasks[0] == "embedding":
         return task_for(entry).encode(np.arange(rows) // 2, 0)
+    if entry.tasks[0] == "language-modelling":
+        return task_for(entry).encode(np.roll(inputs_for(model, rows), -1, axis=1), entry.tiny["vocabulary"])
     classes = entry.tiny["classes"]
     if entry.tasks[0] == "detection":  # a small, a middling and a large thing in each image of 32 pixels a side
         things = [(3, 5, 13, 12, 0), (9, 6, 26, 23, 1), (1, 0, 30, 31, classes - 1)]
         return task_for(entry).encode(np.array([things] * rows, "float32"), classes)
+    if entry.tasks[0] == "speech-recognition":  # a text may have a symbol twice in a row
+        return task_for(entry).encode(np.array([[1 + row % 2, 2, 2, classes - 1] for row in range(rows)]), classes)
     if entry.tasks[0] == "segmentation":
         masks = np.random.default_rng(1).integers(0, classes, (rows, *model.output_shape[1:3]))
         return task_for(entry).encode(masks.astype("uint8"), classes)
@@ -45,6 +66,10 @@ def shape_of_output(entry, shape, classes, places=None):
         return (places, 5 + classes)
     if entry.tasks[0] == "embedding":
         return (entry.tiny["latent"],)
+    if entry.tasks[0] == "speech-recognition":
+        return (places, classes)
+    if entry.tasks[0] == "language-modelling":
+        return (*shape, entry.tiny["vocabulary"])
     return (*shape[:2], classes) if entry.tasks[0] == "segmentation" else (classes,)
 
 

@@ -86,6 +86,7 @@ def show(
     import textwrap
 
     from zoo import recipes, registry
+    from zoo.weights import to_convert
 
     entry = registry.entry(name)
     if (settings or as_json) and not layers:
@@ -95,6 +96,8 @@ def show(
         _show_layers(entry, arguments, True)
         return
     typer.echo(registry.show(name))
+    for told in to_convert(entry):
+        typer.echo(f"{'weights':<10}  {told}")
     recipe = recipes.find(entry.name, entry.data, entry.recipe)
     typer.echo(f"\ntrained on {entry.data} with these settings, which --set changes:" if entry.data else "\nsettings:")
     given = {**recipe.arguments, **{key: getattr(recipe, key) for key in recipes.SETTINGS}}
@@ -188,6 +191,10 @@ def _show_layers(entry: Any, arguments: dict[str, object], as_json: bool) -> Non
 def data(
     source: Annotated[str, typer.Argument(help="Name, folder of images, CSV, Parquet or .npz file.")] = "",
     target: Annotated[str | None, typer.Option(help="Target column of a table.")] = None,
+    task: Annotated[
+        str | None, typer.Option(help="What a file is for where it does not say it itself, such as forecasting.")
+    ] = None,
+    text: Annotated[str, typer.Option(help="Column of a table whose texts are read, and nothing else.")] = "",
     seed: Annotated[int, typer.Option(help="Of the splits.")] = 0,
     input_shape: Annotated[
         str | None, typer.Option(metavar="H,W,C", help="Size and channels that images are brought to.")
@@ -210,7 +217,7 @@ def data(
             raise ValueError(
                 f"--input-shape takes height,width,channels such as 32,32,3, got {input_shape!r}"
             ) from None
-    typer.echo(datasets.load(source, target=target, seed=seed, input_shape=shape).summary())
+    typer.echo(datasets.load(source, target=target, task=task, text=text, seed=seed, input_shape=shape).summary())
 
 
 @app.command()
@@ -223,6 +230,10 @@ def train(
     epochs: Annotated[int | None, typer.Option(help="Passes over the training rows.")] = None,
     seed: Annotated[int | None, typer.Option(help="Of weights, splits, order and augmentation.")] = None,
     target: Annotated[str | None, typer.Option(help="Target column of a table of your own.")] = None,
+    task: Annotated[
+        str | None, typer.Option(help="What a file is for where it does not say it itself, such as forecasting.")
+    ] = None,
+    text: Annotated[str, typer.Option(help="Column of a table whose texts are read, and nothing else.")] = "",
     weights: Annotated[str | None, typer.Option(help="Pretrained weights: a name or a file.")] = None,
     recipe: Annotated[
         str, typer.Option(metavar="NAME", help="A published recipe for full data, such as imagenet (zoo show NAME).")
@@ -246,7 +257,7 @@ def train(
         from zoo.recipes import literature
 
         literature.find(found.name, recipe)
-    given = {"epochs": epochs, "seed": seed, "target": target}
+    given = {"epochs": epochs, "seed": seed, "target": target, "task": task, "text": text or None}
     overrides = {**read_settings(settings), **{key: value for key, value in given.items() if value is not None}}
     quiet_backend()
     from zoo.training import train as run

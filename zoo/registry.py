@@ -50,6 +50,7 @@ class Entry:
         module: dotted name of the file that builds it.
         tasks: what it can be trained for, its usual task first.
         inputs: tensors by input name, without the batch axis.
+        alternatives: tensors that it takes in place of `inputs` where the data, and so its arguments, ask for them.
         paper: authors and year.
         params: trainable parameters with the builder's default arguments.
         params_source: where that count can be checked.
@@ -80,6 +81,7 @@ class Entry:
     skip: dict[str, str] = field(default_factory=dict)
     tolerance: tuple[float, str] = _TOLERANCE
     aliases: tuple[str, ...] = ()
+    alternatives: dict[str, Tensor] = field(default_factory=dict)
     summary: str = ""
     signature: dict[str, str] = field(default_factory=dict)
 
@@ -122,6 +124,7 @@ class _Declaration:
     weights: dict[str, dict[str, Any]] = field(default_factory=dict)
     skip: dict[str, str] = field(default_factory=dict)
     tolerance: tuple[float, str] = _TOLERANCE
+    alternatives: dict[str, Tensor] = field(default_factory=dict)
 
 
 def register(name: str, **declaration: Any) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
@@ -132,8 +135,8 @@ def register(name: str, **declaration: Any) -> Callable[[Callable[..., Any]], Ca
         declaration: `task` (one name, or several with the usual one first), `inputs` (name -> `Tensor`), `paper`,
             `params` (trainable count at the defaults) with `params_source`, `tiny` (arguments for tests), and
             optionally `variants` (public name -> `dict(params=..., weights=..., **arguments)`), `aliases` (other
-            names of `name`, or alias -> variant), `data`, `recipe`, `weights`, `skip` (stage -> reason),
-            `tolerance` (of the ONNX file, with the reason why 1e-4 cannot be held).
+            names of `name`, or alias -> variant), `alternatives` (name -> `Tensor`, taken in place of `inputs`),
+            `data`, `recipe`, `weights`, `skip` (stage -> reason), `tolerance` (of the ONNX file, with the reason why 1e-4 cannot be held).
 
     Raises:
         TypeError: a required part is missing or a part is unknown.
@@ -166,6 +169,7 @@ def _entries(declaration: _Declaration, module: str, function: ast.FunctionDef) 
         recipe=declaration.recipe,
         skip=declaration.skip,
         tolerance=declaration.tolerance,
+        alternatives=declaration.alternatives,
         summary=(ast.get_docstring(function) or "").partition("\n")[0],
         signature={p.arg: ast.unparse(d) for p, d in zip(parameters, defaults, strict=True)},
     )
@@ -297,10 +301,7 @@ def show(name: str) -> str:
         "what": e.summary,
         "paper": e.paper,
         "task": ", ".join(e.tasks),
-        "inputs": "; ".join(
-            f"{key}: ({', '.join(('batch', *t.axes))}) {t.dtype}{f', {t.unit}' if t.unit else ''}"
-            for key, t in e.inputs.items()
-        ),
+        "inputs": " or ".join(map(_listed, filter(None, (e.inputs, e.alternatives)))),
         "parameters": f"{e.params:,} trainable{f' ({e.params_source})' if e.params_source else ''}",
         "arguments": ", ".join(f"{key}={e.arguments.get(key, default)}" for key, default in e.signature.items()),
         "data": e.data,
@@ -313,6 +314,14 @@ def show(name: str) -> str:
     }
     width = max(map(len, rows))
     return "\n".join(f"{key:<{width}}  {value}" for key, value in rows.items() if value)
+
+
+def _listed(inputs: dict[str, Tensor]) -> str:
+    """Input tensors in words."""
+    return "; ".join(
+        f"{key}: ({', '.join(('batch', *t.axes))}) {t.dtype}{f', {t.unit}' if t.unit else ''}"
+        for key, t in inputs.items()
+    )
 
 
 def get(name: str, *, weights: str | None = None, **arguments: Any) -> Any:

@@ -163,6 +163,13 @@ function show(answer, milliseconds) {
     const found = first.shares.find(({ label }) => label === first.label);
     $("verdict").replaceChildren(make("strong", { textContent: first.label }), ` covers ${percent(found.share)} of the picture`);
     $("bars").replaceChildren(...first.shares.map(({ label, share, colour }) => bar(label, share, percent(share), colour)));
+  } else if ("confidence" in first) {
+    $("verdict").replaceChildren(make("strong", { textContent: first.text || "nothing" }), ` understood, ${percent(first.confidence)} sure`);
+    $("bars").replaceChildren(...first.words.map(({ word, start, confidence }) => bar(`${word} at ${start.toFixed(2)} s`, confidence, percent(confidence))));
+  } else if ("forecast" in first) {
+    const [low, high] = [Math.min(0, ...first.forecast), Math.max(0, ...first.forecast)];
+    $("verdict").replaceChildren(make("strong", { textContent: figure(first.forecast[0]) }), ` ${first.target} at the next step`);
+    $("bars").replaceChildren(...first.forecast.map((value, step) => bar(`+${step + 1}`, (value - low) / (high - low || 1), figure(value))));
   } else if ("value" in first) {
     $("verdict").replaceChildren(make("strong", { textContent: figure(first.value) }), ` ${first.target}`);
     $("bars").replaceChildren();
@@ -174,7 +181,7 @@ function show(answer, milliseconds) {
   $("timing").textContent = `answered by version ${answer.version} in ${milliseconds.toFixed(0)} ms`;
   $("command").textContent = sent.command;
   $("explain").disabled = $("look").disabled = $("curl").hidden = false;
-  $("explain").hidden = "embedding" in first; // of which a pair is explained, once there is one
+  $("explain").hidden = "embedding" in first || "confidence" in first; // of which a pair is explained, once there is one
   $("look").hidden = !model.maps;
   reveal();
   look();
@@ -250,6 +257,9 @@ const on = {
   json(row) {
     const body = JSON.stringify(row);
     predict(body, "application/json", command(`-H 'Content-Type: application/json' -d ${quoted(body)}`));
+  },
+  sound(file) {
+    predict(file, file.type.startsWith("audio/") ? file.type : "application/octet-stream", command(`-F ${quoted(`audio=@${file.name}`)}`));
   },
   file(file) {
     predict(file, file.type.startsWith("image/") ? file.type : "application/octet-stream", command(`-F ${quoted(`image=@${file.name}`)}`));

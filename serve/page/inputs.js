@@ -18,6 +18,8 @@ export function showInput(model, examples, on) {
   stopCamera();
   if (model.kind === "table") return table(model, examples, on);
   if (model.kind === "text") return text(model, examples, on);
+  if (model.kind === "audio") return recording(model, examples, on);
+  if (model.kind === "series") return series(model, examples, on);
   if (model.kind !== "image") {
     $("input").replaceChildren(make("p", { textContent: "This kind of model has no form here; use the v2 protocol." }));
     return on.clear();
@@ -157,6 +159,116 @@ function text(model, examples, on) {
   form.append(buttons(make("button", { type: "submit", className: "strong", textContent: "Predict" }), another));
   put(form, many(on));
   on.clear(hint);
+}
+
+// ---- recordings
+
+function recording(model, examples, on) {
+  const name = model.inputs[0].name;
+  const place = make("div", { className: "drop" }, make("p", { textContent: "Drop a recording here, or choose one: WAV or FLAC." }));
+  const hear = (file) => {
+    const url = URL.createObjectURL(file);
+    const player = make("audio", { controls: true, src: url });
+    player.setAttribute("aria-label", `Your recording ${file.name}`);
+    player.addEventListener("error", () => player.replaceWith(make("p", { textContent: `${file.name} cannot be played here.` })));
+    return player;
+  };
+  const onFile = (file) => {
+    place.replaceChildren(hear(file));
+    on.sound(file);
+    amplitudes(file).then((wave) => place.prepend(waveform(wave)), () => {});
+  };
+  droppable(place, onFile);
+  const onExample = (row) => {
+    place.replaceChildren(waveform(row[name]));
+    on.json(row);
+  };
+  const example = examplesButton(examples, "Use an example", onExample);
+  put(place, buttons(fileButton("Choose a recording", ".wav,.flac,audio/*", onFile), example));
+  on.clear("Give the model a recording.");
+}
+
+async function amplitudes(file) {
+  const context = new OfflineAudioContext(1, 1, 8000);
+  return (await context.decodeAudioData(await file.arrayBuffer())).getChannelData(0);
+}
+
+// Lowest and highest amplitude of each column of pixels.
+function waveform(wave) {
+  const [width, height] = [600, 120];
+  const canvas = make("canvas", { className: "wave", width, height });
+  canvas.setAttribute("role", "img");
+  canvas.setAttribute("aria-label", "Amplitude of the recording over time");
+  const brush = canvas.getContext("2d");
+  const most = wave.reduce((high, value) => Math.max(high, Math.abs(value)), 1e-6);
+  brush.fillStyle = getComputedStyle(document.body).color;
+  for (let column = 0; column < width; column++) {
+    const part = wave.slice(Math.floor((column * wave.length) / width), Math.max(1, Math.ceil(((column + 1) * wave.length) / width)));
+    const [low, high] = part.reduce(([least, top], value) => [Math.min(least, value), Math.max(top, value)], [0, 0]);
+    const [from, to] = [high, low].map((value) => ((1 - value / most) * height) / 2);
+    brush.fillRect(column, from, 1, Math.max(1, to - from));
+  }
+  return canvas;
+}
+
+// ---- series
+
+function series(model, examples, on) {
+  const [{ name, columns, shape }] = model.inputs;
+  const area = make("textarea", { rows: 8, name, placeholder: "1.5\n1.7\n…", spellcheck: false });
+  const lines = make("div");
+  const form = make("form", {}, make("label", { className: "wide" }, `A line for each step: ${columns.join(", ")}`, area), lines);
+  const hint = `Paste a series of ${model.task === "forecasting" ? "at least" : "at most"} ${shape[1]} steps, or drop a CSV file.`;
+  const steps = () => area.value.trim().split("\n").map((line) => line.split(/[,;\t]/).map((cell) => (cell.trim() === "" ? null : Number(cell))));
+  const submit = () => {
+    if (!area.value.trim()) return on.clear(hint);
+    const rows = steps();
+    const wrong = rows.findIndex((row) => row.length !== columns.length || row.some(Number.isNaN));
+    if (wrong >= 0) return tell(`Line ${wrong + 1} is not ${columns.length} number${columns.length > 1 ? "s with commas between" : ""}; correct it.`);
+    lines.replaceChildren(curves(rows));
+    on.json({ [name]: rows });
+  };
+  form.addEventListener("submit", (event) => {
+    event.preventDefault();
+    submit();
+  });
+  const another = examplesButton(examples, "Use an example", (row) => {
+    area.value = row[name].map((step) => [step].flat().map((value) => value ?? "").join(", ")).join("\n");
+    submit();
+  });
+  const rows = (file) => {
+    lines.replaceChildren();
+    on.rows(file);
+  };
+  const place = make("div", { className: "drop small" }, make("p", { textContent: "A CSV file? Drop it here; its first line names the columns, the others are the steps." }));
+  place.append(buttons(fileButton("Choose a CSV file", ".csv,.tsv,text/csv", rows)));
+  droppable(place, rows);
+  form.append(buttons(make("button", { type: "submit", className: "strong", textContent: "Predict" }), another));
+  put(form, place);
+  on.clear(hint);
+}
+
+// A line for each column, each in a height of its own values.
+function curves(rows) {
+  const [width, height, room] = [600, 120, 6];
+  const canvas = make("canvas", { className: "wave", width, height });
+  canvas.setAttribute("role", "img");
+  canvas.setAttribute("aria-label", `The series over ${rows.length} steps`);
+  const brush = canvas.getContext("2d");
+  brush.strokeStyle = getComputedStyle(document.body).color;
+  brush.lineWidth = 2;
+  rows[0].forEach((_, column) => {
+    const known = rows.map((row, step) => [step, row[column]]).filter(([, value]) => value !== null);
+    const [low, high] = known.reduce(([least, most], [, value]) => [Math.min(least, value), Math.max(most, value)], [Infinity, -Infinity]);
+    brush.globalAlpha = 1 / (1 + column / 2);
+    brush.beginPath();
+    for (const [step, value] of known) {
+      const across = room + (step / Math.max(1, rows.length - 1)) * (width - 2 * room);
+      brush.lineTo(across, height - room - ((value - low) / (high - low || 1)) * (height - 2 * room));
+    }
+    brush.stroke();
+  });
+  return canvas;
 }
 
 // ---- pictures

@@ -20,6 +20,7 @@ OFFLINE = (
     "shapes",
     "shapes_boxes",
     "spirals",
+    "spoken_digits",
     "wine",
 )
 
@@ -39,7 +40,18 @@ def _rows(x, y, labels=("no", "yes"), task="classification", **more):
 
 
 def test_all_names_are_listed():
-    assert set(OFFLINE) | {"digit_identities", "mnist", "fashion_mnist", "cifar10"} == set(names())
+    assert set(OFFLINE) | {
+        "digit_identities",
+        "digits_rows",
+        "sunspots",
+        "spam",
+        "stdlib_docs",
+        "stdlib_text",
+        "spoken_digits",
+        "mnist",
+        "fashion_mnist",
+        "cifar10",
+    } == set(names())
 
 
 @pytest.mark.parametrize("name", OFFLINE)
@@ -305,12 +317,41 @@ def test_data_is_a_plain_value():
         ("image-classification", (30, 8, 8), np.arange(30) % 2, r"must be uint8 \(rows, height, width, channels\)"),
         ("segmentation", (30, 8, 8, 3), np.ones((30, 8, 4), int), r"masks must be whole numbers of shape \(30, 8, 8\)"),
         ("segmentation", (30, 8, 8, 3), np.full((30, 8, 8), 2), r"row 1 has indices in 2 … 2, there are 2 labels"),
+        (
+            "segmentation",
+            (30, 8, 8, 3),
+            np.zeros((30, 8, 8), int),
+            "here: the masks hold 'a' alone; give pictures",
+        ),
+        (
+            "segmentation",
+            (30, 8, 8, 3),
+            np.full((30, 8, 8), 255),
+            "the masks hold nothing that is known alone",
+        ),
+        (
+            "embedding",
+            (30, 8, 8, 3),
+            np.arange(30) // 3,
+            r"identities must be whole numbers \(rows, 1 \+ pairs\), got int64 \(30,\)",
+        ),
     ],
 )
 def test_rows_that_do_not_belong_together_are_refused(task, pixels, targets, message):
     images = np.random.default_rng(0).integers(0, 256, pixels, dtype=np.uint8)
     with pytest.raises(ValueError, match=message):
         from_rows(Rows("own", task, {"image": images}, targets, ("a", "b"), "here"))
+
+
+def test_more_labels_than_a_mask_can_hold_are_refused():
+    images = np.zeros((30, 8, 8, 3), np.uint8)
+    y = np.arange(30 * 64).reshape(30, 8, 8) % 300
+    with pytest.raises(
+        ValueError, match="here names 300 labels; a mask has 8 bits and 255 stands for what is not known"
+    ):
+        from_rows(Rows("own", "segmentation", {"image": images}, y, tuple(map(str, range(300))), "here"))
+    with pytest.raises(ValueError, match="indices in 0 … 299, there are 255 labels; give 0 … 254"):
+        from_rows(Rows("own", "segmentation", {"image": images}, y, (), "here"))
 
 
 def test_pixels_that_are_no_bytes_are_refused():

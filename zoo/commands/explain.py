@@ -30,7 +30,7 @@ def explain(
         str | None,
         typer.Option(
             metavar="JSON",
-            help="A table's row, such as '{\"age\": 61}'; what is left out is missing.",
+            help='A table\'s row, such as \'{"age": 61}\', of which what is left out is missing; or \'{"text": "…"}\'.',
             rich_help_panel=_INPUT,
         ),
     ] = None,
@@ -203,8 +203,8 @@ def _of_bundle(
 
     known = knowledge(bundle)
     size = next((port.shape[1:] for port in bundle.manifest.inputs if port.name == "image"), None)
-    target = None if data in names() else known["target"]
-    found = load(data, input_shape=size, target=target, seed=known["seed"] or 0)
+    target, text = (None, "") if data in names() else (known["target"], known["text"] or "")
+    found = load(data, input_shape=size, target=target, text=text, seed=known["seed"] or 0, **known["windows"])
     check_fit(found, known)
     return bundle, _drawn(found, split, count), []
 

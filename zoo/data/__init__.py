@@ -8,20 +8,26 @@ from pathlib import Path
 
 import numpy as np
 
-from zoo.data import images, lazy, masks, splits, targets
+from zoo.data import audio, corpus, images, lazy, masks, splits, targets
+from zoo.data.audio import AudioPreprocess
 from zoo.data.builtin import BUILTIN
 from zoo.data.online import ONLINE
 from zoo.data.rows import TEST, TRAIN, VALIDATION, Rows, digests, fingerprint
-from zoo.data.signature import ImagePreprocess, Signature, TablePreprocess
+from zoo.data.series import Recording
+from zoo.data.signature import ImagePreprocess, SeriesPreprocess, Signature, TablePreprocess, lengths
+from zoo.data.texts import TextPreprocess
 from zoo.registry import suggest
 
 __all__ = [
+    "AudioPreprocess",
     "Data",
     "ImagePreprocess",
     "Rows",
+    "SeriesPreprocess",
     "Signature",
     "Split",
     "TablePreprocess",
+    "TextPreprocess",
     "from_rows",
     "load",
     "names",
@@ -54,7 +60,7 @@ class Data:
     Attributes:
         name: name of the data set, or of the file or folder.
         signature: task, labels and preprocessing, fitted on `train`.
-        train, validation, test: the splits, in seeded order.
+        train, validation, test: the splits, in seeded order; windows to judge forecasts by in order of time.
         source, licence: where the rows come from and their terms.
         sha256: hash of all rows, whatever their split.
         generated: the rows were computed, not observed.
@@ -100,11 +106,18 @@ class Data:
         step = self.signature.preprocess
         shape = "x".join(map(str, step.shape))
         what = f"images of {shape} pixels" if step.kind == "image" else f"rows of {_columns(step)}"
+        if step.kind == "series":
+            what = f"series of {_steps(step)}"
+        if step.kind == "audio":
+            what = f"recordings of up to {step.samples / step.rate:.2f} s at {step.rate} Hz"
+        if step.kind == "text":
+            what = f"texts as {step.length} of {step.vocabulary:,} tokens"
         total = sum(map(len, self.splits.values()))
         head = f"{self.name}: {total:,} {'generated ' if self.generated else ''}{what}, {self.signature.task}"
-        if self.signature.task == "regression":
+        forecast = self.signature.forecast
+        if self.signature.valued:
             rows = [
-                ("target " + self.signature.labels[0], *self.splits),
+                ("target " + (forecast.target if forecast else self.signature.labels[0]), *self.splits),
                 ("rows", *(f"{len(s):,}" for s in self.splits.values())),
             ]
             for name in ("mean", "std", "min", "max"):
@@ -114,7 +127,7 @@ class Data:
             present = [kind.present(s.y, classes).sum(axis=0) for s in self.splits.values()]
             counts = sum(kind.counts(s.y, classes) for s in self.splits.values())
             rows = [("class" if self.signature.one_label else "rows with", *self.splits, "share")]
-            for index, label in enumerate(self.signature.labels):
+            for index, label in enumerate(self.signature.labels[: len(present[0])]):
                 share = counts[index] / max(1, counts.sum())
                 rows.append((label, *(f"{int(rows_of[index]):,}" for rows_of in present), f"{share:.1%}"))
             whole = [kind.whole(s.y) for s in self.splits.values()]
@@ -131,6 +144,7 @@ class Data:
                 head,
                 *table,
                 *self._missing(),
+                *([f"  forecast: {_asked(self.signature)}"] if forecast else []),
                 f"  leaks: {_leaks(self.leaks())}",
                 f"  source: {self.source}",
                 f"  licence: {self.licence}",
@@ -140,9 +154,14 @@ class Data:
 
     def _missing(self) -> list[str]:
         step = self.signature.preprocess
-        if step.kind == "image":
+        if step.kind in ("image", "text", "audio"):
             return []
         found = {}
+        if "series" in self.train.x:
+            every = [s.x["series"] for s in self.splits.values()]
+            within = [np.arange(values.shape[1]) < lengths(values)[:, None] for values in every]
+            gaps = sum((np.isnan(v) & w[..., None]).sum((0, 1)) for v, w in zip(every, within, strict=True))
+            found.update(zip(step.numbers, gaps.tolist(), strict=True))
         if "numbers" in self.train.x:
             gaps = sum(np.isnan(s.x["numbers"]).sum(0) for s in self.splits.values())
             found.update(zip(step.numbers, gaps.tolist(), strict=True))
@@ -164,9 +183,16 @@ def load(
     input_shape: tuple[int, ...] | None = None,
     target: str | None = None,
     task: str | None = None,
+    text: str = "",
+    tokenizer: str | TextPreprocess = "",
+    tokens: int = 0,
+    rate: int = 0,
     seed: int = 0,
     validation: float = 0.15,
     test: float = 0.2,
+    context: int = 0,
+    horizon: int = 0,
+    season: int = 0,
 ) -> Data:
     """Read a data set and split it.
 
@@ -175,12 +201,22 @@ def load(
             `masks` (see `zoo.data.masks`), or with `train`, `validation` and `test` folders of these; a `.csv` or
             `.parquet` file; an `.npz` file with arrays `x, y` or `x_train, y_train, x_test, y_test`; or a `Data`, which
             is returned as it is.
-        input_shape: `(height, width, channels)` to resize and convert images to; None keeps their own.
+        input_shape: `(height, width, channels)` to resize and convert images to, `(time, columns)` of series that are to
+            be filled up to so many steps; None keeps their own.
         target: column to predict, for CSV and Parquet.
         task: "classification" or "regression", where the target's type does not say it: text, true/false and up to
-            20 different integers are classes, other numbers are values.
+            20 different integers are classes, other numbers are values; "forecasting" of a table whose rows follow each
+            other in time.
+        text: column of a CSV or Parquet file whose texts are read, and nothing else of it; found where it is the only one
+            besides the target.
+        tokenizer: of texts: what kind to make from the training texts, such as "bpe:4000", or a `tokenizer.json`, see
+            `zoo.data.tokens`; or a finished one.
+        tokens: that a text is filled up or cut to; 0 for as many as nearly all training texts have.
+        rate: samples per second that recordings are brought to; 0 for those of most files.
         seed: the same seed gives the same splits.
         validation, test: shares of the rows, in [0, 1); a source with its own test split keeps it.
+        context, horizon, season: for forecasting, steps known, asked for and after which the target repeats; see
+            `zoo.data.series.Recording.cut`.
 
     Returns:
         Splits, stratified by class, and the signature fitted on the training split.
@@ -199,8 +235,23 @@ def load(
         return source
     if not isinstance(source, str | Path):
         raise TypeError(f"data must be a name, a path or a zoo.data.Data, got a {type(source).__name__}")
+    rows = _read(source, input_shape, target, task, text)
+    if isinstance(rows, Recording):
+        rows = rows.cut(context, horizon, season, validation, test)
+    elif context or horizon or season:
+        raise ValueError(
+            f"context, horizon and season are for forecasting, {rows.name!r} is for {rows.task}; leave them out, or say "
+            "task='forecasting' (--task forecasting on the command line)"
+        )
     return from_rows(
-        _read(source, input_shape, target, task), input_shape=input_shape, seed=seed, validation=validation, test=test
+        rows,
+        input_shape=input_shape,
+        tokenizer=tokenizer,
+        tokens=tokens,
+        rate=rate,
+        seed=seed,
+        validation=validation,
+        test=test,
     )
 
 
@@ -227,14 +278,19 @@ def scaled(data: Data, scaling: str) -> Data:
     return replace(data, signature=replace(data.signature, preprocess=step))
 
 
-def _read(source: str | Path, input_shape: tuple[int, ...] | None, target: str | None, task: str | None) -> Rows:
+def _read(
+    source: str | Path, input_shape: tuple[int, ...] | None, target: str | None, task: str | None, text: str = ""
+) -> Rows | Recording:
     name = str(source)
     if name in BUILTIN or name in ONLINE:
         rows = BUILTIN[name]() if name in BUILTIN else ONLINE[name]()
         if target is not None:
             raise ValueError(f"{name!r} has its own target, got target={target!r}; leave it out")
-        if task not in (None, rows.task, rows.task.removeprefix("image-")):
-            raise ValueError(f"{name!r} is for {rows.task}, got task={task!r}")
+        if text:
+            raise ValueError(f"{name!r} has no columns of text to choose from, got text={text!r}; leave it out")
+        own = "forecasting" if isinstance(rows, Recording) else rows.task
+        if task not in (None, own, own.partition("-")[2]):
+            raise ValueError(f"{name!r} is for {own}, got task={task!r}")
         return rows
     path = Path(source).expanduser()
     if not path.exists():
@@ -244,7 +300,7 @@ def _read(source: str | Path, input_shape: tuple[int, ...] | None, target: str |
         )
     from zoo.data import files
 
-    return files.read(path, input_shape, target, task)
+    return files.read(path, input_shape, target, task, text)
 
 
 def _check(rows: Rows) -> None:
@@ -261,6 +317,11 @@ def _check(rows: Rows) -> None:
         )
     if rows.task == "segmentation":
         masks.checked(rows.source, image, rows.y, rows.labels)
+    if rows.task == "embedding" and (rows.y.ndim != 2 or rows.y.dtype.kind not in "iu"):
+        raise ValueError(
+            f"{rows.source}: identities must be whole numbers (rows, 1 + pairs), got {rows.y.dtype} {rows.y.shape}; "
+            "pack them with zoo.data.targets.Identities.packed(identities)"
+        )
     if rows.task.endswith("classification") and len(rows.labels) > 1:
         outside = np.flatnonzero((rows.y < 0) | (rows.y >= len(rows.labels)))
         if len(outside):
@@ -274,6 +335,9 @@ def from_rows(
     rows: Rows,
     *,
     input_shape: tuple[int, ...] | None = None,
+    tokenizer: str | TextPreprocess = "",
+    tokens: int = 0,
+    rate: int = 0,
     seed: int = 0,
     validation: float = 0.15,
     test: float = 0.2,
@@ -296,6 +360,10 @@ def from_rows(
         resized = images.resize(rows.x["image"], input_shape)
         y = kind.resized(rows.y, rows.x["image"].shape[1:], resized.shape[1:])
         rows = replace(rows, x={"image": resized}, y=y)
+    elif "series" in rows.x:
+        rows = replace(rows, x={"series": _filled(rows, input_shape)})
+    elif "audio" in rows.x:
+        rows = _recorded(rows, rate, input_shape)
     elif input_shape is not None and len(tuple(input_shape)) != 1:
         raise ValueError(f"{rows.source} is a table, got input_shape={tuple(input_shape)} for images; leave it out")
     part = splits.assign(rows, validation, test, seed)
@@ -303,9 +371,17 @@ def from_rows(
     random = np.random.default_rng(seed)
     found = {}
     for split in (TRAIN, VALIDATION, TEST):
-        order = random.permutation(np.flatnonzero(part == split))
+        order = np.flatnonzero(part == split)
+        if not kind.timed or split == TRAIN:
+            order = random.permutation(order)
         found[split] = Split({key: lazy.pick(values, order) for key, values in rows.x.items()}, y[order])
-    signature = _fit(rows, found[TRAIN])
+    if "text" in rows.x and not tokens and input_shape is not None:
+        (tokens,) = input_shape
+    signature = _fit(rows, found[TRAIN], tokenizer, tokens)
+    if rows.task == "language-modelling":
+        step = signature.preprocess
+        signature = replace(signature, labels=corpus.spelled(step))
+        found = {key: replace(part, y=corpus.followed(step, part.x["text"])) for key, part in found.items()}
     if input_shape is not None and signature.preprocess.shape != tuple(input_shape):
         raise ValueError(
             f"{rows.source} has {signature.preprocess.shape[0]} features, got input_shape={tuple(input_shape)}; leave it out"
@@ -324,15 +400,68 @@ def from_rows(
     )
 
 
-def _fit(rows: Rows, train: Split) -> Signature:
+def _fit(rows: Rows, train: Split, tokenizer: str | TextPreprocess = "", tokens: int = 0) -> Signature:
+    if "text" in train.x:
+        made = tokenizer
+        if not isinstance(made, TextPreprocess):
+            made = TextPreprocess.fit(train.x["text"].tolist(), made, tokens)
+        return Signature(rows.task, rows.labels, made)
     if "image" in train.x:
-        step: ImagePreprocess | TablePreprocess = ImagePreprocess.fit(train.x["image"])
+        step: ImagePreprocess | TablePreprocess | SeriesPreprocess = ImagePreprocess.fit(train.x["image"])
+    elif "audio" in train.x:
+        return Signature(rows.task, rows.labels, AudioPreprocess(rows.rate, train.x["audio"].shape[1]))
+    elif "series" in train.x:
+        step = SeriesPreprocess.fit(train.x["series"], rows.numbers)
     else:
         step = TablePreprocess.fit(train.x, rows.numbers, rows.categories)
-    if rows.task != "regression":
+    if not isinstance(targets.of(rows.task), targets.Values):
         return Signature(rows.task, rows.labels, step)
+    if rows.forecast is not None:  # the target is a column of the series, and is scaled as it is
+        place = step.numbers.index(rows.forecast.target)
+        return Signature(rows.task, rows.labels, step, step.mean[place], step.std[place], forecast=rows.forecast)
     values = train.y.astype(np.float64)
-    return Signature(rows.task, rows.labels, step, float(values.mean()), float(values.std()) or 1.0)
+    mean, std = float(values.mean()), float(values.std()) or 1.0
+    return Signature(rows.task, rows.labels, step, mean, std)
+
+
+def _filled(rows: Rows, shape: tuple[int, ...] | None) -> np.ndarray:
+    """Series `(rows, time, columns)`, filled up with NaN to the steps that are asked for."""
+    series = rows.x["series"]
+    shape = series.shape[1:] if shape is None else tuple(shape)
+    if len(shape) != 2 or shape[1] != series.shape[2] or (shape[0] or 0) < series.shape[1]:
+        raise ValueError(
+            f"{rows.source} has series of up to {series.shape[1]} steps of {series.shape[2]} columns, got "
+            f"input_shape={shape}; leave it out, or give more steps"
+        )
+    more = [(0, 0), (0, shape[0] - series.shape[1]), (0, 0)]
+    return np.pad(series, more, constant_values=np.nan)
+
+
+def _recorded(rows: Rows, rate: int, shape: tuple[int, ...] | None) -> Rows:
+    """Recordings at the rate, and filled up to the samples, that are asked for."""
+    if rate and rate != rows.rate:
+        waves = [audio.resample(own[~np.isnan(own)], rows.rate, rate) for own in rows.x["audio"]]
+        rows = replace(rows, x={"audio": audio.rows_of(waves)}, rate=rate)
+    if shape is not None and shape[0]:
+        try:
+            rows = replace(rows, x={"audio": audio.padded(rows.x["audio"], *shape)})
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{rows.source}: {error}; or give a larger input_shape, got {tuple(shape)}") from None
+    return rows
+
+
+def _steps(step: SeriesPreprocess) -> str:
+    time, columns = step.shape
+    return f"{'up to ' * (time > 1)}{time} step{'s' * (time > 1)} of {columns} column{'s' * (columns > 1)}"
+
+
+def _asked(signature: Signature) -> str:
+    """Context, horizon and season in words."""
+    forecast = signature.forecast
+    season = f"season {forecast.season}" if forecast.season > 1 else "no season"
+    return (
+        f"{signature.outputs} values of {forecast.target} from the {signature.preprocess.length} steps before, {season}"
+    )
 
 
 def _columns(step: TablePreprocess) -> str:

@@ -4,18 +4,20 @@ from pathlib import Path
 
 import numpy as np
 
-from zoo.data import coco, identities, images, masks
+from zoo.data import coco, identities, images, masks, text_files
 from zoo.data.rows import OPEN, PARTS, Rows
 from zoo.registry import suggest
 
 
-def read(path: Path, input_shape: tuple[int, ...] | None, target: str | None, task: str | None) -> Rows:
+def read(path: Path, input_shape: tuple[int, ...] | None, target: str | None, task: str | None, text: str = "") -> Rows:
     """Rows of a folder, `.csv`, `.parquet`, `.npz` or COCO `.json`; the arguments are those of `zoo.data.load`.
 
     Raises:
         ValueError: another kind of file, or something in it that cannot be used.
     """
     kind = "folder" if path.is_dir() else path.suffix.lower()
+    if text and kind not in (".csv", ".tsv", ".parquet"):
+        raise ValueError(f"text={text!r} names a column, but {path} has none; leave it out")
     if kind == "folder" and task in (None, "embedding") and (task or (path / identities.PAIRS).is_file()):
         if target is not None:
             raise ValueError(f"target={target!r} names a column, but {path} has none; leave it out")
@@ -24,15 +26,27 @@ def read(path: Path, input_shape: tuple[int, ...] | None, target: str | None, ta
         if target is not None:
             raise ValueError(f"target={target!r} names a column, but {path} has none; leave it out")
         return masks.read(path, input_shape)
-    if task not in (None, "classification", "image-classification", "regression"):
+    if kind == "folder" and task in (None, "classification", "text-classification") and text_files.is_folder(path):
+        if target is not None:
+            raise ValueError(f"target={target!r} names a column, but {path} has none; leave it out")
+        return text_files.read_folder(path)
+    if kind in (".csv", ".tsv", ".parquet") and task == "forecasting":
+        from zoo.data import series
+
+        return series.read(path, target)
+    if kind in (".csv", ".tsv", ".parquet") and task == "speech-recognition":
+        from zoo.data import tables
+
+        return tables.read(path, target, task, text)
+    if task not in (None, *(f"{of}classification" for of in ("", "image-", "series-", "text-")), "regression"):
         raise ValueError(
             f"task must be 'classification' or 'regression', got {task!r}; 'segmentation' and 'embedding' are for folders "
-            "of their own form"
+            "of their own form, 'forecasting' is for tables"
         )
     if kind in (".csv", ".tsv", ".parquet"):
         from zoo.data import tables
 
-        return tables.read(path, target, task)
+        return tables.read(path, target, task, text)
     if target is not None:
         raise ValueError(f"target={target!r} names a column, but {path} has none; leave it out")
     if kind == ".json" or (kind == "folder" and coco.files_in(path)):
@@ -53,8 +67,8 @@ def read(path: Path, input_shape: tuple[int, ...] | None, target: str | None, ta
 def read_npz(path: Path, task: str | None = None) -> Rows:
     """Rows of arrays `x, y`, or `x_train, y_train` and any of `x_validation, y_validation, x_test, y_test`.
 
-    Inputs are uint8 `(rows, height, width[, channels])` for images, or numbers `(rows, columns)` with NaN where
-    missing. Targets are class indices or names, floats to regress, or for images masks `(rows, height, width)` of class
+    Inputs are uint8 `(rows, height, width[, channels])` for images, numbers `(rows, columns)` with NaN where missing, or
+    floats `(rows, time, columns)` for series, NaN behind the end of those that are shorter. Targets are class indices or names, floats to regress, or for images masks `(rows, height, width)` of class
     indices, 255 where nobody knows them. `labels` and `columns` may hold names.
 
     Raises:
@@ -102,10 +116,18 @@ def read_npz(path: Path, task: str | None = None) -> Rows:
         raise ValueError(
             f"{path}: y must be (rows,), one class or one value each, got {y.shape}; use numpy.argmax for one-hot rows"
         )
-    raw, columns = _inputs(path, x, arrays)
-    chosen, indices, labels = targets(y, task, str(path), "y", given or None)
-    if "image" in raw and chosen == "classification":
-        chosen = "image-classification"
+    if x.ndim == 3 and x.dtype.kind == "f":
+        from zoo.data import series
+
+        raw, columns = series.checked(path, x, arrays, asked=task == "series-classification")
+        kind = "series-"
+    else:
+        raw, columns = _inputs(path, x, arrays)
+        kind = "image-" if "image" in raw else ""
+    plain = "classification" if task is not None and task == f"{kind}classification" else task
+    chosen, indices, labels = targets(y, plain, str(path), "y", given or None)
+    if chosen == "classification":
+        chosen = f"{kind}{chosen}"
     return Rows(path.stem, chosen, raw, indices, labels, source=path.name, numbers=columns, part=part)
 
 

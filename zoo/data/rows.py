@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from zoo.data.lazy import Pictures
+from zoo.data.signature import Forecast
 
 TRAIN, VALIDATION, TEST, OPEN = 0, 1, 2, -1  # which split a row belongs to; OPEN rows are still to be dealt out
 PARTS = {"train": TRAIN, "validation": VALIDATION, "val": VALIDATION, "test": TEST}  # as files and folders name them
@@ -23,11 +24,13 @@ class Rows:
         x: raw inputs, see `zoo.data.signature`; pictures may be in files still, see `zoo.data.lazy`.
         y: class indices int64 `(rows,)`, regression targets float32 `(rows,)`, or what else `zoo.data.targets` has.
         labels: class names in the order of the indices; for regression the target's name.
-        numbers, categories: column names of a table.
+        numbers, categories: column names of a table; of a series the former.
         part: the split the source itself assigns to each row, `OPEN` where it does not.
         source: where the rows come from.
         licence: terms of the source.
         generated: the rows were computed, not observed.
+        forecast: what is forecast, of windows of a series.
+        rate: samples per second, of recordings.
     """
 
     name: str
@@ -41,6 +44,8 @@ class Rows:
     categories: tuple[str, ...] = ()
     part: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int8))
     generated: bool = False
+    forecast: Forecast | None = None
+    rate: int = 0
 
     def __post_init__(self) -> None:
         if not len(self.part):

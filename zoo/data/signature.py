@@ -4,9 +4,13 @@ Raw inputs are a dictionary of arrays, as a client sends them:
 
 - image: `{"image": uint8 (batch, height, width, channels)}`, in 0 … 255
 - table: `{"numbers": float32 (batch, columns)}` with NaN where missing, and, when the table has any,
-  `{"categories": str (batch, columns)}` with "" where missing.
+  `{"categories": str (batch, columns)}` with "" where missing
+- series: `{"series": float32 (batch, time, columns)}` with NaN where missing, and in all columns behind a row's end
+- text: `{"text": str (batch,)}`
+- audio: `{"audio": float32 (batch, samples)}` in [-1, 1] with NaN behind a row's end.
 
-`Signature.inputs(raw)` gives the model's own float32 input. The exported ONNX file holds the same arithmetic.
+`Signature.inputs(raw)` gives the model's own input: float32, or int32 tokens of a text. The exported ONNX file holds the
+same arithmetic; its input is the tokens where a client's is a text, and `tokenizer.json` travels beside it.
 """
 
 import json
@@ -17,8 +21,11 @@ from typing import Any
 import numpy as np
 
 from zoo.data import targets
+from zoo.data.audio import AudioPreprocess
 from zoo.data.lazy import Pictures
+from zoo.data.texts import TextPreprocess
 
+TOKENIZER = "tokenizer.json"  # file beside a signature or a manifest of texts
 EDGE = 1e-6  # probabilities nearer to 0 or 1 have no log odds in float32
 _COUNTED = 2**22  # pixels whose values are counted at once
 STEEPEST = 80.0  # log odds whose exponential float32 still holds
@@ -215,6 +222,71 @@ class TablePreprocess:
         return np.concatenate(parts, axis=1)
 
 
+def lengths(series: np.ndarray) -> np.ndarray:
+    """Steps of each row of a series `(batch, time, columns)`, int64 `(batch,)`: up to the last that has any number."""
+    known = ~np.isnan(series).all(axis=2)  # (batch, time)
+    return np.where(known.any(axis=1), known.shape[1] - known[:, ::-1].argmax(axis=1), 0)
+
+
+@dataclass(frozen=True)
+class SeriesPreprocess:
+    """Columns standardised with the mean in place of a missing value; what stands behind a row's end stays NaN.
+
+    Attributes:
+        length: most steps of a row.
+        numbers: names of the columns.
+        mean, std: of each column, over all steps of the training rows.
+        kind: "series".
+    """
+
+    length: int
+    numbers: tuple[str, ...]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    kind: str = "series"
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of one model input, `(time, columns)`."""
+        return self.length, len(self.numbers)
+
+    @property
+    def categories(self) -> dict[str, tuple[str, ...]]:
+        """None: a series has numbers alone."""
+        return {}
+
+    @classmethod
+    def fit(cls, series: np.ndarray, numbers: tuple[str, ...]) -> "SeriesPreprocess":
+        """Mean and standard deviation of each column of training rows `(rows, time, columns)`."""
+        values = np.ma.masked_invalid(series.astype(np.float64))
+        mean, std = (figure.filled(0.0) for figure in (values.mean((0, 1)), values.std((0, 1))))
+        return cls(series.shape[1], tuple(numbers), tuple(mean.tolist()), tuple(_divisors(std, mean)))
+
+    def __call__(self, raw: dict[str, np.ndarray]) -> np.ndarray:
+        series = raw["series"].astype(np.float32)
+        mean = np.asarray(self.mean, np.float32)
+        within = np.arange(series.shape[1]) < lengths(series)[:, None]  # (batch, time)
+        filled = np.where(np.isnan(series) & within[..., None], mean, series)
+        return (filled - mean) / np.asarray(self.std, np.float32)
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """What a forecast is about.
+
+    Attributes:
+        target: column of the series whose next values are asked for.
+        season: steps after which it repeats, 1 where it does not.
+        scale: mean absolute change of the training values from one season (or step) to the next, in the target's unit;
+            errors are told in shares of it (Hyndman & Koehler 2006, "Another look at measures of forecast accuracy",
+            section 3).
+    """
+
+    target: str
+    season: int
+    scale: float
+
+
 def softmax(logits: np.ndarray) -> np.ndarray:
     """Probabilities `(…, classes)` of logits, float32."""
     logits = np.asarray(logits, np.float32)
@@ -262,18 +334,21 @@ class Signature:
 
     Attributes:
         task: "image-classification", "classification", "regression", "segmentation" …, see `zoo.tasks`.
-        labels: class names in the order of the logits; for regression the target's name.
+        labels: class names in the order of the logits; for regression the target's name; for a forecast a name for each
+            step.
         preprocess: raw inputs to model input.
         target_mean, target_std: a regression model is trained on `(target - mean) / std`; 0 and 1 otherwise.
         calibration: how logits become probabilities, plain softmax if None. A data set has none; an export may add one.
+        forecast: what is forecast, None for other tasks.
     """
 
     task: str
     labels: tuple[str, ...]
-    preprocess: ImagePreprocess | TablePreprocess
+    preprocess: ImagePreprocess | TablePreprocess | SeriesPreprocess | TextPreprocess | AudioPreprocess
     target_mean: float = 0.0
     target_std: float = 1.0
     calibration: Calibration | None = None
+    forecast: Forecast | None = None
 
     @property
     def outputs(self) -> int:
@@ -290,27 +365,44 @@ class Signature:
         """Whether an answer is one label or one value for each row, and no mask, box or the like."""
         return self.one_label or self.task == "regression"
 
+    @property
+    def valued(self) -> bool:
+        """Whether an answer is values in the unit of the target, which is learned in standard deviations."""
+        return isinstance(targets.of(self.task), targets.Values)
+
     def inputs(self, raw: dict[str, np.ndarray]) -> np.ndarray:
-        """Model input, float32, from raw inputs."""
+        """Model input, float32 or int32 tokens, from raw inputs."""
         return self.preprocess(raw)
+
+    def fed(self, raw: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """What the exported file takes, from raw inputs: these themselves, but the tokens of a text."""
+        return {"tokens": self.preprocess(raw)} if self.preprocess.kind == "text" else raw
 
     def targets(self, y: np.ndarray) -> np.ndarray:
         """What a task encodes for the loss.
 
-        Class indices `(batch,)` int64, standardised values `(batch, 1)` float32, or what else `zoo.data.targets` has.
+        Class indices `(batch,)` int64, standardised values `(batch, 1)` or `(batch, steps)` float32, or what else
+        `zoo.data.targets` has.
         """
-        if self.task != "regression":
+        if not self.valued:
             return targets.of(self.task).encoded(y)
         return ((y.reshape(len(y), -1) - self.target_mean) / self.target_std).astype(np.float32)
 
     def save(self, path: str | Path) -> None:
-        """Write as JSON."""
-        Path(path).write_text(json.dumps(asdict(self), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        """Write as JSON; a tokenizer to `tokenizer.json` beside it."""
+        described = asdict(self)
+        if self.preprocess.kind == "text":
+            Path(path).with_name(TOKENIZER).write_text(self.preprocess.tokenizer, encoding="utf-8")
+            described["preprocess"]["tokenizer"] = TOKENIZER
+        Path(path).write_text(json.dumps(described, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
     @classmethod
     def load(cls, path: str | Path) -> "Signature":
         """Read what `save` wrote."""
-        return cls.from_dict(json.loads(Path(path).read_text(encoding="utf-8")))
+        raw = json.loads(Path(path).read_text(encoding="utf-8"))
+        if raw["preprocess"]["kind"] == "text":
+            raw["preprocess"]["tokenizer"] = Path(path).with_name(TOKENIZER).read_text(encoding="utf-8")
+        return cls.from_dict(raw)
 
     @classmethod
     def from_dict(cls, raw: dict[str, Any]) -> "Signature":
@@ -319,11 +411,21 @@ class Signature:
             if key in preprocess:
                 preprocess[key] = tuple(preprocess[key])
         if preprocess["kind"] == "image":
-            step: ImagePreprocess | TablePreprocess = ImagePreprocess(**preprocess)
+            step: ImagePreprocess | TablePreprocess | SeriesPreprocess | TextPreprocess | AudioPreprocess = (
+                ImagePreprocess(**preprocess)
+            )
+        elif preprocess["kind"] == "text":
+            step = TextPreprocess(**preprocess)
+        elif preprocess["kind"] == "audio":
+            step = AudioPreprocess(**preprocess)
+        elif preprocess["kind"] == "series":
+            step = SeriesPreprocess(**preprocess)
         else:
             preprocess["categories"] = {key: tuple(values) for key, values in preprocess["categories"].items()}
             step = TablePreprocess(**preprocess)
         found = raw.get("calibration")
         if found is not None:
             found = Calibration(found["method"], tuple(found["scale"]), tuple(found["bias"]))
-        return cls(**{**raw, "labels": tuple(raw["labels"]), "preprocess": step, "calibration": found})
+        forecast = None if raw.get("forecast") is None else Forecast(**raw["forecast"])
+        known = {"labels": tuple(raw["labels"]), "preprocess": step, "calibration": found, "forecast": forecast}
+        return cls(**{**raw, **known})

@@ -8,6 +8,18 @@ from zoo.data.rows import OPEN, TEST, TRAIN, VALIDATION, Rows, digests
 NAMES = {TRAIN: "train", VALIDATION: "validation", TEST: "test"}
 
 
+def check_shares(validation: float, test: float) -> None:
+    """Refuse shares of the rows that are out of range or leave none for training.
+
+    Raises:
+        ValueError: they do.
+    """
+    if not (0 <= validation < 1 and 0 <= test < 1 and validation + test < 1):
+        raise ValueError(
+            f"validation and test are shares in [0, 1) that leave rows for training, got validation={validation}, test={test}"
+        )
+
+
 def assign(rows: Rows, validation: float, test: float, seed: int) -> np.ndarray:
     """Give each row a split.
 
@@ -26,10 +38,7 @@ def assign(rows: Rows, validation: float, test: float, seed: int) -> np.ndarray:
     Raises:
         ValueError: a share is out of range, or a class has too few different rows.
     """
-    if not (0 <= validation < 1 and 0 <= test < 1 and validation + test < 1):
-        raise ValueError(
-            f"validation and test are shares in [0, 1) that leave rows for training, got validation={validation}, test={test}"
-        )
+    check_shares(validation, test)
     part = rows.part.copy()
     shares = {VALIDATION: validation, TEST: test}
     wanted = {split: share for split, share in shares.items() if share and not (part == split).any()}

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
+from zoo.data import recordings, text_files
 from zoo.data.files import targets
 from zoo.data.rows import Rows
 from zoo.registry import suggest
@@ -12,14 +13,57 @@ USUAL = ("target", "label", "class", "y")  # columns taken as the target when no
 MISSING = ("", "NA", "N/A", "n/a", "NaN", "nan", "null", "NULL", "None", "?")
 
 
-def read(path: Path, target: str | None, task: str | None) -> Rows:
+def read(path: Path, target: str | None, task: str | None, text: str = "") -> Rows:
     """Rows of a `.csv` (comma, semicolon or tab, with a header) or `.parquet` file.
 
     Text and true/false columns are categories, number columns are numbers; empty cells and the words in `MISSING` are
-    missing values.
+    missing values. A column of texts, which are several words long and hardly ever the same, is the input alone where it
+    is the only one besides the target, or where `text` names it. Columns called audio and text hold the names of
+    recordings and what is said in them, see `zoo.data.recordings`.
 
     Raises:
         ValueError: the file is empty or damaged, the target is unknown or missing, or a column is of another type.
+    """
+    table = opened(path)
+    names = table.column_names
+    if recordings.is_table(names, target) and not text and task in (None, "speech-recognition"):
+        files, texts = (_decoded(table[name]).to_pylist() for name in (recordings.COLUMN, recordings.TEXT))
+        return recordings.read(path, files, texts)
+    if task == "speech-recognition":
+        raise ValueError(
+            f"{path} needs a column {recordings.COLUMN!r} of sound files and a column {recordings.TEXT!r} of what is said in "
+            f"them, its columns are {', '.join(map(repr, names))}"
+        )
+    target = target_column(path, names, target)
+    if len(names) < 2:
+        raise ValueError(f"{path} has no column besides the target {target!r}; add columns to predict it from")
+    others = [name for name in names if name != target]
+    prose = text_files.column_of(path, {name: _texts(path, name, table[name]) for name in others}, task, text)
+    if prose and task is not None:
+        task = task.removeprefix("text-")
+    chosen, y, labels = targets(target_values(path, target, table[target]), task, str(path), target)
+    if prose:
+        others.remove(prose)
+        return text_files.of_column(path, _decoded(table[prose]).to_pylist(), chosen, y, labels, others)
+    numbers: dict[str, np.ndarray] = {}
+    categories: dict[str, np.ndarray] = {}
+    for name in names:
+        if name != target:
+            values = column_values(path, name, table[name])
+            (categories if values.dtype.kind == "U" else numbers)[name] = values
+    x = {}
+    if numbers:
+        x["numbers"] = np.stack(list(numbers.values()), axis=1)
+    if categories:
+        x["categories"] = np.stack(list(categories.values()), axis=1)
+    return Rows(path.stem, chosen, x, y, labels, source=path.name, numbers=tuple(numbers), categories=tuple(categories))
+
+
+def opened(path: Path):
+    """The pyarrow table in a `.csv` or `.parquet` file, with at least one row.
+
+    Raises:
+        ValueError: it is empty, damaged, or has two columns of one name.
     """
     if not path.stat().st_size:
         raise ValueError(f"{path} is empty; it needs a header and rows")
@@ -30,22 +74,13 @@ def read(path: Path, target: str | None, task: str | None) -> Rows:
         raise ValueError(f"{path} has several columns called {sorted(twice)[0]!r}; rename all but one")
     if not table.num_rows:
         raise ValueError(f"{path} has a header and no rows; add rows")
-    target = _target(path, names, target)
-    if len(names) < 2:
-        raise ValueError(f"{path} has no column besides the target {target!r}; add columns to predict it from")
-    chosen, y, labels = targets(_target_values(path, target, table[target]), task, str(path), target)
-    numbers: dict[str, np.ndarray] = {}
-    categories: dict[str, np.ndarray] = {}
-    for name in names:
-        if name != target:
-            values = _column(path, name, table[name])
-            (categories if values.dtype.kind == "U" else numbers)[name] = values
-    x = {}
-    if numbers:
-        x["numbers"] = np.stack(list(numbers.values()), axis=1)
-    if categories:
-        x["categories"] = np.stack(list(categories.values()), axis=1)
-    return Rows(path.stem, chosen, x, y, labels, source=path.name, numbers=tuple(numbers), categories=tuple(categories))
+    return table
+
+
+def _texts(path: Path, name: str, column) -> list | None:
+    """Values of a column of text, None for one of another type."""
+    column = _decoded(column)
+    return column.to_pylist() if _kind(path, name, column) == "text" else None
 
 
 def _csv(path: Path):
@@ -104,7 +139,8 @@ def _parquet(path: Path):
         raise ValueError(f"{path} cannot be read as Parquet: {error}; write it again") from error
 
 
-def _target(path: Path, names: list[str], target: str | None) -> str:
+def target_column(path: Path, names: list[str], target: str | None) -> str:
+    """The column asked for, or the one of a usual name."""
     if target is None:
         usual = [name for name in USUAL if name in names]
         if len(usual) != 1:
@@ -143,7 +179,8 @@ def _kind(path: Path, name: str, column) -> str:
     raise ValueError(f"{path}: column {name!r} has the type {kind}; turn it into numbers or text, or remove the column")
 
 
-def _target_values(path: Path, name: str, column) -> np.ndarray:
+def target_values(path: Path, name: str, column) -> np.ndarray:
+    """Text or numbers of the target, of which none may be missing."""
     column = _decoded(column)
     kind = _kind(path, name, column)
     if column.null_count:
@@ -154,7 +191,7 @@ def _target_values(path: Path, name: str, column) -> np.ndarray:
     return column.cast("float64").to_numpy() if "decimal" in str(column.type) else column.to_numpy()
 
 
-def _column(path: Path, name: str, column) -> np.ndarray:
+def column_values(path: Path, name: str, column) -> np.ndarray:
     """A category column as text with "" for missing, or a number column as float32 with NaN for missing."""
     column = _decoded(column)
     kind = _kind(path, name, column)

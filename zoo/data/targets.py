@@ -4,12 +4,13 @@ A data set's `y` is one array with a row for each row of `x`, so that `y[rows]`,
 every task:
 
 - classes: int64 `(rows,)`, index of the label
-- values: float32 `(rows,)`, in the target's own unit
+- values: float32 `(rows,)`, in the target's own unit; `(rows, steps)` of a forecast
 - masks: uint8 `(rows, height, width)`, index of the label of each pixel, `UNKNOWN` where nobody knows it
 - boxes: float32 `(rows, most, 5)`, left, top, right, bottom in pixels and the index of the label; `NOTHING` in place of
   the index where a row has fewer
 - identities: int64 `(rows, 1 + most)`, whose picture it is and the numbers of the pairs it is judged in, `NOTHING` where
   it is in fewer
+- symbols: int64 `(rows, most)`, index of the label of each symbol of a text, `NOTHING` behind its end
 
 Targets of which a row may hold any number (such as boxes) are padded to the largest number of any row, by entries that
 say so themselves.
@@ -32,11 +33,13 @@ class Kind:
         dtype: of `y`.
         least: labels that there must be.
         each: whether every label must be in a row of every split that is dealt out.
+        timed: whether rows follow each other in time, so that those to be judged by keep their order.
     """
 
     dtype: type = np.int64
     least = 1
     each = False
+    timed = False
 
     def present(self, y: np.ndarray, classes: int) -> np.ndarray:
         """Which labels are in which row, bool `(rows, classes)`; `(rows, 0)` where targets are no labels."""
@@ -98,6 +101,12 @@ class Values(Kind):
     dtype = np.float32
 
 
+class Futures(Values):
+    """The next values of a series, one for each step; rows are in the order of time and are not dealt out."""
+
+    timed = True
+
+
 class Masks(Kind):
     """One label for each pixel."""
 
@@ -146,6 +155,41 @@ class Boxes(Kind):
         return y
 
 
+class Symbols(Kind):
+    """A text for each row; the labels are the blank, which is in none, the space, and then every other symbol."""
+
+    least = 3
+
+    def present(self, y: np.ndarray, classes: int) -> np.ndarray:
+        found = (y[..., None] == np.arange(classes)).any(axis=1)
+        found[:, :2] = True  # blanks and spaces are everywhere, and never rare
+        return found
+
+    def counts(self, y: np.ndarray, classes: int) -> np.ndarray:
+        return np.bincount(y[y != NOTHING].ravel(), minlength=classes)
+
+    @staticmethod
+    def padded(texts: "list[list[int]]") -> np.ndarray:
+        """Texts as indices of labels, as one array with room for at least one in each."""
+        y = np.full((len(texts), max([1, *map(len, texts)])), NOTHING, np.int64)
+        for row, text in zip(y, texts, strict=True):
+            row[: len(text)] = text
+        return y
+
+
+class Following(Kind):
+    """How many characters of a text are to be foretold, then the token behind each of its tokens, `NOTHING` where none is.
+
+    The first token is not foretold. They follow from the text once a tokenizer is there; until then a row has none.
+    """
+
+    dtype = np.int32
+    least = 0
+
+    def encoded(self, y: np.ndarray) -> np.ndarray:
+        return y[:, 1:]
+
+
 class Identities(Kind):
     """Whose picture each row is. No identity is in two splits; those of training have the numbers from 0 on."""
 
@@ -190,10 +234,15 @@ class Identities(Kind):
 KINDS: dict[str, Kind] = {
     "classification": Classes(),
     "image-classification": Classes(),
+    "series-classification": Classes(),
+    "text-classification": Classes(),
     "regression": Values(),
+    "forecasting": Futures(),
     "segmentation": Masks(),
     "detection": Boxes(),
     "embedding": Identities(),
+    "speech-recognition": Symbols(),
+    "language-modelling": Following(),
 }
 
 

@@ -273,7 +273,7 @@ def _base(model: Any, data: Any, overrides: dict[str, Any]) -> tuple[Recipe, Dat
         splits = datasets.load(source, input_shape=shape, **recipe.data_options)
     else:
         splits = source
-    kept = {key: value for key, value in merged.items() if key not in ("input_shape", "classes")}
+    kept = {key: value for key, value in merged.items() if key not in recipes.FOLLOWING}
     return Recipe(**{**vars(recipe), "data": splits.name, "arguments": kept}), splits, source
 
 

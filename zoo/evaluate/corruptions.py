@@ -100,6 +100,24 @@ def _number_noise(raw, strength, signature, generator):
     return {**raw, "numbers": numbers + strength * std * generator.standard_normal(numbers.shape, np.float32)}
 
 
+def _typos(raw, strength, signature, generator):
+    """Words with two letters in the wrong order, one too many or one too few."""
+    from zoo.data.messages import misspelt
+
+    return _reworded(raw, lambda word: misspelt(word, generator) if generator.random() < strength else word)
+
+
+def _lost_words(raw, strength, signature, generator):
+    """Words left out; one of each text stays."""
+    return _reworded(raw, lambda word: "" if generator.random() < strength else word)
+
+
+def _reworded(raw, change):
+    """Texts whose words are changed one by one; a text of which nothing would be left keeps its first word."""
+    texts = [" ".join(filter(None, map(change, text.split()))) or text.split()[0] for text in raw["text"].tolist()]
+    return {"text": np.array(texts, np.str_)}
+
+
 def _missing(raw, strength, signature, generator):
     """Cells lost at random."""
     lost = {name: generator.random(values.shape) < strength for name, values in raw.items()}
@@ -141,5 +159,9 @@ CORRUPTIONS: dict[str, dict[str, Corruption]] = {
         "noise": Corruption("standard deviations of each column", (0.1, 0.25, 0.5, 1, 2), _number_noise),
         "missing": Corruption("share of the cells", (0.1, 0.25, 0.5, 0.75, 0.9), _missing),
         "swapped": Corruption("share of the cells", (0.1, 0.25, 0.5, 0.75, 1), _swapped),
+    },
+    "text": {
+        "typos": Corruption("share of the words", (0.05, 0.1, 0.25, 0.5, 1), _typos),
+        "missing": Corruption("share of the words", (0.05, 0.1, 0.25, 0.5, 0.75), _lost_words),
     },
 }

@@ -26,13 +26,17 @@ def save(report, folder: Path, worst: int) -> Path:
         keys = [key for key in report.history[0] if f"val_{key}" in report.history[0] and key != "loss"]
         path = pictures.curves(report.history, keys[0] if keys else "loss", folder / "learning_curve.png")
         parts += ["## Learning curve", f"![learning curve]({path.name})"]
-    if task.pictorial and report.x is not None and "image" in report.x:
+    if task.pictorial and _can_be_drawn(report):
         path = task.show(report, list(range(min(report.rows, _SHOWN))), folder / "examples.png")
         parts += ["## The first rows", f"![first rows]({path.name})"]
     parts += ["## Worst answers", *_worst(report, folder, worst)]
     page = folder / "report.md"
     page.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
     return page
+
+
+def _can_be_drawn(report) -> bool:
+    return report.x is not None and not {"image", "audio"}.isdisjoint(report.x)
 
 
 def _worst(report, folder: Path, count: int) -> list[str]:
@@ -44,7 +48,7 @@ def _worst(report, folder: Path, count: int) -> list[str]:
         writer.writeheader()
         writer.writerows(rows)
     parts = ["`worst.csv` has them with all columns, `row` counts from 0 in the split."]
-    if report.x is not None and "image" in report.x:
+    if _can_be_drawn(report):
         path = tasks.get(report.task).show(report, [row["row"] for row in rows], folder / "worst.png")
         return [*parts, f"![worst answers]({path.name})"]
     columns = [name for name in rows[0] if name in ("row", "true", "answer", "error", "probability")]

@@ -123,21 +123,22 @@ def _mean(values: np.ndarray) -> Measure:
 
 def of_values(y: np.ndarray, answers: np.ndarray) -> dict[str, Measure]:
     """Metrics of a regression, see `measures`."""
-    y = np.ravel(y).astype(np.float64)
-    gap = np.ravel(answers).astype(np.float64) - y
+    y = y.reshape(len(y), -1).astype(np.float64)  # a forecast has several values for each row
+    gap = answers.reshape(y.shape).astype(np.float64) - y
     centred = y - y.mean()  # so that the spread is no difference of large numbers
-    squared, moved = _mean(gap**2), _mean(centred)
+    squared, moved = _mean((gap**2).mean(axis=1)), _mean(centred.mean(axis=1))
+    wide = _mean((centred**2).mean(axis=1))
 
     def r2(weights: np.ndarray) -> np.ndarray:
-        spread = _mean(centred**2)(weights) - moved(weights) ** 2
+        spread = wide(weights) - moved(weights) ** 2
         with np.errstate(divide="ignore", invalid="ignore"):
             return np.where(spread > 0, 1 - squared(weights) / spread, np.nan)
 
     return {
         "r2": r2,
         "rmse": lambda weights: np.sqrt(squared(weights)),
-        "mae": _mean(np.abs(gap)),
-        "bias": _mean(gap),
+        "mae": _mean(np.abs(gap).mean(axis=1)),
+        "bias": _mean(gap.mean(axis=1)),
     }
 
 

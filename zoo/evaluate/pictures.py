@@ -59,6 +59,59 @@ def scatter(y: np.ndarray, answers: np.ndarray, label: str, path: str | Path) ->
     return Path(path)
 
 
+def by_place(bits: np.ndarray, path: str | Path) -> Path:
+    """Mean bits of the tokens at each place of a text, `(places,)`: how much a language model makes of what is before."""
+    figure = _figure(6, 4)
+    axes = figure.subplots()
+    axes.plot(np.arange(1, len(bits) + 1), bits, linewidth=1)
+    axes.set_ylim(bottom=0)
+    axes.set(xlabel="tokens before it", ylabel="bits of a token", title=f"Bits by place, {bits.mean():.3f} in the mean")
+    axes.grid(alpha=0.3)
+    figure.savefig(path)
+    return Path(path)
+
+
+def forecasts(report, rivals: dict[str, np.ndarray], path: str | Path) -> Path:
+    """Some forecasts with the truth and what went before, and the error by step beside simple forecasts.
+
+    Args:
+        report: `zoo.evaluate.Report` of a forecasting task.
+        rivals: simple forecasts of the same windows, `(rows, steps)` by name; may be empty.
+        path: file to write.
+    """
+    figure = _figure(11, 4)
+    wide, narrow = figure.subplots(1, 2, width_ratios=(2, 1))
+    forecast, (rows, steps) = report.signature.forecast, report.y.shape
+    if report.split == "train":  # windows in no order: the first one
+        truth, origins = report.y[0], [0]
+    else:
+        truth, origins = np.concatenate([report.y[:, 0], report.y[-1, 1:]]), list(range(0, rows, max(steps, rows // 5)))
+    before = np.zeros(0)
+    if report.x is not None:
+        column = report.signature.preprocess.numbers.index(forecast.target)
+        before = report.x["series"][0, :, column]
+    wide.plot(np.arange(-len(before), len(truth)), [*before, *truth], color="grey", linewidth=1.2, label="truth")
+    for place, origin in enumerate(origins):
+        span = np.arange(origin, origin + steps)
+        label = "forecast" if not place else None
+        colour = f"C{place % 2}"
+        wide.plot(span, report.answers[origin], color=colour, marker="o", markersize=3, linewidth=1.4, label=label)
+        wide.axvline(origin - 0.5, color=colour, linewidth=0.6, linestyle=":")
+    wide.set(xlabel="step, 0 is the first to forecast", ylabel=forecast.target)
+    wide.set_title("Forecasts made at the dotted lines", fontsize=11)
+    wide.legend()
+    for name, answers in {"this model": report.answers, **rivals}.items():
+        style = {} if name == "this model" else {"linestyle": "--"}
+        narrow.plot(np.arange(1, steps + 1), np.abs(answers - report.y).mean(axis=0), label=name, **style)
+    narrow.set(xlabel="steps ahead", ylabel=f"mean absolute error, {forecast.target}")
+    narrow.set_ylim(bottom=0)
+    narrow.set_title(f"Error by step, {rows} origins", fontsize=11)
+    narrow.xaxis.set_major_locator(MaxNLocator(integer=True))
+    narrow.legend()
+    figure.savefig(path)
+    return Path(path)
+
+
 def curves(history: list[dict[str, float]], metric: str, path: str | Path) -> Path:
     """Loss and metric by epoch, training and validation."""
     figure = _figure(9, 3.6)

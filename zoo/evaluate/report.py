@@ -82,13 +82,8 @@ class Report:
         lines += [f"  {name:<{width}}  {_shown(interval, form)}" for name, interval in others.items()]
         if self.intervals is not None:
             lines.append(f"  {self.intervals}")
-        lines.append("")
-        width = max(map(len, self.per_class))
-        columns = list(next(iter(self.per_class.values())))
-        lines.append(f"{'':<{width}}  " + "  ".join(f"{c:>9}" for c in columns))
-        for name, row in self.per_class.items():
-            figures = (f"{row[c]:>9}" if c == "rows" else f"{row[c]:>9{form}}" for c in columns)
-            lines.append(f"{name:<{width}}  " + "  ".join(figures))
+        for title, table in {"": self.per_class, **tasks.get(self.task).further(self)}.items():
+            lines += ["", *_table(title, table, form)]
         return "\n".join(lines)
 
     def to_json(self) -> str:
@@ -103,6 +98,8 @@ class Report:
             "per_class": self.per_class,
             "confusion": None if self.confusion is None else self.confusion.tolist(),
         }
+        if further := tasks.get(self.task).further(self):
+            figures["further"] = further
         if self.intervals is not None:
             figures["intervals"] = self.intervals.described()
         return json.dumps(defined(figures), indent=2, allow_nan=False) + "\n"
@@ -128,8 +125,10 @@ class Report:
 
     def _columns(self, row: int) -> dict:
         step = self.signature.preprocess
-        if self.x is None or step.kind == "image":
+        if self.x is None or step.kind in ("image", "series"):
             return {}
+        if step.kind == "text":
+            return {"text": str(self.x["text"][row])}
         found = dict(zip(step.numbers, self.x["numbers"][row].tolist(), strict=True)) if step.numbers else {}
         if step.categories:
             found |= zip(step.categories, self.x["categories"][row].tolist(), strict=True)
@@ -152,6 +151,18 @@ class Report:
         from zoo.evaluate import folder as written
 
         return written.save(self, Path(folder), worst)
+
+
+def _table(title: str, rows: dict[str, dict[str, float]], form: str) -> list[str]:
+    """Lines of a table of figures."""
+    columns = list(next(iter(rows.values())))
+    width = max(map(len, [title, *rows]))
+    wide = {name: max(9, len(name)) for name in columns}
+    lines = [f"{title:<{width}}  " + "  ".join(f"{name:>{wide[name]}}" for name in columns)]
+    for name, row in rows.items():
+        figures = (f"{row[c]:>{wide[c]}}" if c == "rows" else f"{row[c]:>{wide[c]}{form}}" for c in columns)
+        lines.append(f"{name:<{width}}  " + "  ".join(figures))
+    return lines
 
 
 def _shown(interval: Interval, form: str) -> str:
@@ -251,12 +262,21 @@ class Candidate:
             )
         predict, shape = predictor(model, precision)
         known = knowledge(model)
+        text = ""
         if not isinstance(data, Data) and str(data) not in names():
-            target = target or known.get("target") or None
-        image = shape if shape and len(shape) == 3 else None
+            target, text = target or known.get("target") or None, known.get("text") or ""
+        image = shape if shape and (len(shape) == 3 or known.get("rate")) else None
         drawn = not isinstance(data, Data)
         try:
-            data = load(data, input_shape=image, target=target, seed=known.get("seed") or 0)
+            data = load(
+                data,
+                input_shape=image,
+                target=target,
+                text=text,
+                rate=known.get("rate") or 0,
+                seed=known.get("seed") or 0,
+                **known.get("windows", {}),
+            )
         except ValueError as error:
             if image is None or "is a table" not in str(error):
                 raise
@@ -302,13 +322,15 @@ def knowledge(model) -> dict:
     """What a run or a bundle says of its data; nothing for a Keras model.
 
     Returns:
-        `labels`, `columns`, `target`, the `seed` of its splits and, of a bundle, the hash of all rows and the size of
+        `labels`, `columns`, `target`, the column of `text`, the `rate` of recordings, the `windows` of a forecast, the `seed` of its splits and, of a bundle, the hash of all rows and the size of
         each split.
     """
     if hasattr(model, "model") and hasattr(model, "signature"):  # a run
         step = model.signature.preprocess
         columns = () if step.kind == "image" else (*step.numbers, *step.categories)
-        return {"labels": model.signature.labels, "columns": columns, **model.recipe.data_options}
+        known = {"labels": model.signature.labels, "columns": columns, "rate": getattr(step, "rate", 0)}
+        season = model.recipe.season
+        return {**known, "windows": _windows(model.signature, step.shape, season), **model.recipe.data_options}
     if hasattr(model, "predict_on_batch"):
         return {}
     manifest = opened(model).manifest
@@ -320,9 +342,19 @@ def knowledge(model) -> dict:
         "labels": manifest.labels,
         "columns": columns,
         "target": recipe.get("target"),
+        "text": recipe.get("text"),
+        "rate": manifest.preprocess.get("rate"),
+        "windows": _windows(manifest, manifest.inputs[0].shape[1:], recipe.get("season", 0)),
         "seed": seed if isinstance(seed, int) else None,
         **{key: manifest.training.get("data", {}).get(key) for key in ("sha256", "rows")},
     }
+
+
+def _windows(model, shape: tuple[int, ...], season: int) -> dict:
+    """How `zoo.data.load` cuts a long series for a forecasting model; nothing for others."""
+    if model.task != "forecasting":
+        return {}
+    return {"task": model.task, "context": shape[0], "horizon": len(model.labels), "season": season}
 
 
 def check_fit(data: Data, known: dict) -> None:
@@ -396,7 +428,7 @@ def predictor(model, precision=None):
         task = tasks.get(runtime.manifest.task)
         return np.concatenate([task.scored(runtime.predict(chunk)) for chunk in chunks])
 
-    return predict, port.shape[1:] if port.name == "image" else None
+    return predict, port.shape[1:] if port.name in ("image", "audio") else None
 
 
 def answers(model, signature, x, batch=128) -> np.ndarray:
@@ -412,10 +444,10 @@ def answers(model, signature, x, batch=128) -> np.ndarray:
     for start in range(0, rows, batch):
         inputs = signature.inputs({name: values[start : start + batch] for name, values in x.items()})
         # one shape for all batches of all splits, so that the model is traced once
-        padded = np.concatenate([inputs, np.zeros((batch - len(inputs), *inputs.shape[1:]), np.float32)])
+        padded = np.concatenate([inputs, np.repeat(inputs[-1:], batch - len(inputs), axis=0)])
         raw = model.predict_on_batch(padded)
         some = [part[: len(inputs)] for part in raw] if isinstance(raw, list) else np.asarray(raw)[: len(inputs)]
-        parts.append(task.answer(some, signature))
+        parts.append(task.judged(task.answer(some, signature), inputs))
     return np.concatenate(parts)
 
 

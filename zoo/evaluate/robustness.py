@@ -239,6 +239,10 @@ def attacked(
     model = _run(model, data)
     candidate, x, y = _opened(model, data, split, rows, precision if against is None else None, target)
     signature = candidate.data.signature
+    if signature.preprocess.kind not in ("image", "table"):
+        raise ValueError(
+            f"attacks are for images and tables, got {signature.preprocess.kind} inputs; corrupted takes texts too"
+        )
     network = _network(model)
     gradients = hasattr(network, "predict_on_batch")
     if methods is None:

@@ -194,6 +194,10 @@ def cross_validate(
         raise ValueError(
             "folds are judged together, and embeddings of two trainings cannot be compared; train with several seeds instead"
         )
+    if splits.signature.forecast is not None:
+        raise ValueError(
+            "folds of one series would learn from what comes after them; evaluate walks forward over the test part instead"
+        )
     rows = _rows(splits, SPLITS if use_test else SPLITS[:2])
     place = deal(rows, folds, seed)
     reports: list[Report] = []
@@ -201,7 +205,9 @@ def cross_validate(
     with _counted(folds, "fold", quiet) as told:
         for fold in range(folds):
             part = np.where(place == fold, TEST, TRAIN).astype(np.int8)
-            own = datasets.from_rows(dataclasses.replace(rows, part=part), seed=seed, validation=validation)
+            own = datasets.from_rows(
+                dataclasses.replace(rows, part=part), seed=seed, validation=validation, **_reading(splits)
+            )
             report, took = _trained(name, own, overrides)
             seconds += took
             reports.append(report)
@@ -360,7 +366,13 @@ def _with_train(splits: Data, chosen: np.ndarray) -> Data:
     part = np.concatenate([np.full(len(getattr(splits, name)), code) for name, code in _CODES.items()]).astype(np.int8)
     keep = np.concatenate([np.sort(chosen), np.arange(len(splits.train), len(rows.y))])
     x = {key: lazy.pick(values, keep) for key, values in rows.x.items()}
-    return datasets.from_rows(dataclasses.replace(rows, x=x, y=rows.y[keep], part=part[keep]))
+    return datasets.from_rows(dataclasses.replace(rows, x=x, y=rows.y[keep], part=part[keep]), **_reading(splits))
+
+
+def _reading(splits: Data) -> dict[str, Any]:
+    """How a tokenizer is made anew from other training rows; nothing where inputs are no texts."""
+    step = splits.signature.preprocess
+    return {"tokenizer": step.anew, "tokens": step.length} if step.kind == "text" else {}
 
 
 _CODES = {"train": TRAIN, "validation": VALIDATION, "test": TEST}
@@ -383,6 +395,8 @@ def _rows(splits: Data, parts: tuple[str, ...]) -> Rows:
         numbers=step.numbers if table else (),
         categories=tuple(step.categories) if table else (),
         generated=splits.generated,
+        forecast=signature.forecast,
+        rate=getattr(step, "rate", 0),
     )
 
 
@@ -395,7 +409,7 @@ def _source(model, data, overrides: dict[str, Any]) -> tuple[str, Data, dict[str
         run = as_run(model, data)
         recipe = run.recipe
         kept = {key: getattr(recipe, key) for key in recipes.SETTINGS if key not in ("target", "expected")}
-        own = {key: value for key, value in recipe.arguments.items() if key not in ("input_shape", "classes")}
+        own = {key: value for key, value in recipe.arguments.items() if key not in recipes.FOLLOWING}
         return recipe.model, run.data, {**own, **kept, **overrides}
     entry = registry.entry(model)
     source = data if data is not None else entry.data

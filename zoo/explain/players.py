@@ -213,12 +213,15 @@ def _series(subject: Subject, row: Raw) -> _Parts:
     series = row["series"][0]
     time, channels = series.shape
     fill = _fill(subject, "series", series)
+    if subject.gaps:  # what is left out keeps its length
+        to_end = np.cumsum(~np.isnan(series).all(axis=1)[::-1])[::-1] > 0
+        fill = np.where(to_end[:, None], fill, np.asarray(np.nan, fill.dtype))
     most = time if time * channels <= SINGLE else max(2, min(SEGMENTS, CELLS // channels))
     length = math.ceil(time / most)
     segments = math.ceil(time / length)
     owner = _owners((time, channels), (length, 1), channels)
     cells = np.bincount(owner.ravel())
-    far = _distance(series, fill)  # each channel in a unit of its own
+    far = np.nan_to_num(_distance(series, fill))  # each channel in a unit of its own
     return _Parts(
         players=segments * channels,
         build=lambda masks: {"series": np.where(masks[:, owner], series, fill)},

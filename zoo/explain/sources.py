@@ -83,15 +83,28 @@ def _of_kind(subject: Subject, kind: str | None) -> Subject:
     return subject
 
 
+def _check_kind(name: str, kind: str) -> None:
+    """Refuse what has no single answer to share out."""
+    if kind == "audio":
+        raise ValueError(
+            f"a transcript is no single figure that could be shared out, so {name!r} is not explained; its probabilities say "
+            "when each symbol was heard"
+        )
+
+
 def _of_bundle(bundle: Any, background: Raw | None, precision: str | None) -> Subject:
     manifest = bundle.manifest
+    _check_kind(manifest.name, manifest.kind)
     ports = {port.name: port for port in manifest.inputs}
     path = bundle.model(precision)
     live = _session(str(path), path.stat().st_mtime_ns)
     outputs = [port.name for port in manifest.outputs if port.name != "activation_map"]
     outputs = outputs if manifest.task == "detection" else outputs[:1]
+    text = _tokens_of(bundle)
 
     def predict(raw: Raw) -> Any:
+        if text is not None:
+            raw = text(raw)
         wire = {name: values.astype(object) if values.dtype.kind == "U" else values for name, values in raw.items()}
         return _explained(dict(zip(outputs, live.run(outputs, wire), strict=True)), manifest.task)
 
@@ -99,22 +112,36 @@ def _of_bundle(bundle: Any, background: Raw | None, precision: str | None) -> Su
         return live.run(["activation_map"], raw)[0]
 
     source = "given"
+    if manifest.kind == "text":  # words are left out, and need nothing in their place
+        background, source = {}, "none needed"
     if background is None:
         source = "rows of the training split, in the bundle"
         background = _stored(bundle, "background.npz")
     return finish(
         name=manifest.name,
         kind=manifest.kind,
-        task=manifest.task,
+        task="regression" if manifest.task == "forecasting" else manifest.task,
         labels=manifest.labels,
-        shape=tuple(ports["image"].shape[1:]) if "image" in ports else (),
-        numbers=ports["numbers"].columns if "numbers" in ports else (),
+        gaps=manifest.kind == "series",
+        shape=next((tuple(ports[name].shape[1:]) for name in ("image", "series") if name in ports), ()),
+        numbers=next((ports[name].columns for name in ("numbers", "series") if name in ports), ()),
         categories=ports["categories"].columns if "categories" in ports else (),
         predict=predict,
         background=background,
         background_source=source,
         maps=maps if any(port.name == "activation_map" for port in manifest.outputs) else None,
     )
+
+
+def _tokens_of(bundle: Any) -> Callable[[Raw], Raw] | None:
+    """Texts to what the bundle's file takes, None where it takes raw inputs."""
+    name = bundle.manifest.preprocess.get("tokenizer")
+    if name is None:
+        return None
+    from zoo.data import tokens
+
+    tokenizer = tokens.opened((bundle.folder / name).read_text(encoding="utf-8"), name)
+    return lambda raw: {"tokens": tokens.numbers(tokenizer, map(str, raw["text"]))}
 
 
 def _explained(answers: dict[str, np.ndarray], task: str) -> Any:
@@ -216,13 +243,18 @@ def subject_with(
         ValueError: the background does not fit.
     """
     step = signature.preprocess
+    _check_kind(name, step.kind)
     image = step.kind == "image"
     source = "given"
+    if step.kind == "text":  # words are left out, and need nothing in their place
+        background, source = {}, "none needed"
     if background is None:
         source = "training mean of the signature"
         if image:
             pixels = np.clip(np.rint(step.mean), 0, 255).astype(np.uint8)
             background = {"image": np.broadcast_to(pixels, (1, *step.shape)).copy()}
+        elif step.kind == "series":
+            background = {"series": np.broadcast_to(np.asarray(step.mean, np.float32), (1, *step.shape)).copy()}
         else:
             background = {"numbers": np.asarray([step.mean], np.float32)} if step.numbers else {}
             if step.categories:
@@ -230,9 +262,10 @@ def subject_with(
     return finish(
         name=name,
         kind=step.kind,
-        task=signature.task,
+        task="regression" if signature.valued else signature.task,
         labels=signature.labels,
-        shape=step.shape if image else (),
+        gaps=step.kind == "series",
+        shape=step.shape if step.kind in ("image", "series") else (),
         numbers=() if image else step.numbers,
         categories=() if image else tuple(step.categories),
         predict=predict,
@@ -383,6 +416,11 @@ def finish(**facts: Any) -> Subject:
     except ValueError as error:
         raise ValueError(f"the background does not fit: {error}") from None
     subject = replace(subject, references=background)
+    if subject.kind == "series" and len(background["series"]) > 1:
+        steps = np.ma.masked_invalid(background["series"].astype(np.float64))
+        mean = steps.mean(axis=0).filled(steps.mean(axis=(0, 1)).filled(0.0))  # of a column where no row has a step
+        source = f"{subject.background_source}, averaged to one series"
+        return replace(subject, background={"series": mean[None].astype(np.float32)}, background_source=source)
     if subject.kind != "image":
         return replace(subject, background=background)
     mean = background["image"].mean(axis=0, keepdims=True)

@@ -72,6 +72,7 @@ class Subject:
         row_bytes: memory one row takes inside the model, roughly.
         maps: raw inputs -> class activation maps that a bundle's file gives, of the most probable class (batch, height,
             width) or of all (batch, height, width, classes); None where it gives none.
+        gaps: whether a series may hold NaN: a missing value, and in all columns what stands behind a row's end.
     """
 
     name: str
@@ -95,6 +96,7 @@ class Subject:
     of: Self | None = None
     row_bytes: int = 0
     maps: Callable[[Raw], np.ndarray] | None = None
+    gaps: bool = False
 
     @classmethod
     def of_function(cls, predict: Callable[..., Any], kind: str, **facts: Any) -> Self:
@@ -201,6 +203,8 @@ class Subject:
         if np.isinf(array).any():
             missing = "; a missing number is NaN" if name == "numbers" else ""
             raise ValueError(f"input {name!r} of {self.name!r} holds infinity{missing}")
+        if name == "series" and self.gaps:  # NaN is a missing value, or behind the end of a row
+            return array
         if name != "numbers":
             self._no_nan(name, array)
         return array

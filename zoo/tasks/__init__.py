@@ -15,10 +15,15 @@ import numpy as np
 _FILES = {
     "classification": "classification",
     "image-classification": "classification",
+    "series-classification": "classification",
+    "text-classification": "classification",
     "regression": "regression",
+    "forecasting": "forecasting",
     "segmentation": "segmentation",
     "embedding": "embedding",
     "detection": "detection",
+    "speech-recognition": "speech",
+    "language-modelling": "language",
 }
 
 
@@ -138,6 +143,15 @@ class Task(Protocol):
         """`scored` of raw outputs; to be replaced where that needs less than all answers."""
         return self.scored(self.answers(raw, signature))
 
+    def judged(self, scored: np.ndarray, inputs: np.ndarray) -> np.ndarray:
+        """What is kept of scored answers until they are judged; to be replaced where they are large.
+
+        Args:
+            scored: as `scored` gives them.
+            inputs: the model's, of the same rows.
+        """
+        return scored
+
     # ---- judging
 
     def measures(self, y: np.ndarray, scored: np.ndarray) -> dict[str, Any]:
@@ -172,6 +186,10 @@ class Task(Protocol):
         """Confusion matrix, counts `(labels, labels)` with the true one by row, None where there is none; and for each
         label (or the target) its figures by name, "rows" being counts.
         """
+
+    def further(self, report: Any) -> dict[str, dict[str, dict[str, float]]]:
+        """Further tables of a `zoo.evaluate.Report` by title: rows by name, and of each its figures by name."""
+        return {}
 
     def told(self, y: np.ndarray, scored: np.ndarray, labels: tuple[str, ...]) -> dict[str, Any]:
         """Truth and answer of one row in words and figures, the same keys for every row."""

@@ -40,7 +40,7 @@ def fitted(inputs: np.ndarray, targets: np.ndarray, *, values: bool = False):
     from sklearn.linear_model import LogisticRegression, Ridge
     from threadpoolctl import threadpool_limits
 
-    rows = np.random.default_rng(0).permutation(len(inputs))[:MOST]
+    rows = np.random.default_rng(0).permutation(inputs.shape[0])[:MOST]
     model = Ridge() if values else LogisticRegression(max_iter=300)
     # several threads gain little on so few rows, and where others use the processor they take 200 times as long
     with warnings.catch_warnings(), threadpool_limits(1):
@@ -57,11 +57,31 @@ def learned(data) -> tuple[np.ndarray, np.ndarray]:
     return flat(part, data.signature), part.y
 
 
+def words(data):
+    """Training texts as weighted counts of their words, their targets, and the same of the test texts.
+
+    Words and weights (Salton & Buckley 1988, term frequency times inverse document frequency) are the training split's.
+    """
+    from sklearn.feature_extraction.text import TfidfVectorizer
+
+    step = TfidfVectorizer(token_pattern=r"\w+|[^\w\s]")
+    return step.fit_transform(data.train.x["text"]), data.train.y, step.transform(data.test.x["text"])
+
+
 def flat(split: Split, signature: Signature) -> np.ndarray:
-    """The model's inputs of a split, one line of features for each row; large pictures are made small before."""
+    """The model's inputs of a split, one line of features for each row; large pictures are made small before.
+
+    Of texts, how often each token is there.
+    """
     step = signature.preprocess
+    if step.kind == "text":
+        tokens = signature.inputs(split.x)
+        counts = np.zeros((len(tokens), step.vocabulary), np.float32)
+        np.add.at(counts, (np.arange(len(tokens))[:, None], tokens), tokens != step.pad)
+        return counts
     if step.kind != "image" or step.height * step.width <= _LARGE or step.shape[2] not in images.MODES:
-        return signature.inputs(split.x).reshape(len(split), -1)
+        rows = signature.inputs(split.x).reshape(len(split), -1)
+        return np.nan_to_num(rows) if step.kind == "series" else rows  # the mean behind the end of a series
     shape = (min(_SMALL, step.height), min(_SMALL, step.width), step.shape[2])
     parts = [
         images.resize(split.x["image"][start : start + _TOGETHER], shape) for start in range(0, len(split), _TOGETHER)

@@ -55,7 +55,10 @@ class Classification(Task):
         return np.tile(np.bincount(known, minlength=outputs), (rows, 1))
 
     def baseline(self, data):
-        guessed = baselines.linear(*baselines.learned(data), baselines.flat(data.test, data.signature))
+        if data.signature.preprocess.kind == "text":
+            guessed = baselines.linear(*baselines.words(data))
+        else:
+            guessed = baselines.linear(*baselines.learned(data), baselines.flat(data.test, data.signature))
         return self.score(data.test.y, np.eye(data.signature.outputs)[guessed])
 
     def tables(self, y, scored, labels):

@@ -189,18 +189,29 @@ def load_data(run: Run, source: str | Path | None = None) -> Data:
         ValueError: the data is not there, or has changed since.
     """
     preprocess = run.signature.preprocess
-    shape = preprocess.shape if preprocess.kind == "image" else None
+    shape = preprocess.shape if preprocess.kind in ("image", "audio") else None
     source = source or run.recipe.data
     if source == run.recipe.data and source not in datasets.names() and not Path(source).expanduser().exists():
         raise ValueError(
             f"{run.folder} was trained on {source!r}, which is not in this folder; "
             f"go where it was trained, or say where the data is (--data on the command line)"
         )
-    splits = datasets.load(source, input_shape=shape, **run.recipe.data_options)
+    options = dict(run.recipe.data_options)
+    if preprocess.kind == "text":  # as it was made, wherever a file that it was read from is now
+        options["tokenizer"] = preprocess
+    if preprocess.kind == "audio":
+        options["rate"] = preprocess.rate
+    splits = datasets.load(source, input_shape=shape, **options)
     splits = datasets.scaled(splits, getattr(preprocess, "scaling", ""))
-    if splits.signature != run.signature:
+    if splits.signature != run.signature or (preprocess.kind == "text" and splits.sha256 != _sha256(run)):
         raise ValueError(f"data {str(source)!r} differs from what {run.folder} was trained on; train again")
     return splits
+
+
+def _sha256(run: Run) -> str:
+    """Hash of the rows that a run was trained on, from its folder."""
+    written = json.loads((run.folder / "environment.json").read_text(encoding="utf-8"))
+    return written["data"]["sha256"]
 
 
 def as_run(model: Any, data: Any = None) -> Run:
@@ -230,7 +241,8 @@ def as_run(model: Any, data: Any = None) -> Run:
     if data is None:
         raise ValueError("a Keras model needs its data: give data=, such as 'digits', or the run it comes from")
     shape = tuple(model.input_shape[1:])
-    splits = datasets.load(data, input_shape=shape if len(shape) == 3 else None)
+    fixed = len(shape) == 3 or "int" in model.inputs[0].dtype
+    splits = datasets.load(data, input_shape=shape if fixed else None)
     if not isinstance(data, Data) and hasattr(model, "pretrained"):
         splits = datasets.scaled(splits, model.pretrained.scaling)
     known = model.name in registry.names()
@@ -300,6 +312,11 @@ def _recipe(
             )
     if "classes" in arguments:
         raise TypeError(f"classes follows from the data, got classes={arguments['classes']!r}; leave it out")
+    if "vocabulary" in arguments:
+        raise TypeError(
+            f"vocabulary follows from the texts, got vocabulary={arguments['vocabulary']!r}; say how large it may be with "
+            "tokenizer=..., such as words:5000"
+        )
     if resumed is None:
         recipe = recipes.find(entry.name, data, entry.recipe, published).override(**settings)
         return dataclasses.replace(recipe, arguments={**recipe.arguments, **arguments})
@@ -310,7 +327,8 @@ def _recipe(
         raise ValueError(f"{resumed} holds a run of {recipe.model!r}; resume it by that name and without arguments")
     known, asked = recipe.data_options, recipe.override(**settings).data_options
     if asked != known:  # test rows of another split have been learned from
-        told = ", ".join(f"{key}={known[key]!r}, got {asked[key]!r}" for key in known if asked[key] != known[key])
+        differ = [key for key in {**known, **asked} if known.get(key) != asked.get(key)]
+        told = ", ".join(f"{key}={known.get(key)!r}, got {asked.get(key)!r}" for key in differ)
         raise ValueError(f"{resumed} holds a run on the split of {told}; resume it without that")
     return recipe.override(**settings)
 
@@ -320,16 +338,21 @@ def _built(entry: registry.Entry, source: Any, recipe: Recipe, fresh: bool = Fal
 
     Where the weights are set by a saved state, `fresh` says that they need not be read before.
     """
-    splits = datasets.load(source, input_shape=recipe.arguments.get("input_shape"), **recipe.data_options)
+    given = {name: recipe.arguments[name] for name in ("input_shape", "rate") if name in recipe.arguments}
+    splits = datasets.load(source, **given, **recipe.data_options)
     signature = splits.signature
     if signature.task not in entry.tasks:
         fitting = ", ".join(registry.names(task=signature.task)[:8])
         raise ValueError(
             f"{entry.name!r} is for {', '.join(entry.tasks)}, data {splits.name!r} is {signature.task}; try {fitting}"
         )
+    _check_kind(entry, splits)
     arguments = {**recipe.arguments, "input_shape": signature.preprocess.shape}
     if "classes" in entry.signature:  # of which an embedding has none
         arguments["classes"] = signature.outputs
+    arguments |= _of_tokens(entry, signature)
+    if "rate" in entry.signature:
+        arguments["rate"] = signature.preprocess.rate
     keras.utils.set_random_seed(recipe.seed)
     previous = keras.config.dtype_policy()
     keras.config.set_dtype_policy(recipe.precision)
@@ -344,6 +367,30 @@ def _built(entry: registry.Entry, source: Any, recipe: Recipe, fresh: bool = Fal
     splits = datasets.scaled(splits, scaling)
     scaling = getattr(splits.signature.preprocess, "scaling", "") or recipe.scaling
     return network, splits, dataclasses.replace(recipe, arguments=arguments, scaling=scaling)
+
+
+def _check_kind(entry: registry.Entry, splits: Data) -> None:
+    """Refuse data that a model of sequences cannot read, or a sequence for a model of something else."""
+    sequences = {"series": "series", "tokens": "text", "audio": "audio"}
+    read = [sequences.get(name, "") for name in (*entry.inputs, *entry.alternatives)]
+    kind = splits.signature.preprocess.kind
+    if (kind if kind in sequences.values() else "") not in read:
+        cure = ""
+        if "series" in read and kind == "table":
+            cure = "; if its rows follow each other in time, say task=forecasting (--task on the command line)"
+        raise ValueError(
+            f"{entry.name!r} takes {' or '.join([*entry.inputs, *entry.alternatives])}, data {splits.name!r} is {kind}{cure}"
+        )
+
+
+def _of_tokens(entry: registry.Entry, signature: Signature) -> dict[str, int]:
+    """Arguments of a builder that follow from a tokenizer; none where inputs are no texts."""
+    step = signature.preprocess
+    if step.kind != "text":
+        return {}
+    separator = -1 if step.separator is None else step.separator
+    found = {"vocabulary": step.vocabulary, "pad": step.pad, "separator": separator}
+    return {name: value for name, value in found.items() if name in entry.signature}
 
 
 def _resumed(folder: Path) -> Recipe:
@@ -507,7 +554,7 @@ def _report(run: Run, split: str) -> Report:
     part = getattr(run.data, split)
     if split == "train":  # in seeded order, so the first rows are any
         part = Split({name: lazy.pick(values, slice(JUDGED)) for name, values in part.x.items()}, part.y[:JUDGED])
-    return judge(run.signature, part.y, answers(run.model, run.signature, part.x), split)
+    return judge(run.signature, part.y, answers(run.model, run.signature, part.x), split, x=part.x)
 
 
 def baseline(data: Data) -> float:
@@ -542,7 +589,7 @@ def _write_report(run: Run, report: Report, verdict: str, health: list) -> None:
     report.plot(folder / "confusion.png")
     better = scores["test"] - scores["baseline"]
     unit = ""
-    if run.signature.task == "regression":
+    if run.signature.valued:
         unit = f"\nLoss and rmse are in standard deviations of the target, {run.signature.target_std:.4g}.\n"
     gradient = ""
     if health:
