@@ -142,7 +142,7 @@ def main() -> int:
     options.add_argument("--keep", action="store_true", help="append the rows to the results")
     given = options.parse_args()
     # oneDNN as TensorFlow 2.21 has it corrupts its memory when it trains convolutions of four channels
-    os.environ |= {"TF_ENABLE_ONEDNN_OPTS": "0", "TF_CPP_MIN_LOG_LEVEL": "3"}
+    os.environ |= {"ONEDNN_MAX_CPU_ISA": "AVX2", "TF_CPP_MIN_LOG_LEVEL": "3"}
     parts = {"models": sound_models, "data": sound_data, "copies": copies, "labels": labels}
     missed = False
     for name in [given.only] if given.only else list(parts):

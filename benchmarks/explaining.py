@@ -74,7 +74,7 @@ def _covered(name: str, task: str, options: argparse.Namespace) -> dict[str, Any
     if task not in DATA:
         raise ValueError(f"there is no data at hand for {task!r}")
     # oneDNN as TensorFlow 2.21 has it corrupts its memory when it trains convolutions of four channels
-    os.environ |= {"TF_ENABLE_ONEDNN_OPTS": "0", "TF_CPP_MIN_LOG_LEVEL": "3"}
+    os.environ |= {"ONEDNN_MAX_CPU_ISA": "AVX2", "TF_CPP_MIN_LOG_LEVEL": "3"}
     import keras
 
     import zoo

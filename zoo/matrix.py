@@ -76,30 +76,24 @@ def matrix(
 
 def _apart(name: str, folder: Path, proven: bool, epochs: int | None, seconds: float) -> Row:
     """The cells of one entry, from a process of its own."""
-    # oneDNN as TensorFlow 2.21 has it can corrupt its memory when it trains convolutions of four or eight channels, and the
-    # process dies of it; without it training takes up to nine times as long
-    for onednn in ("1", "0") if proven else ("0",):
-        place = folder / onednn
-        place.mkdir()
-        command = [sys.executable, "-m", "zoo.matrix", name, str(place), str(int(proven)), str(epochs or 0)]
-        try:
-            ended = subprocess.run(
-                command,
-                check=False,
-                env=os.environ | {"TF_ENABLE_ONEDNN_OPTS": onednn, "TF_CPP_MIN_LOG_LEVEL": "3"},
-                capture_output=True,
-                text=True,
-                errors="replace",
-                timeout=seconds,
-            )
-            told = (ended.stderr.strip().splitlines() or ["nothing"])[-1][:200]
-            end = f"its process ended with {ended.returncode}; it said: {told}"
-        except subprocess.TimeoutExpired:
-            end = f"it took more than {seconds:g} s"
-            break
-        if ended.returncode >= 0:  # no signal ended it
-            break
-    written = place / _FOUND
+    # wider kernels of oneDNN as TensorFlow 2.21 has it can corrupt memory where convolutions have four or eight channels
+    quiet = {"ONEDNN_MAX_CPU_ISA": "AVX2", "TF_CPP_MIN_LOG_LEVEL": "3"}
+    command = [sys.executable, "-m", "zoo.matrix", name, str(folder), str(int(proven)), str(epochs or 0)]
+    try:
+        ended = subprocess.run(
+            command,
+            check=False,
+            env=os.environ | quiet,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=seconds,
+        )
+        told = (ended.stderr.strip().splitlines() or ["nothing"])[-1][:200]
+        end = f"its process ended with {ended.returncode}; it said: {told}"
+    except subprocess.TimeoutExpired:
+        end = f"it took more than {seconds:g} s"
+    written = folder / _FOUND
     found = json.loads(written.read_text(encoding="utf-8")) if written.exists() else {}
     cells = {stage: Cell(**cell) for stage, cell in found.items()}
     missing = [stage for stage in STAGES if stage not in cells]

@@ -270,6 +270,16 @@ class SeriesPreprocess:
         return (filled - mean) / np.asarray(self.std, np.float32)
 
 
+Preprocess = ImagePreprocess | TablePreprocess | SeriesPreprocess | TextPreprocess | AudioPreprocess
+_STEPS: dict[str, Any] = {
+    "image": ImagePreprocess,
+    "table": TablePreprocess,
+    "series": SeriesPreprocess,
+    "text": TextPreprocess,
+    "audio": AudioPreprocess,
+}
+
+
 @dataclass(frozen=True)
 class Forecast:
     """What a forecast is about.
@@ -344,7 +354,7 @@ class Signature:
 
     task: str
     labels: tuple[str, ...]
-    preprocess: ImagePreprocess | TablePreprocess | SeriesPreprocess | TextPreprocess | AudioPreprocess
+    preprocess: Preprocess
     target_mean: float = 0.0
     target_std: float = 1.0
     calibration: Calibration | None = None
@@ -410,19 +420,9 @@ class Signature:
         for key in ("mean", "std", "order", "numbers"):
             if key in preprocess:
                 preprocess[key] = tuple(preprocess[key])
-        if preprocess["kind"] == "image":
-            step: ImagePreprocess | TablePreprocess | SeriesPreprocess | TextPreprocess | AudioPreprocess = (
-                ImagePreprocess(**preprocess)
-            )
-        elif preprocess["kind"] == "text":
-            step = TextPreprocess(**preprocess)
-        elif preprocess["kind"] == "audio":
-            step = AudioPreprocess(**preprocess)
-        elif preprocess["kind"] == "series":
-            step = SeriesPreprocess(**preprocess)
-        else:
+        if "categories" in preprocess:
             preprocess["categories"] = {key: tuple(values) for key, values in preprocess["categories"].items()}
-            step = TablePreprocess(**preprocess)
+        step = _STEPS[preprocess["kind"]](**preprocess)
         found = raw.get("calibration")
         if found is not None:
             found = Calibration(found["method"], tuple(found["scale"]), tuple(found["bias"]))

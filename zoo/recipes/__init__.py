@@ -379,6 +379,7 @@ PROVEN: dict[tuple[str, str], dict[str, Any]] = {
     ("vgg11", "digits"): _VGG | dict(expected=0.98),
     ("vgg13", "digits"): _VGG | dict(expected=0.988),
     ("vgg16", "digits"): _VGG | dict(expected=0.988),
+    ("vgg19", "digits"): _VGG | dict(expected=0.958),
     ("inception_v1", "digits"): _DIGITS
     | dict(arguments=dict(input_shape=(16, 16, 1), depth=(2, 2, 1), width=16), epochs=20, expected=0.983),
     ("inception_v3", "digits"): _DIGITS
