@@ -337,20 +337,13 @@ def write(
     if isinstance(step, ImagePreprocess):
         dtype = "float32" if precision == "int8" else "uint8"
         specs = [tf.TensorSpec(specs[0].shape, dtype, "image")]
-    elif step is not None and step.kind == "audio":
+    elif step is not None and step.kind in ("audio", "series"):
         if precision in ("int8", "w8"):
             raise ExportError(
-                f"cannot export {model.name!r} to LiteRT in {precision}: the end of a recording is NaN, which 8 bits have not; "
+                f"cannot export {model.name!r} to LiteRT in {precision}: the end of a row is NaN, which 8 bits have not; "
                 "take fp32 or fp16"
             )
-        specs = [tf.TensorSpec(specs[0].shape, "float32", "audio")]
-    elif step is not None and step.kind == "series":
-        if precision in ("int8", "w8"):
-            raise ExportError(
-                f"cannot export {model.name!r} to LiteRT in {precision}: the end of a series is NaN, which 8 bits have not; "
-                "take fp32 or fp16"
-            )
-        specs = [tf.TensorSpec(specs[0].shape, "float32", "features")]
+        specs = [tf.TensorSpec(specs[0].shape, "float32", "audio" if step.kind == "audio" else "features")]
     elif isinstance(step, TablePreprocess):
         takes_features = precision in ("int8", "w8") or bool(step.categories)
         specs = [tf.TensorSpec(specs[0].shape, "float32", "features" if takes_features else "numbers")]

@@ -92,7 +92,7 @@ def test_a_device_file_answers_as_keras_does_whatever_is_padded(run, tmp_path):
     path = export.to_litert(run.model, tmp_path / "model.tflite", signature=run.signature, validation=rows)
     found = compare(run.model, run.signature, path, rows)
     assert found.difference < 1e-3 and found.agreement == pytest.approx(1)
-    with pytest.raises(export.ExportError, match="the end of a recording is NaN, which 8 bits have not"):
+    with pytest.raises(export.ExportError, match="the end of a row is NaN, which 8 bits have not"):
         export.to_litert(
             run.model, tmp_path / "small.tflite", signature=run.signature, precision="w8", validation=rows
         )  # fmt: skip

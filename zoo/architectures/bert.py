@@ -10,6 +10,7 @@ import keras
 from keras import layers
 
 from zoo.layers.attention import Attention
+from zoo.layers.blocks import dropped, norm
 from zoo.layers.positions import LearnedPositions
 from zoo.layers.tokens import FirstToken, Present, Segments
 from zoo.registry import Tensor, register
@@ -36,24 +37,16 @@ def _dense(x, units, name, activation=None):
     return layers.Dense(units, activation=activation, kernel_initializer=_drawn(), name=name)(x)
 
 
-def _norm(x, epsilon, name):
-    return layers.LayerNormalization(epsilon=epsilon, name=name)(x)
-
-
-def _dropped(x, dropout, name):
-    return layers.Dropout(dropout, name=f"{name}_dropout")(x) if dropout else x
-
-
 def _block(x, present, heads, hidden, epsilon, dropout, name):
     """Attention and two dense layers, each added to x and then normalised: (batch, length, width) in and out."""
     width = x.shape[-1]
     parts = [_dense(x, width, f"{name}_{part}") for part in ("query", "key", "value")]
     y = Attention(heads, dropout=dropout, name=f"{name}_attention")(*parts, present=present)
-    y = _dropped(_dense(y, width, f"{name}_mixed"), dropout, f"{name}_mixed")
-    x = _norm(layers.Add(name=f"{name}_add0")([x, y]), epsilon, f"{name}_norm0")
+    y = dropped(_dense(y, width, f"{name}_mixed"), dropout, f"{name}_mixed")
+    x = norm(layers.Add(name=f"{name}_add0")([x, y]), epsilon, f"{name}_norm0")
     y = _dense(x, hidden, f"{name}_hidden", "gelu")
-    y = _dropped(_dense(y, width, f"{name}_output"), dropout, f"{name}_output")
-    return _norm(layers.Add(name=f"{name}_add1")([x, y]), epsilon, f"{name}_norm1")
+    y = dropped(_dense(y, width, f"{name}_output"), dropout, f"{name}_output")
+    return norm(layers.Add(name=f"{name}_add1")([x, y]), epsilon, f"{name}_norm1")
 
 
 @register(
@@ -135,17 +128,17 @@ def bert(
     segments = layers.Embedding(2, width, embeddings_initializer=_drawn(), name="segments")
     x = LearnedPositions(length, name="positions")(words(tokens))
     x = layers.Add(name="embedded")([x, segments(Segments(separator, name="segment")(tokens))])
-    x = _dropped(_norm(x, epsilon, "embedded_norm"), dropout, "embedded")
+    x = dropped(norm(x, epsilon, "embedded_norm"), dropout, "embedded")
     present = Present(pad, name="present")(tokens)
     for block in range(depth):
         x = _block(x, present, heads, hidden or 4 * width, epsilon, dropout, f"block{block}")
     if head == "classification":
         x = _dense(FirstToken(name="first")(x), width, "features", "tanh")
-        x = _dense(_dropped(x, dropout, "features"), classes, "logits")
+        x = _dense(dropped(x, dropout, "features"), classes, "logits")
     elif head == "tokens":
         x = layers.Dropout(dropout, name="features")(x)
         x = _dense(x, classes, "logits")
     elif head == "vocabulary":
-        x = _norm(_dense(x, width, "prediction", "gelu"), epsilon, "features")
+        x = norm(_dense(x, width, "prediction", "gelu"), epsilon, "features")
         x = Bias(name="logits")(words(x, reverse=True))
     return keras.Model(tokens, x, name="bert")

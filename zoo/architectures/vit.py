@@ -9,6 +9,7 @@ multiple of the patch is filled up with 0, the mean, on the right and below.
 import keras
 from keras import layers
 
+from zoo.layers.blocks import dropped, norm
 from zoo.layers.tokens import ClassToken, Positions
 from zoo.registry import Tensor, register
 
@@ -23,24 +24,16 @@ def _patches(x, patch, width):
     return layers.Conv2D(width, patch, patch, name="patches")(x)
 
 
-def _dropped(x, dropout, name):
-    return layers.Dropout(dropout, name=f"{name}_dropout")(x) if dropout else x
-
-
-def _norm(x, epsilon, name):
-    return layers.LayerNormalization(epsilon=epsilon, name=name)(x)
-
-
 def _block(x, heads, hidden, epsilon, dropout, name):
     """Attention and two dense layers, each on a normalised copy that is added to x: (batch, length, width) in and out."""
     width = x.shape[-1]
-    y = _norm(x, epsilon, f"{name}_norm0")
+    y = norm(x, epsilon, f"{name}_norm0")
     y = layers.MultiHeadAttention(heads, width // heads, name=f"{name}_attention")(y, y)
-    x = layers.Add(name=f"{name}_add0")([x, _dropped(y, dropout, f"{name}_attention")])
-    y = _norm(x, epsilon, f"{name}_norm1")
+    x = layers.Add(name=f"{name}_add0")([x, dropped(y, dropout, f"{name}_attention")])
+    y = norm(x, epsilon, f"{name}_norm1")
     y = layers.Dense(hidden, activation="gelu", name=f"{name}_hidden")(y)
-    y = layers.Dense(width, name=f"{name}_output")(_dropped(y, dropout, f"{name}_hidden"))
-    return layers.Add(name=f"{name}_add1")([x, _dropped(y, dropout, f"{name}_output")])
+    y = layers.Dense(width, name=f"{name}_output")(dropped(y, dropout, f"{name}_hidden"))
+    return layers.Add(name=f"{name}_add1")([x, dropped(y, dropout, f"{name}_output")])
 
 
 @register(
@@ -152,12 +145,12 @@ def vit(
     x = layers.Reshape((x.shape[1] * x.shape[2], width), name="sequence")(x)
     if pool == "token":
         x = ClassToken(name="class_token")(x)
-    x = _dropped(x, dropout, "positions")
+    x = dropped(x, dropout, "positions")
     for block in range(depth):
         x = _block(x, heads, hidden or 4 * width, epsilon, dropout, f"block{block}")
     if pool == "token":
         x = layers.Flatten(name="token")(layers.Cropping1D((0, x.shape[1] - 1), name="first")(x))
     else:
         x = layers.GlobalAveragePooling1D(name="mean")(x)
-    x = _norm(x, epsilon, "features")  # each vector is normalised by itself, so only the one that is read
+    x = norm(x, epsilon, "features")  # each vector is normalised by itself, so only the one that is read
     return keras.Model(image, layers.Dense(classes, name="logits")(x), name="vit")
