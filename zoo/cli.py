@@ -101,16 +101,15 @@ def show(
     recipe = recipes.find(entry.name, entry.data, entry.recipe)
     typer.echo(f"\ntrained on {entry.data} with these settings, which --set changes:" if entry.data else "\nsettings:")
     given = {**recipe.arguments, **{key: getattr(recipe, key) for key in recipes.SETTINGS}}
+    taken = {*entry.inputs, *entry.alternatives}
+    # options of their own, what is no setting, and what is about other inputs than the model's
+    hidden = {"target", "seed", "epochs", "weights", "expected", "literature"}
+    hidden |= {key for key, inputs in recipes.ABOUT.items() if not taken & {*inputs}}
+    if len(entry.tasks) == 1:
+        hidden.add("task")
     width = shutil.get_terminal_size().columns
     for key, value in given.items():
-        if key not in (
-            "target",
-            "seed",
-            "epochs",
-            "weights",
-            "expected",
-            "literature",
-        ):  # options of their own, and what is no setting
+        if key not in hidden:
             text = f"{key}={','.join(map(str, value)) if isinstance(value, tuple) else value}"
             among = f"  {', '.join(recipes.CHOICES[key])}" if key in recipes.CHOICES else ""
             line = f"{text:<24}{among}" if among else text

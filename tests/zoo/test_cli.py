@@ -79,6 +79,12 @@ def test_show_lists_what_set_takes():
     assert max(map(len, told.partition("trained on")[2].splitlines())) <= 80
 
 
+@pytest.mark.parametrize(("name", "shown"), [("lenet", {"scaling"}), ("lstm", {"task", "horizon", "tokenizer"})])
+def test_show_leaves_out_settings_for_other_inputs(name, shown):
+    found = {line.strip().partition("=")[0] for line in zoo("show", name).stdout.splitlines() if "=" in line}
+    assert found & {"scaling", "task", "horizon", "tokenizer"} == shown
+
+
 @pytest.mark.parametrize(
     "command",
     [

@@ -53,6 +53,11 @@ DATA_OPTIONS = (  # settings that say how data are read, where they are given
     "tokens",
 )
 SCALINGS = ("fitted", "caffe", "tf", "torch", "0/255")  # the last an example; any figures will do
+ABOUT = {  # settings -> the only model inputs that they are about
+    **dict.fromkeys(("context", "horizon", "season"), ("series",)),
+    **dict.fromkeys(("text", "tokenizer", "tokens"), ("tokens",)),
+    "scaling": ("image",),
+}
 FOLLOWING = ("input_shape", "classes", "vocabulary", "pad", "separator")  # arguments of builders that the data decide
 CHOICES = {
     "optimizer": OPTIMIZERS,
