@@ -9,7 +9,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-BLANK, SPACE = 0, 1
+from zoo.evaluate.transcripts import BLANK, SPACE
+
 NEVER = -math.inf
 
 

@@ -322,8 +322,8 @@ def knowledge(model) -> dict:
     """What a run or a bundle says of its data; nothing for a Keras model.
 
     Returns:
-        `labels`, `columns`, `target`, the column of `text`, the `rate` of recordings, the `windows` of a forecast, the `seed` of its splits and, of a bundle, the hash of all rows and the size of
-        each split.
+        `labels`, `columns`, `target`, the column of `text`, the `rate` of recordings, the `windows` of a forecast, the `seed`
+        of its splits and, of a bundle, the hash of all rows and the size of each split.
     """
     if hasattr(model, "model") and hasattr(model, "signature"):  # a run
         step = model.signature.preprocess
