@@ -248,7 +248,7 @@ def _splits(model: Any, data: Any, run: Any) -> Any:
         if isinstance(data, str | Path):
             splits = scaled(load(data, input_shape=_fixed_shape(model)), _scaling(model, run))
     except ValueError as error:
-        shape = tuple(model.inputs[0].shape)
+        shape = tuple(tasks.main_input(model).shape)
         raise ExportError(f"data {str(data)!r} is not for {model.name!r}, which takes {shape}: {error}") from error
     if run is not None and run.signature != splits.signature:
         raise ExportError(
@@ -280,8 +280,9 @@ def _scaling(model: Any, run: Any) -> str:
 
 
 def _fixed_shape(model: Any) -> tuple[int, ...] | None:
-    shape = tuple(model.inputs[0].shape[1:])
-    return shape if len(shape) == 3 or "int" in model.inputs[0].dtype else None
+    main = tasks.main_input(model)
+    shape = tuple(main.shape[1:])
+    return shape if len(shape) == 3 or "int" in main.dtype else None
 
 
 def _name(folder: Path) -> tuple[str, str]:

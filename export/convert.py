@@ -136,12 +136,12 @@ def check(model: Any, signature: Signature | None) -> None:
         raise ExportError(
             f"cannot export {name!r}: layer {last.name!r} ends in a softmax, which the file adds itself; let the model give logits"
         )
-    expected, own = (None, *signature.preprocess.shape), tasks.get(signature.task).raw_shape(signature)
-    shapes = [tuple(tensor.shape) for tensor in model.inputs]
-    if shapes != [expected]:
+    expected, own = signature.shapes, tasks.get(signature.task).raw_shape(signature)
+    shapes = tasks.input_shapes(model)
+    if expected != shapes:
         raise ExportError(
-            f"cannot export {name!r}: the signature gives one input {expected}, the model takes {shapes}; "
-            f"build the model with input_shape={signature.preprocess.shape}"
+            f"cannot export {name!r}: the signature gives {tasks.shapes_told(expected)}, the model takes "
+            f"{tasks.shapes_told(shapes)}; build the model with input_shape={signature.preprocess.shape}"
         )
     found = [tuple(tensor.shape) for tensor in model.outputs]
     if own is not None and found != [(None, *own)]:

@@ -21,17 +21,16 @@ from zoo.data.signature import (
 from zoo.data.texts import TextPreprocess
 
 BEFORE, AFTER = "preprocess", "postprocess"  # name scopes of the nodes added here
-INPUT = f"{BEFORE}/output"  # what the model itself takes
+INPUT = f"{BEFORE}/output"  # what the model itself takes; of several inputs the name follows behind a slash
 
 
 def add_edges(proto: onnx.ModelProto, signature: Signature) -> None:
-    """Put the signature's preprocessing before, and its decoding after, a graph with one input and `logits`."""
+    """Put the signature's preprocessing before, and its decoding after, a graph with the model's inputs and `logits`."""
     graph = proto.graph
-    own = graph.input[0].name
+    own = {port.name: INPUT if len(graph.input) == 1 else f"{INPUT}/{port.name}" for port in graph.input}
     for node in graph.node:
         for position, name in enumerate(node.input):
-            if name == own:
-                node.input[position] = INPUT
+            node.input[position] = own.get(name, name)
     del graph.input[:]
     step = signature.preprocess
     makers: dict[str, Any] = {"image": _image, "table": _table, "text": _tokens, "series": _series, "audio": _audio}
@@ -147,8 +146,10 @@ def _series(graph: onnx.GraphProto, step: SeriesPreprocess) -> list[onnx.NodePro
 
 def _tokens(graph: onnx.GraphProto, step: TextPreprocess) -> list[onnx.NodeProto]:
     """Tokens as they are; who runs the file makes them from texts."""
-    graph.input.append(helper.make_tensor_value_info("tokens", TensorProto.INT32, ["batch", step.length]))
-    return [_node("Identity", ["tokens"], INPUT)]
+    shapes = step.shapes
+    for name, shape in shapes.items():
+        graph.input.append(helper.make_tensor_value_info(name, TensorProto.INT32, ["batch", *shape]))
+    return [_node("Identity", [name], INPUT if len(shapes) == 1 else f"{INPUT}/{name}") for name in shapes]
 
 
 def _answer(graph: onnx.GraphProto, signature: Signature) -> list[onnx.NodeProto]:

@@ -51,10 +51,13 @@ def sample(model: Any, signature: Signature | None, rows: int = 5, seed: int = 0
         waves[0, -(step.samples // 3) :] = np.nan  # a row that ends earlier
         return {"audio": waves}
     if isinstance(step, TextPreprocess):
-        tokens = random.integers(0, step.vocabulary, (rows, step.length), dtype=np.int32)
-        tokens[tokens == step.pad] = (step.pad + 1) % step.vocabulary
-        tokens[np.arange(step.length) >= random.integers(1, step.length + 1, (rows, 1))] = step.pad
-        return {"tokens": tokens}
+        texts: Arrays = {}
+        for name, (length,) in step.shapes.items():
+            tokens = random.integers(0, step.vocabulary, (rows, length), dtype=np.int32)
+            tokens[tokens == step.pad] = (step.pad + 1) % step.vocabulary
+            tokens[np.arange(length) >= random.integers(1, length + 1, (rows, 1))] = step.pad
+            texts[name] = tokens
+        return texts
     if isinstance(step, ImagePreprocess):
         return {"image": random.integers(0, 256, (rows, *step.shape), dtype=np.uint8)}
     if step.kind == "series":
@@ -173,7 +176,7 @@ def _ports(
     if step.kind == "audio":
         return {"audio": (step.shape, "float32")}
     if isinstance(step, TextPreprocess):
-        return {"tokens": (step.shape, "int32")}
+        return {name: (shape, "int32") for name, shape in step.shapes.items()}
     if step.kind == "series":
         return {"series": (step.shape, "float32")}
     if isinstance(step, ImagePreprocess):
@@ -227,7 +230,9 @@ def output_names(model: Any) -> list[str]:
 
 def own_inputs(model: Any, signature: Signature | None, inputs: Arrays) -> list[Any]:
     """The model's own inputs as tensors, in its order."""
-    given = {model.inputs[0].name: signature.inputs(inputs)} if signature else inputs
+    given = signature.inputs(inputs) if signature else inputs
+    if not isinstance(given, dict):
+        given = {model.inputs[0].name: given}
     return [keras.ops.convert_to_tensor(given[tensor.name]) for tensor in model.inputs]
 
 

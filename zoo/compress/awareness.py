@@ -484,6 +484,11 @@ def _calibrate(plain, points, rounders, rows):
 
 def _rows(data, model):
     """Model inputs that set the ranges."""
+    if len(model.inputs) > 1:
+        raise ValueError(
+            f"quantization-aware training is for models of one input, {model.name!r} takes {len(model.inputs)}; export it, "
+            "which rounds it afterwards"
+        )
     if isinstance(data, Data):
         rows = data.signature.inputs({name: values[:CALIBRATION] for name, values in data.train.x.items()})
     else:

@@ -9,8 +9,9 @@ Raw inputs are a dictionary of arrays, as a client sends them:
 - text: `{"text": str (batch,)}`
 - audio: `{"audio": float32 (batch, samples)}` in [-1, 1] with NaN behind a row's end.
 
-`Signature.inputs(raw)` gives the model's own input: float32, or int32 tokens of a text. The exported ONNX file holds the
-same arithmetic; its input is the tokens where a client's is a text, and `tokenizer.json` travels beside it.
+`Signature.inputs(raw)` gives the model's own input: float32, or int32 tokens of a text; or a dictionary of such arrays by
+name, for a model of several inputs. The exported ONNX file holds the same arithmetic; its input is the tokens where a client's
+is a text, and `tokenizer.json` travels beside it.
 """
 
 import json
@@ -380,13 +381,22 @@ class Signature:
         """Whether an answer is values in the unit of the target, which is learned in standard deviations."""
         return isinstance(targets.of(self.task), targets.Values)
 
-    def inputs(self, raw: dict[str, np.ndarray]) -> np.ndarray:
-        """Model input, float32 or int32 tokens, from raw inputs."""
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shape of each model input of one row, by name; the name is "" where there is one input alone."""
+        found = getattr(self.preprocess, "shapes", {})
+        return found if len(found) > 1 else {"": self.preprocess.shape}
+
+    def inputs(self, raw: dict[str, np.ndarray]) -> Any:
+        """Model input, float32 or int32 tokens, from raw inputs; of several inputs a dictionary by their names."""
         return self.preprocess(raw)
 
     def fed(self, raw: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         """What the exported file takes, from raw inputs: these themselves, but the tokens of a text."""
-        return {"tokens": self.preprocess(raw)} if self.preprocess.kind == "text" else raw
+        if self.preprocess.kind != "text":
+            return raw
+        found = self.inputs(raw)
+        return found if isinstance(found, dict) else {"tokens": found}
 
     def targets(self, y: np.ndarray) -> np.ndarray:
         """What a task encodes for the loss.

@@ -36,6 +36,11 @@ class TextPreprocess:
         """Shape of one model input, `(length,)`."""
         return (self.length,)
 
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shape of each model input by name."""
+        return {"tokens": self.shape}
+
     @classmethod
     def fit(cls, texts: Sequence[str], tokenizer: str = "", length: int = 0) -> "TextPreprocess":
         """A tokenizer made from training texts.

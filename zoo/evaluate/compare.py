@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
+from zoo import tasks
 from zoo.data import load, names
 from zoo.evaluate import metrics
 from zoo.evaluate.report import Candidate, Report, defined, evaluate, judge, knowledge, opened
@@ -173,7 +174,7 @@ def _shared(run, model):
     """A run's data for a model that knows none, read again where that takes pictures of another size."""
     own = run.data.signature.preprocess.shape
     if hasattr(model, "predict_on_batch"):
-        size = tuple(model.input_shape[1:])
+        size = tuple(tasks.main_input(model).shape[1:])
     else:
         size = next((port.shape[1:] for port in opened(model).manifest.inputs if port.name == "image"), own)
     source = run.recipe.data

@@ -416,7 +416,7 @@ def predictor(model, precision=None):
         signature, keras_model = model.signature, model.model
         return lambda x, _: answers(keras_model, signature, x), signature.preprocess.shape
     if hasattr(model, "predict_on_batch"):
-        return lambda x, signature: answers(model, signature, x), tuple(model.input_shape[1:])
+        return lambda x, signature: answers(model, signature, x), tuple(tasks.main_input(model).shape[1:])
     from serve.runtime import Model
 
     runtime = Model(opened(model), precision=precision)
@@ -437,16 +437,22 @@ def answers(model, signature, x, batch=128) -> np.ndarray:
     Raises:
         ValueError: the model was built for other inputs or outputs than the data has.
     """
+    from keras import tree
+
     tasks.check_model(model, signature, "give the data the model was trained on")
     task = tasks.get(signature.task)
     rows = len(next(iter(x.values())))
     parts = []
     for start in range(0, rows, batch):
         inputs = signature.inputs({name: values[start : start + batch] for name, values in x.items()})
+        count = min(batch, rows - start)
+
+        def filled(part, missing=batch - count):
+            return np.concatenate([part, np.repeat(part[-1:], missing, axis=0)])
+
         # one shape for all batches of all splits, so that the model is traced once
-        padded = np.concatenate([inputs, np.repeat(inputs[-1:], batch - len(inputs), axis=0)])
-        raw = model.predict_on_batch(padded)
-        some = [part[: len(inputs)] for part in raw] if isinstance(raw, list) else np.asarray(raw)[: len(inputs)]
+        raw = model.predict_on_batch(tree.map_structure(filled, inputs))
+        some = [part[:count] for part in raw] if isinstance(raw, list) else np.asarray(raw)[:count]
         parts.append(task.judged(task.answer(some, signature), inputs))
     return np.concatenate(parts)
 

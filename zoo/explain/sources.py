@@ -200,7 +200,7 @@ def _logits(model: Any, inputs: Any) -> Any:
     """The model's outputs; on JAX, which compiles for every batch size, rows are filled up to a power of two."""
     import keras
 
-    rows = len(inputs[0] if isinstance(inputs, list) else inputs)
+    rows = len(keras.tree.flatten(inputs)[0])
     full = 1 << (rows - 1).bit_length() if keras.backend.backend() == "jax" else rows
     if full == rows:
         return model.predict_on_batch(inputs)
@@ -208,10 +208,8 @@ def _logits(model: Any, inputs: Any) -> Any:
     def filled(array: np.ndarray) -> np.ndarray:
         return np.concatenate([array, np.repeat(array[-1:], full - rows, axis=0)])
 
-    outputs = model.predict_on_batch([filled(a) for a in inputs] if isinstance(inputs, list) else filled(inputs))
-    if isinstance(outputs, dict):
-        return {name: values[:rows] for name, values in outputs.items()}
-    return [values[:rows] for values in outputs] if isinstance(outputs, list | tuple) else outputs[:rows]
+    outputs = model.predict_on_batch(keras.tree.map_structure(filled, inputs))
+    return keras.tree.map_structure(lambda values: values[:rows], outputs)
 
 
 def _row_bytes(model: Any) -> int:

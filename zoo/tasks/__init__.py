@@ -5,6 +5,7 @@ whoever trains, judges, exports or explains asks the task and does not look at i
 before any model sees them is in `zoo.data.targets`; what people get from a server is in `serve.codec`.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -244,15 +245,34 @@ def check_model(model: Any, signature: Any, advice: str) -> None:
     Raises:
         ValueError: it does not fit.
     """
-    given, wanted = signature.preprocess.shape, get(signature.task).raw_shape(signature)
+    given, wanted = signature.shapes, get(signature.task).raw_shape(signature)
     found = model.output_shape
     every = list(found.values()) if isinstance(found, dict) else found if isinstance(found, list) else [found]
     shapes = [tuple(shape[1:]) for shape in every]
-    if tuple(model.input_shape[1:]) != given or (wanted is not None and shapes != [wanted]):
+    own = input_shapes(model)
+    if own != given or (wanted is not None and shapes != [wanted]):
         raise ValueError(
-            f"the model maps {tuple(model.input_shape[1:])} to {', '.join(map(str, shapes))}, {signature.task} of the data "
-            f"maps {given}{f' to {wanted}' if wanted else ''}; {advice}"
+            f"the model maps {shapes_told(own)} to {', '.join(map(str, shapes))}, {signature.task} of the data "
+            f"maps {shapes_told(given)}{f' to {wanted}' if wanted else ''}; {advice}"
         )
+
+
+def input_shapes(model: Any) -> dict[str, tuple[int | None, ...]]:
+    """Shape of each input of a Keras model without the batch, by name; the name is "" where there is one input alone."""
+    if len(model.inputs) == 1:
+        return {"": tuple(model.inputs[0].shape[1:])}
+    return {tensor.name: tuple(tensor.shape[1:]) for tensor in model.inputs}
+
+
+def main_input(model: Any) -> Any:
+    """The tensor whose shape is the builder's `input_shape`: the only one, or the image, or else the tokens."""
+    named = {tensor.name: tensor for tensor in model.inputs}
+    return named.get("image", named.get("tokens", model.inputs[0]))
+
+
+def shapes_told(shapes: Mapping[str, tuple[int | None, ...]]) -> str:
+    """Shapes of inputs in words."""
+    return " and ".join(f"{name} {shape}" if name else str(shape) for name, shape in shapes.items())
 
 
 def idle(signature: Any, known: np.ndarray, y: np.ndarray) -> float:

@@ -148,13 +148,14 @@ class Batches(keras.utils.PyDataset):
         raw = {name: values[rows] for name, values in self.data.train.x.items()}
         generator = np.random.default_rng([self.recipe.seed, epoch, index])
         if self._pixels:
-            raw = {"image": augment_pixels.apply(self._pixels, raw["image"], generator)}
+            raw |= {"image": augment_pixels.apply(self._pixels, raw["image"], generator)}
         x = self._own(raw)
         y = self.task.encode(self.targets[rows], signature.outputs)
         rest = [entry for entry in self.recipe.augment if entry not in self._pixels]
         if epoch >= self.recipe.epochs - self.recipe.unmixed:
             rest = [entry for entry in rest if entry.partition(":")[0] not in MIXING]
-        x, y = augment.apply(rest, x, y, generator)
+        if rest:
+            x, y = augment.apply(rest, x, y, generator)
         if self._own != signature.preprocess:
             x = signature.inputs({"image": self._own.pixels(x)})
         return rows, x, y
@@ -296,7 +297,7 @@ def fit(
         validation, few = held, held.of(np.arange(min(64, len(data.validation))))
     else:
         validation = held.of(np.arange(len(data.validation)))
-        few = [part[:64] for part in validation]
+        few = keras.tree.map_structure(lambda part: part[:64], list(validation))
     if recipe.averaging:
         save_every = 0  # Keras replaces the weights by their average when a pass ends, so an epoch cannot be split
     keeper = Keeper(folder, task.monitor, task.mode, recipe.patience, save_every)

@@ -240,8 +240,9 @@ def as_run(model: Any, data: Any = None) -> Run:
         raise TypeError(f"a run, a run folder or a Keras model is needed, got a {type(model).__name__}")
     if data is None:
         raise ValueError("a Keras model needs its data: give data=, such as 'digits', or the run it comes from")
-    shape = tuple(model.input_shape[1:])
-    fixed = len(shape) == 3 or "int" in model.inputs[0].dtype
+    main = tasks.main_input(model)
+    shape = tuple(main.shape[1:])
+    fixed = len(shape) == 3 or "int" in main.dtype
     splits = datasets.load(data, input_shape=shape if fixed else None)
     if not isinstance(data, Data) and hasattr(model, "pretrained"):
         splits = datasets.scaled(splits, model.pretrained.scaling)

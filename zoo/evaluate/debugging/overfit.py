@@ -184,7 +184,7 @@ def overfit(
     findings = _untrained(learner, start, best["weights"] if max(map(len, curves.values())) >= 10 else None)
     if not reached:
         findings = [
-            *_in_rows(x),
+            *(finding for part in keras.tree.flatten(x) if part.dtype.kind == "f" for finding in _in_rows(part)),
             *_in_loss(curves, best["loss"], idle, bool(loss)),
             *_in_outputs(best, signature.task),
             *findings,
