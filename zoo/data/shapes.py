@@ -103,6 +103,28 @@ def cells(rows: int, size: int = 64, *, seed: int = 0) -> tuple[np.ndarray, np.n
     return images, masks
 
 
+def single(
+    random: np.random.Generator, size: int, kind: str, colour: np.ndarray, x: float, y: float, radius: float
+) -> np.ndarray:
+    """One shape of a colour at a place on grey texture, nearly upright.
+
+    Args:
+        random: what decides the rest.
+        size: height and width in pixels.
+        kind: one of `SHAPES`, "ring" or "cross".
+        colour: of 0 … 255, `(3,)`.
+        x, y, radius: of the circle that the shape is in, in pixels.
+
+    Returns:
+        uint8 `(size, size, 3)`.
+    """
+    grey = 128 + 0.5 * (_texture(random, size, 1) - 128)
+    angle = np.pi / 2 + random.uniform(-0.3, 0.3)
+    cover = np.clip(0.5 - _distance(kind, size, x, y, radius, angle), 0, 1)[..., None]
+    picture = grey * (1 - cover) + colour * cover
+    return np.clip(np.rint(picture + random.normal(0, 4, picture.shape)), 0, 255).astype(np.uint8)
+
+
 def _grid(size: int, x: float, y: float) -> tuple[np.ndarray, np.ndarray]:
     """Offsets of the pixels' centres from a point, to the right and down."""
     places = np.arange(size) + 0.5
@@ -140,6 +162,12 @@ def _distance(kind: str, size: int, x: float, y: float, radius: float, angle: fl
     across, down = _grid(size, x, y)
     if kind == "circle":
         return np.hypot(across, down) - radius
+    if kind == "ring":
+        return np.abs(np.hypot(across, down) - 0.74 * radius) - 0.26 * radius
+    if kind == "cross":
+        along = np.abs(across * np.cos(angle) + down * np.sin(angle))
+        beside = np.abs(down * np.cos(angle) - across * np.sin(angle))
+        return np.maximum(np.maximum(along, beside) - 0.95 * radius, np.minimum(along, beside) - 0.3 * radius)
     sides = {"square": 4, "triangle": 3}[kind]
     turns = angle + 2 * np.pi * np.arange(sides) / sides
     reach = radius * np.cos(np.pi / sides)  # from the centre to each side

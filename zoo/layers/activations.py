@@ -10,3 +10,12 @@ def gelu_tanh(x):
     Source: Hendrycks & Gimpel 2016 (arXiv:1606.08415), section 2.
     """
     return keras.activations.gelu(x, approximate=True)
+
+
+@keras.saving.register_keras_serializable("zoo")
+def gelu_sigmoid(x):
+    """GELU as CLIP has it, x * sigmoid(1.702 x).
+
+    Source: Hendrycks & Gimpel 2016 (arXiv:1606.08415), section 2.
+    """
+    return x * keras.ops.sigmoid(1.702 * x)

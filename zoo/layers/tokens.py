@@ -93,3 +93,30 @@ class FirstToken(layers.Layer):
 
     def compute_output_spec(self, x):
         return keras.KerasTensor((x.shape[0], x.shape[-1]), x.dtype)
+
+
+@keras.saving.register_keras_serializable("zoo")
+class TokenOf(layers.Layer):
+    """The vector where a token first stands, the last where it is missing: (batch, length, width) -> (batch, width).
+
+    It is called with the vectors and the tokens, whole numbers (batch, length).
+
+    Args:
+        number: of the token that is looked for.
+    """
+
+    def __init__(self, number: int, **kwargs) -> None:
+        super().__init__(**kwargs)
+        self.number = number
+
+    def call(self, x, tokens):
+        found = ops.cumsum(ops.cast(ops.equal(tokens, self.number), "int32"), axis=1)
+        before = ops.sum(ops.cast(ops.equal(found, 0), "int32"), axis=1, keepdims=True)  # how many stand in front of it
+        place = ops.minimum(before, ops.shape(tokens)[1] - 1)
+        return ops.take_along_axis(x, place[..., None], axis=1)[:, 0]
+
+    def compute_output_spec(self, x, tokens):
+        return keras.KerasTensor((x.shape[0], x.shape[-1]), x.dtype)
+
+    def get_config(self):
+        return {**super().get_config(), "number": self.number}

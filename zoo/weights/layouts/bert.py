@@ -85,13 +85,13 @@ def fit(tensors: Tensors, wanted: dict[str, tuple[int, ...]]) -> Tensors:
     return found | first_positions(tensors, wanted)
 
 
-def first_positions(tensors: Tensors, wanted: dict[str, tuple[int, ...]]) -> Tensors:
-    """As many of the positions `positions/table` as the model has.
+def first_positions(tensors: Tensors, wanted: dict[str, tuple[int, ...]], name: str = "positions/table") -> Tensors:
+    """As many of the positions of that name as the model has.
 
     Raises:
         ValueError: the file has fewer.
     """
-    table, shape = tensors.get("positions/table"), wanted.get("positions/table")
+    table, shape = tensors.get(name), wanted.get(name)
     if table is None or shape is None:
         return {}
     if len(table) < shape[0]:
@@ -99,7 +99,7 @@ def first_positions(tensors: Tensors, wanted: dict[str, tuple[int, ...]]) -> Ten
             f"the weights have {len(table)} positions, the model {shape[0]}; pass length={len(table)} or less, and cut "
             "longer texts"
         )
-    return {"positions/table": table[: shape[0]]}
+    return {name: table[: shape[0]]}
 
 
 def HEAD(arguments: dict[str, object]) -> tuple[str, ...]:

@@ -116,11 +116,11 @@ def fit(tensors: Tensors, wanted: dict[str, tuple[int, ...]]) -> Tensors:
         if "_attention/" in name and tensor.ndim < len(shape) and tensor.size == math.prod(shape):
             found[name] = tensor.reshape(shape)
         elif name == "positions/grid" and tensor.shape[-1] == shape[-1]:
-            found[name] = _placed(tensor, shape)
+            found[name] = placed(tensor, shape)
     return found
 
 
-def _placed(grid: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+def placed(grid: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     """Positions (rows, columns, width), from a list that stands for a square, as in timm, or for the model's own grid."""
     if grid.ndim == 2:
         side = math.isqrt(len(grid))
