@@ -1,0 +1,112 @@
+"""Attention of recurrent translators: the paper's equations on both backends, through ONNX, in the network, refused."""
+
+from pathlib import Path
+
+import alignment_check
+import keras
+import numpy as np
+import onnxruntime
+import pytest
+from processes import python
+
+import export
+import zoo
+from zoo.architectures.seq2seq import ATTENTIONS, SCORES
+from zoo.layers.alignment import Alignment
+
+
+@pytest.mark.parametrize("name", list(alignment_check.CHECKS))
+def test_the_layer_is_what_the_paper_says(name):
+    alignment_check.CHECKS[name]()
+
+
+def test_the_layer_is_what_the_paper_says_on_the_other_backend():
+    found = python(Path(alignment_check.__file__), backend="jax")
+    assert found == f"jax {len(alignment_check.CHECKS)}"
+
+
+def network(attention, score, **more):
+    """A small one with weights at random, so that nothing is near 0."""
+    sizes = {
+        "vocabulary": 20,
+        "width": 6,
+        "depth": 2,
+        "window": 2,
+        "dropout": 0.1,
+        "input_shape": (None,),
+        "places": None,
+    }
+    model = zoo.get("seq2seq", attention=attention, score=score, **{**sizes, **more})
+    random = np.random.RandomState(0)
+    model.set_weights([random.uniform(-0.7, 0.7, weight.shape) for weight in model.weights])
+    return model
+
+
+def given():
+    random = np.random.RandomState(1)
+    tokens, answer = random.randint(1, 20, (3, 9)), random.randint(1, 20, (3, 7))
+    tokens[1, 4:] = tokens[2, 1:] = 0
+    return {"tokens": tokens.astype(np.int32), "answer": answer.astype(np.int32)}
+
+
+def answers(model, tokens):
+    return keras.ops.convert_to_numpy(model(tokens, training=False))
+
+
+@pytest.mark.parametrize("attention", ATTENTIONS)
+@pytest.mark.parametrize("score", SCORES)
+def test_padding_and_what_comes_later_say_nothing_and_the_file_agrees(tmp_path, attention, score):
+    model, tokens = network(attention, score), given()
+    whole = answers(model, tokens)
+    assert np.abs(whole).max() > 0.3
+    alone = answers(model, {"tokens": tokens["tokens"][1:2, :4], "answer": tokens["answer"][1:2, :3]})
+    np.testing.assert_allclose(alone[0], whole[1, :3], atol=1e-5)
+    export.to_onnx(model, tmp_path / "model.onnx")
+    session = onnxruntime.InferenceSession(tmp_path / "model.onnx", providers=["CPUExecutionProvider"])
+    np.testing.assert_allclose(session.run(None, tokens)[0], whole, atol=1e-5)
+
+
+def test_the_kinds_of_attention_differ():
+    tokens, found = given(), {}
+    for attention in ATTENTIONS:
+        model = zoo.get(
+            "seq2seq", attention=attention, width=6, depth=1, vocabulary=20, window=1, places=7, input_shape=(9,)
+        )
+        for weight in model.weights:
+            random = np.random.RandomState(len(weight.path))
+            weight.assign(random.uniform(-0.9, 0.9, weight.shape))
+        found[attention] = answers(model, tokens)
+    kinds = list(found)
+    for place, one in enumerate(kinds):
+        for other in kinds[place + 1 :]:
+            assert np.abs(found[one] - found[other]).max() > 1e-3, (one, other)
+
+
+def test_the_decoder_begins_where_the_encoder_ended():
+    model, tokens = network("none", "dot"), given()
+    other = {**tokens, "tokens": tokens["tokens"][::-1]}
+    assert np.abs(answers(model, tokens)[0] - answers(model, other)[0]).max() > 1e-3
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (
+            lambda: Alignment("general"),
+            "score must be one of 'dot', 'concat' and window at least 0, got score='general'",
+        ),
+        (lambda: Alignment("dot", -1), "window=-1"),
+        (
+            lambda: zoo.get("seq2seq", attention="local"),
+            "attention must be one of 'global', 'local_m', 'local_p', 'none'",
+        ),
+        (lambda: zoo.get("seq2seq", window=0), "depth and window must be at least 1, got .*window=0"),
+        (
+            lambda: Alignment()(np.ones((1, 2, 3)), np.ones((1, 2, 4)), np.ones((1, 2, 4))),
+            "queries and keys must have as many units, got 3 and 4; put a dense layer in front",
+        ),
+    ],
+)
+def test_what_cannot_work_is_refused(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
