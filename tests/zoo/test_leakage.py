@@ -222,3 +222,15 @@ def test_labels_refuse_what_has_none():
         doubtful_labels("iris", folds=1)
     with pytest.raises(TypeError, match="'epochs' is a setting of a named model"):
         doubtful_labels("iris", epochs=3)
+
+
+def test_texts_of_a_table_are_looked_at_alone(tmp_path):
+    lines = [f"so it was {n} then,and {2 * n} now,{'yes' if n % 2 else 'no'},{n}" for n in range(60)]
+    file = tmp_path / "told.csv"
+    file.write_text("\n".join(["first,then,label,number", *lines, *lines[:20]]), encoding="utf-8")
+    assert len(leakage(file, target="label", text="first,then").copies) == len(
+        leakage(file, target="label", text="first").copies
+    )
+    assert not leakage(file, target="label", text="then").columns
+    with pytest.raises(ValueError, match="has no column 'second' besides its target"):
+        leakage(file, target="label", text="second")

@@ -155,6 +155,7 @@ def activations(
 def leakage(
     data: Source,
     target: Target = None,
+    text: Annotated[str, typer.Option(help="Column of a table whose texts are read; or two, as question,answer.")] = "",
     seed: Annotated[int, typer.Option(help="Of the splits.")] = 0,
     near: Annotated[bool, typer.Option("--near/--no-near", help="Also look for near copies.")] = True,
     out: Out = None,
@@ -167,7 +168,7 @@ def leakage(
     """
     from zoo.evaluate.leakage import leakage as tool
 
-    found = tool(data, target=target, seed=seed, near=near, progress=True)
+    found = tool(data, target=target, text=text, seed=seed, near=near, progress=True)
     _tell(found, "leakage", out, as_json, strict)
 
 

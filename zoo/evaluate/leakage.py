@@ -102,13 +102,14 @@ class Leakage:
 
 
 def leakage(
-    data: Any, *, target: str | None = None, seed: int = 0, near: bool = True, progress: bool = False
+    data: Any, *, target: str | None = None, text: str = "", seed: int = 0, near: bool = True, progress: bool = False
 ) -> Leakage:
     """Look for what a data set gives away: copies across splits, columns that tell the target, ids and times.
 
     Args:
         data: name, path or `zoo.data.Data`; or a run or run folder, whose splits are then looked at.
         target: target column of a table.
+        text: column of a table whose texts are read alone, or two with a comma between.
         seed: of the splits, and of the rows drawn from a large training split.
         near: also look for near copies, which takes time of rows times rows.
         progress: show a progress bar.
@@ -119,7 +120,7 @@ def leakage(
     Raises:
         ValueError: there is no such data, or it has no rows for training.
     """
-    splits = splits_of(data, target, seed)
+    splits = splits_of(data, target, seed, text)
     if not len(splits.train):
         raise ValueError(f"data {splits.name!r} has no training rows; give data with some")
     copies = tuple(
@@ -133,13 +134,14 @@ def leakage(
     return Leakage(splits.name, copies, almost, told, tuple(findings), _pairs(splits, almost))
 
 
-def splits_of(data: Any, target: str | None, seed: int) -> Data:
+def splits_of(data: Any, target: str | None, seed: int, text: str = "") -> Data:
     """The splits of a data set, or those that a run or run folder was trained on."""
     if hasattr(data, "recipe") or (isinstance(data, str | Path) and (Path(data) / "recipe.json").exists()):
         from zoo.training import as_run
 
         return as_run(data).data
-    return datasets.load(data, target=target, seed=seed)
+    tokenizer = "wordpiece" if "," in text else ""  # pairs need one that puts a token between
+    return datasets.load(data, target=target, text=text, tokenizer=tokenizer, seed=seed)
 
 
 def _differ(splits: Data, split: str, row: int, earlier: str, there: int) -> bool:
