@@ -41,7 +41,7 @@ def describe(answers: dict[str, np.ndarray], splits: Any) -> dict[str, Any]:
         }
     facts: dict[str, Any] = {"rows": len(splits.validation), "split": "validation"}
     if "tokens" in inputs:
-        special = {"pad": step.pad, "unknown": step.unknown}
+        special = {"pad": splits.signature.text.pad, "unknown": splits.signature.text.unknown}
         found = text_summaries(inputs["tokens"], **special)
         described["text"] = {name: _quantiles(values) for name, values in found.items()}
         facts |= special

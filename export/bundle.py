@@ -14,7 +14,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from export import ExportError, baseline, card, files, maps, parity, trust
+from export import ExportError, baseline, card, continuing, files, maps, parity, trust
 from export import int8 as quantization
 from export import sign as signing
 from export.convert import OPSET, check, in_float32, to_onnx
@@ -23,7 +23,7 @@ from export.forms import FILES, GOLDEN, learnt_ranges, measured, shown_rows, wan
 from serve.manifest import MANIFEST, Bundle, Manifest, Port, read, seal
 from zoo import registry, tasks
 from zoo.data.audio import AudioPreprocess
-from zoo.data.signature import TOKENIZER, ImagePreprocess, Signature
+from zoo.data.signature import TOKENIZER, CaptionedPreprocess, ImagePreprocess, Signature, text_of
 from zoo.data.texts import TextPreprocess
 from zoo.machine import versions
 
@@ -162,6 +162,13 @@ def to_bundle(
         verdicts = {}
         if signature.task == "embedding":
             verdicts = trust.verification({key: draft / found.file for key, found in precisions.items()}, splits)
+        preprocess = _preprocess(signature, draft)
+        writing: dict[str, Any] = {}
+        if tasks.get(signature.task).writes:
+            limit = {} if tolerance is None else {"tolerance": tolerance}
+            writing = continuing.write(
+                model, signature, draft, fed, precisions, opset=opset, external_above=external_above, **limit
+            )
         manifest = Manifest(
             name=name,
             version=number,
@@ -169,7 +176,7 @@ def to_bundle(
             task=signature.task,
             kind=signature.preprocess.kind,
             inputs=_inputs(signature),
-            outputs=(*_outputs(signature, model), *([maps.port(model, classes)] if classes else [])),
+            outputs=(*_outputs(signature, validated), *([maps.port(model, classes)] if classes else [])),
             labels=signature.labels,
             metric=tasks.get(signature.task).metric,
             precisions=precisions,
@@ -186,11 +193,17 @@ def to_bundle(
             ),
             refused=refused,
             training=_provenance(splits, run, training),
-            preprocess=_preprocess(signature, draft),
+            preprocess=preprocess,
             calibration=calibration,
             conformal=sets,
             verification=verdicts,
+            generation=writing,
         )
+        if manifest.outputs[0].dtype == "BYTES":  # a text is all that its users get
+            said = continuing.written(draft, manifest, golden["text"], signature.preprocess)
+            expected = {manifest.outputs[0].name: said}
+            given_names = [port.name for port in manifest.inputs]  # the true answers are no input
+            golden, background = ({name: rows[name] for name in given_names} for rows in (golden, background))
         _save_arrays(draft / "golden.npz", input=golden, output=expected | shown)
         _save_arrays(draft / "background.npz", input=background)
         _save_json(draft / "drift.json", baseline.describe(validated, given))
@@ -216,9 +229,9 @@ def _fed(splits: Any) -> Any:
 def _preprocess(signature: Signature, folder: Path) -> dict[str, Any]:
     """What the manifest says of the preprocessing; a tokenizer goes to a file of its own."""
     described = dataclasses.asdict(signature.preprocess)
-    if signature.preprocess.kind == "text":
-        (folder / TOKENIZER).write_text(described["tokenizer"], encoding="utf-8")
-        described["tokenizer"] = TOKENIZER
+    if text := text_of(described):
+        (folder / TOKENIZER).write_text(text["tokenizer"], encoding="utf-8")
+        text["tokenizer"] = described["tokenizer"] = TOKENIZER
     return described
 
 
@@ -322,8 +335,13 @@ def _inputs(signature: Signature) -> tuple[Port, ...]:
         unit = "unit of each column in the training data, NaN where missing or ended"
         shape = (-1, *step.shape)
         return (Port("series", "FP32", shape, ("batch", "time", "columns"), unit=unit, columns=step.numbers),)
+    if isinstance(step, CaptionedPreprocess):
+        parts = (dataclasses.replace(signature, preprocess=part) for part in (step.image, step.text))
+        return tuple(port for part in parts for port in _inputs(part))
     if isinstance(step, TextPreprocess):
-        return (Port("text", "BYTES", (-1,), ("batch",), unit=f"text, cut behind {step.length} tokens"),)
+        names = ("text", "second") if step.pair else ("text",)
+        unit = f"text, cut behind {step.length} tokens{' of both' * step.pair}"
+        return tuple(Port(name, "BYTES", (-1,), ("batch",), unit=unit) for name in names)
     ports = []
     if step.numbers:
         unit = "unit of each column in the training data, NaN where missing"
@@ -337,12 +355,14 @@ def _inputs(signature: Signature) -> tuple[Port, ...]:
     return tuple(ports)
 
 
-def _outputs(signature: Signature, model: Any) -> tuple[Port, ...]:
-    """Ports of the answer; a size that the task leaves to the architecture, as an embedding's length, is the model's."""
-    own = tuple(model.outputs[0].shape[1:])
+def _outputs(signature: Signature, answers: parity.Arrays) -> tuple[Port, ...]:
+    """Ports of the answer; a size that the task leaves to the architecture, as an embedding's length, is that of answers."""
+    if places := getattr(signature.preprocess, "answer", 0):
+        return (Port("answer", "BYTES", (-1,), ("batch",), unit=f"text, of at most {places} tokens"),)
     ports = []
     for each in tasks.get(signature.task).outputs(signature):
-        shape = tuple((own[place] or -1) if size < 0 else size for place, size in enumerate(each.shape))
+        own = answers[each.name].shape[1:]
+        shape = tuple(own[place] if size < 0 else size for place, size in enumerate(each.shape))
         axes = ("batch", *each.axes)
         ports.append(Port(each.name, each.dtype, (-1, *shape), axes, range=each.range, unit=each.unit))
     return tuple(ports)

@@ -50,6 +50,7 @@ def write(manifest: Manifest, splits: Any, runner: bool = False, idle: str = "")
 
 _INSIDE = {  # what is in the ONNX file and what is not, by kind of input
     "": "Scaling of the inputs and decoding of the answer are inside the ONNX file.",
+    "captioned": "`tokenizer.json` makes tokens of a text, which the ONNX file takes as `tokens`; scaling of the image is inside.",
     "text": "`tokenizer.json` makes tokens of a text, which the ONNX file takes as `tokens`; decoding of the answer is inside.",
 }
 
@@ -216,6 +217,11 @@ def _limits(manifest: Manifest, splits: Any) -> str:
             f"- It writes with {', '.join(manifest.labels[1:])} and nothing else, and was judged on voices, rooms and words like "
             "those of its training; what it takes for speech it writes down, whatever it was."
         )
+    elif manifest.task == "image-text":
+        lines.append(
+            "- It says how near a text is to an image, beside other texts; that the nearest of some texts is true it does not say. "
+            "Images and words unlike those of its training have vectors, too, which mean nothing."
+        )
     elif manifest.task != "regression":
         every = "input gets one of these" if splits.signature.one_label else "answer is made of these"
         lines.append(
@@ -240,8 +246,10 @@ def _limits(manifest: Manifest, splits: Any) -> str:
             f"- A recording must have {step.rate} samples per second, one channel and at most {step.samples / step.rate:.2f} s; "
             "the file converts none. Samples behind its end are NaN and change nothing."
         )
-    elif manifest.kind == "text":
-        step = splits.signature.preprocess
+    elif manifest.kind in ("text", "captioned"):
+        step = splits.signature.text
+        if manifest.kind == "captioned":
+            lines.append("- Images must have the stated size; the file does not resize.")
         lines.append(
             f"- A text is cut behind {step.length} tokens. `tokenizer.json` makes them, by the library tokenizers; it was "
             "made before training, and a word that it does not know says nothing."
@@ -264,10 +272,14 @@ def _query(manifest: Manifest, splits: Any) -> str:
         return f"{start}\n\n```sh\ncurl -F image=@picture.png {url}\n```"
     if manifest.kind == "audio":
         return f"{start}\n\n```sh\ncurl -F audio=@speech.wav {url}\n```"
+    if manifest.kind == "captioned":
+        return (
+            f"{start.removesuffix(', then:')}. Its v2 infer route, `/v2/models/{manifest.name}/infer`, takes `image` and `text`. "
+            "`zoo zero-shot` makes a classifier of it, which image files can be sent to."
+        )
     row: dict[str, Any] = {}
     if manifest.kind == "text":
-        (texts,) = splits.test.x.values()
-        row = {manifest.inputs[0].name: texts[0]}
+        row = {port.name: str(splits.test.x[port.name][0]) for port in manifest.inputs}
     if manifest.kind == "series":
         steps = [[float(f"{value:.6g}") for value in step] for step in splits.test.x["series"][0].tolist()]
         known = [[None if math.isnan(value) else value for value in step] for step in steps]

@@ -5,6 +5,7 @@ Nodes are named after the Keras layer they come from (`stage0_conv/Conv`), so th
 
 import importlib
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -199,15 +200,16 @@ def write(
     opset: int,
     external_above: int = files.EXTERNAL_ABOVE,
     activation_map: str = "",
+    names: Sequence[str] | None = None,
 ) -> None:
-    """Write an ONNX file that nobody has run yet.
+    """Write an ONNX file that nobody has run yet; `names` are those of its outputs where they are not the model's.
 
     Raises:
         ExportError: an operation has no ONNX form; the message names the layer.
         NotLoweredError: a layer needs the TensorFlow backend to be converted.
     """
     graph = Graph(opset)
-    proto = _convert(graph, model, activation_map, signature)
+    proto = _convert(graph, model, activation_map, signature, names)
     if signature is not None:
         add_edges(proto, signature)
     proto.producer_name, proto.producer_version = "zooroad", importlib.import_module("zoo").__version__
@@ -221,7 +223,9 @@ def write(
     files.write(proto, {name: array for name, array in graph.weights.items() if name in read}, path, external_above)
 
 
-def _convert(graph: Graph, model: Any, activation_map: str, signature: Signature | None) -> onnx.ModelProto:
+def _convert(
+    graph: Graph, model: Any, activation_map: str, signature: Signature | None, public: Sequence[str] | None = None
+) -> onnx.ModelProto:
     """ONNX graph of the model with what its task decodes in `keras.ops`, without its weights."""
     inputs, described = [], []
     for tensor in model.inputs:
@@ -229,13 +233,14 @@ def _convert(graph: Graph, model: Any, activation_map: str, signature: Signature
         value.shape, value.dtype = tuple(tensor.shape), keras.backend.standardize_dtype(tensor.dtype)
         inputs.append(value)
         described.append(_describe(tensor.name, value.dtype, value.shape))
-    names, answers = parity.output_names(model), []
+    names, answers = list(public or parity.output_names(model)), []
     values = lower_model(graph, model, inputs)
     for name, value in zip(names, values, strict=True):
         _name_output(graph, value, name, names, values)
         answers.append(_describe(name, "float32", value.shape))
     if signature is not None:
-        names, answers = _decoded(graph, signature, names, answers, values)
+        own = inputs[0] if len(inputs) == 1 else dict(zip((t.name for t in model.inputs), inputs, strict=True))
+        names, answers = _decoded(graph, signature, names, answers, values, own)
     if activation_map:
         answers.append(maps.add(graph, model, activation_map))
         names = [*names, maps.NAME]
@@ -245,7 +250,12 @@ def _convert(graph: Graph, model: Any, activation_map: str, signature: Signature
 
 
 def _decoded(
-    graph: Graph, signature: Signature, names: list[str], answers: list[onnx.ValueInfoProto], values: list[Value]
+    graph: Graph,
+    signature: Signature,
+    names: list[str],
+    answers: list[onnx.ValueInfoProto],
+    values: list[Value],
+    inputs: Value | dict[str, Value],
 ) -> tuple[list[str], list[onnx.ValueInfoProto]]:
     """Names and descriptions of the outputs after the task's own decoding, if it has one."""
     task = tasks.get(signature.task)
@@ -255,7 +265,7 @@ def _decoded(
         value.consumers += 1
     raw = values[0] if len(values) == 1 else values
     with graph.within(AFTER):
-        made = lower_function(graph, lambda given: task.decode(given, signature), raw)
+        made = lower_function(graph, lambda given, own: task.decode_of(given, own, signature), raw, inputs)
     described = []
     for output in task.outputs(signature):
         value = made[output.name]

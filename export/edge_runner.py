@@ -7,6 +7,7 @@ tokenizers for models of text.
     python run.py                      check, replay, time and report
     python run.py digit.png rows.csv   answers for rows of your own (pictures, .npy, .npz, .json, .csv, .txt)
     python run.py --precision int8 --threads 1 --json
+    python run.py --continue "def main("   what a model that writes texts puts behind one, the likeliest tokens
 """
 
 from __future__ import annotations
@@ -15,13 +16,14 @@ import argparse
 import csv
 import hashlib
 import json
+import math
 import os
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
-FORMATS = (1, 2, 3, 4)  # of model.json
+FORMATS = (1, 2, 3, 4, 5)  # of model.json
 TYPES = {
     "BOOL": "bool", "UINT8": "uint8", "UINT16": "uint16", "UINT32": "uint32", "UINT64": "uint64", "INT8": "int8",
     "INT16": "int16", "INT32": "int32", "INT64": "int64", "FP16": "float16", "FP32": "float32", "FP64": "float64",
@@ -62,6 +64,8 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--top", type=positive, default=3, help="labels to name for each row (default: %(default)s)")
     parser.add_argument("--time", action="store_true", help="time itself also when there are rows to answer")
     parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.add_argument("--continue", dest="begun", metavar="TEXT", help="a text to go on with, or to answer")
+    parser.add_argument("--most", type=positive, default=64, help="tokens to write at most (default: %(default)s)")
     return parser.parse_args()
 
 
@@ -86,12 +90,20 @@ def work(given: argparse.Namespace) -> dict[str, Any]:
             f"model.json has format {manifest.get('format')!r}, this file knows {FORMATS}; use the bundle's run.py"
         )
     path, precision, facts = choose(folder, manifest, given.precision, given.format)
+    if given.begun is not None:
+        writer = Writer(folder, manifest, precision, given.threads)
+        started = time.perf_counter()
+        said, count = writer(given.begun, given.most)
+        took = time.perf_counter() - started
+        return {"name": manifest["name"], "text": said, "tokens": count, "tokens_a_second": count / took}
     started = time.perf_counter()
     live: Any = LiteRT if path.suffix == ".tflite" else Onnx
     engine = live.engine()
     imported = time.perf_counter()
     session = live(engine, path, given.threads, manifest)
-    if manifest["kind"] == "text":
+    if manifest["outputs"][0]["dtype"] == "BYTES":
+        session = Writer(folder, manifest, precision, given.threads)
+    elif manifest["kind"] in ("text", "captioned"):
         session = Texts(session, folder / manifest["preprocess"]["tokenizer"])
     loaded = time.perf_counter()
     golden = archive(folder / "golden.npz")
@@ -276,9 +288,80 @@ class Texts:
     def __call__(self, inputs: dict[str, Any]) -> dict[str, Any]:
         import numpy as np
 
+        others = {name: values for name, values in inputs.items() if values.dtype.kind not in "UO"}
+        rows = list(zip(*(texts.tolist() for name, texts in inputs.items() if name not in others)))  # noqa: B905
+        tokens = [each.ids for each in self.tokenizer.encode_batch([row if len(row) > 1 else row[0] for row in rows])]
+        return self.session({"tokens": np.array(tokens, np.int32), **others})
+
+    def sizes(self, inputs: dict[str, Any]) -> list[int]:
+        """How many tokens each text has, without those that fill it up."""
         (texts,) = inputs.values()
-        tokens = [each.ids for each in self.tokenizer.encode_batch(texts.tolist())]
-        return self.session({"tokens": np.array(tokens, np.int32)})
+        return [sum(each.attention_mask) for each in self.tokenizer.encode_batch(texts.tolist())]
+
+
+class Writer:
+    """What a bundle's decoder writes behind a text, the likeliest token after the likeliest; one text at a time."""
+
+    def __init__(self, folder: Path, manifest: dict[str, Any], precision: str, threads: int) -> None:
+        self.block = manifest.get("generation") or {}
+        form = self.block.get("files", {}).get(precision)
+        if not form:
+            raise Refusal(f"the bundle has no decoder in {precision!r}, so it writes no texts")
+        engine = Onnx.engine()
+        self.decoder = Onnx(engine, folder / form["decoder"], threads, manifest)
+        self.asked = {port.name for port in self.decoder.session.get_inputs()}
+        self.encoder = Onnx(engine, folder / form["encoder"], threads, manifest) if form["encoder"] else None
+        self.texts = Texts(self.decoder, folder / manifest["preprocess"]["tokenizer"]).tokenizer
+        if self.encoder is None:
+            self.texts.no_padding()
+            self.texts.no_truncation()
+        self.version = engine.__version__
+        self.outputs = [port["name"] for port in manifest["outputs"]]
+        self.most = manifest["preprocess"].get("answer") or 64
+
+    def __call__(self, inputs: Any, most: int = 0) -> Any:
+        """Text and number of tokens behind a text; or of golden rows the texts as the bundle names them."""
+        import numpy as np
+
+        if not isinstance(inputs, str):
+            (texts,) = inputs.values()
+            return {self.outputs[0]: np.array([self(str(one), self.most)[0] for one in texts.ravel()], str)}
+        read = self.texts.encode(inputs)
+        block, held = self.block, {}
+        if self.encoder is None:
+            before = [token for token, special in zip(read.ids, read.special_tokens_mask) if not special]  # noqa: B905
+            before = before or block["start"]
+            if not before:
+                raise Refusal("the text is empty; write how it begins")
+            room = min(most, block["length"] // 2) if block["length"] else 0
+            tokens = before[-(block["length"] - room) :] if block["length"] else before
+        else:
+            before, tokens = [], list(block["start"])
+            held = self.encoder({block["source"]: np.array([read.ids], np.int32)})
+        feed = {name: held[name] for name in block["crossing"]}
+        for one in block["states"]:
+            zeros = np.zeros((1, *one["shape"]), np.float32)
+            feed[one["name"]] = held[one["first"]] if one["first"] else zeros
+        for one in block["caches"]:
+            feed[one["name"]] = np.zeros((1, one["shape"][0], 1, one["shape"][2]), np.float32)
+        made: list[int] = []
+        cached = 0
+        most = min(most, block["length"] - len(tokens) + 1) if block["length"] else most
+        while len(made) < most:
+            given = {"tokens": np.array([tokens], np.int32), "cached": np.array([[cached]], np.int32), **feed}
+            found = self.decoder({name: values for name, values in given.items() if name in self.asked})
+            for one in block["caches"]:
+                old = feed[one["name"]][:, :, :cached]  # without the place that stood for none
+                feed[one["name"]] = np.concatenate([old, found[one["name"] + "_new"]], axis=2)
+            for one in block["states"]:
+                feed[one["name"]] = found[one["name"] + "_new"]
+            cached += len(tokens)
+            tokens = [int(found["logits"][0].argmax())]
+            if tokens[0] == block["end"]:
+                break
+            made += tokens
+        known = self.texts.decode(before[-8:])
+        return self.texts.decode(before[-8:] + made)[len(known) :], len(made)
 
 
 def features(inputs: dict[str, Any], preprocess: dict[str, Any] | None) -> Any:
@@ -335,8 +418,12 @@ def replay(
         if place and name not in found:
             continue
         fits = found[name].shape == values.shape
-        gaps.append(float(np.abs(found[name] - values).max(initial=0.0)) if fits else float("inf"))
-        limits.append(2 * beside.get(name, usual) + 1e-3 * max(1.0, float(np.abs(values).max(initial=0.0))))
+        if values.dtype.kind in "bU":  # names of things, or texts, of which one other token changes all behind it
+            gaps.append(float(np.mean(found[name] != values)) if fits else float("inf"))
+            limits.append(0.5 if values.dtype.kind == "U" else 2 * beside.get(name, usual) + 2e-3)
+        else:
+            gaps.append(float(np.abs(found[name] - values).max(initial=0.0)) if fits else float("inf"))
+            limits.append(2 * beside.get(name, usual) + 1e-3 * max(1.0, float(np.abs(values).max(initial=0.0))))
         if not gaps[-1] <= limits[-1]:
             raise Refusal(
                 f"the answers to the golden rows differ by {gaps[-1]:.3g} in {name!r}, at most {limits[-1]:.3g} is expected; "
@@ -462,9 +549,12 @@ def from_json(body: Any, manifest: dict[str, Any]) -> dict[str, Any]:
 
     names = {port["name"] for port in manifest["inputs"]}
     if manifest["kind"] == "text":
-        (name,) = names
-        given = [row.get(name) for row in (body if isinstance(body, list) else [body]) if isinstance(row, dict)]
-        return {name: np_texts(given[0] if len(given) == 1 and isinstance(given[0], list) else given)}
+        rows = [row for row in (body if isinstance(body, list) else [body]) if isinstance(row, dict)]
+        found = {}
+        for name in sorted(names):
+            given = [row.get(name) for row in rows]
+            found[name] = np_texts(given[0] if len(given) == 1 and isinstance(given[0], list) else given)
+        return found
     if isinstance(body, dict) and set(body) & names:
         return {name: np.asarray(values) for name, values in body.items()}
     rows = body if isinstance(body, list) else [body]
@@ -483,7 +573,7 @@ def table(rows: list[dict[str, Any]], manifest: dict[str, Any]) -> dict[str, Any
     if not set(known) & set(rows[0]):
         raise Refusal(f"no column is one of the model's; it takes {', '.join(known[:20])}")
     if manifest["kind"] == "text":
-        return {known[0]: np_texts([row.get(known[0]) for row in rows])}
+        return {name: np_texts([row.get(name) for row in rows]) for name in known}
     found = {}
     for port in manifest["inputs"]:
         text_cells = port["dtype"] == "BYTES"
@@ -547,8 +637,22 @@ def answers(
     if manifest["task"] == "detection":
         rows = zip(outputs["boxes"], outputs["scores"], outputs["classes"].tolist())  # noqa: B905
         return [boxed(*row, manifest["labels"]) for row in rows]
+    if manifest["task"] == "image-text":
+        cosines = (outputs["image_embedding"] * outputs["text_embedding"]).sum(axis=1)
+        return [{"cosine": float(one), "logit": float(other)} for one, other in zip(cosines, outputs["logit"])]  # noqa: B905
     output = outputs[manifest["outputs"][0]["name"]]
+    if manifest["task"] == "token-classification":
+        texts = inputs[manifest["inputs"][0]["name"]].tolist()
+        return [tagged(text, own, session.tokenizer, manifest["labels"]) for text, own in zip(texts, output)]  # noqa: B905
+    if manifest["task"] == "masked-language-modelling":
+        raise Refusal(f"{manifest['task']} has an answer for each place of a text, which nothing is told of here")
     found: list[dict[str, Any]] = []
+    if output.dtype.kind == "U":
+        return [{"text": str(row)} for row in output]
+    if manifest["task"] == "language-modelling":  # a text that is shorter than the row has padding behind it
+        sizes = session.sizes(inputs)
+        bits = [-float(row[: size - 1].sum()) / math.log(2) for row, size in zip(output, sizes)]  # noqa: B905
+        return [{"bits": own, "tokens": size} for own, size in zip(bits, sizes)]  # noqa: B905
     for row in output:
         if manifest["task"] == "forecasting":
             found.append({"target": manifest["labels"][0].rpartition("+")[0], "forecast": row.tolist()})
@@ -559,6 +663,27 @@ def answers(
             ranked = [{"label": manifest["labels"][i], "probability": round(float(row[i]), 6)} for i in best]
             found.append({**ranked[0], "top": ranked})
     return found
+
+
+def tagged(text: str, shares: Any, tokenizer: Any, labels: list[str]) -> dict[str, Any]:
+    """Marked parts of a text: a word's label is that of its first token, and a part begins with B or another kind."""
+    one = tokenizer.encode(text)
+    spans: list[dict[str, Any]] = []
+    last, word = "", None
+    for place, (number, (start, end)) in enumerate(zip(one.word_ids, one.offsets)):  # noqa: B905
+        if number is None or number == word:
+            if spans and number is not None and last:
+                spans[-1]["end"] = end
+            continue
+        word = number
+        border, _, kind = labels[int(shares[place].argmax())].partition("-")
+        if kind and border == "I" and kind == last:
+            spans[-1]["end"] = end
+        elif kind:
+            blank = len(text[start:end]) - len(text[start:end].lstrip())
+            spans.append({"label": kind, "start": start + blank, "end": end})
+        last = kind
+    return {"spans": [{**span, "text": text[span["start"] : span["end"]]} for span in spans]}
 
 
 def covered(mask: Any, labels: list[str]) -> dict[str, Any]:
@@ -582,6 +707,8 @@ def boxed(boxes: Any, scores: Any, classes: list[int], labels: list[str]) -> dic
 
 def text(report: dict[str, Any]) -> str:
     """The report as a person reads it."""
+    if "text" in report:
+        return f"{report['text']}\n({report['tokens']} tokens, {report['tokens_a_second']:.1f} a second)"
     same = report["replay"]
     score = "" if report["score"] is None else f", {report['metric']} {report['score']:.4f} where it was made"
     peak = "not known on this system" if report["peak_mb"] is None else f"{report['peak_mb']:.0f} MB at most"
@@ -600,11 +727,20 @@ def text(report: dict[str, Any]) -> str:
         )
     lines.append(f"memory   {peak}")
     for answer in report.get("answers", ()):
-        if "value" in answer:
+        if "text" in answer:
+            lines.append(f"{answer['source']}: {answer['text']}")
+        elif "bits" in answer:
+            lines.append(f"{answer['source']}: {answer['bits']:.1f} bits in {answer['tokens']} tokens")
+        elif "cosine" in answer:
+            lines.append(f"{answer['source']}: cosine {answer['cosine']:.4f}, logit {answer['logit']:.3f}")
+        elif "value" in answer:
             lines.append(f"{answer['source']}: {answer['target']} {answer['value']:.6g}")
         elif "boxes" in answer:
             boxes = ", ".join(f"{each['label']} {each['score']:.2f} {each['box']}" for each in answer["boxes"])
             lines.append(f"{answer['source']}: {boxes or 'nothing'}")
+        elif "spans" in answer:
+            spans = ", ".join(f"{part['label']} {part['text']!r}" for part in answer["spans"])
+            lines.append(f"{answer['source']}: {spans or 'nothing'}")
         elif "shares" in answer:
             shares = ", ".join(f"{part['label']} {part['share']:.1%}" for part in answer["shares"])
             lines.append(f"{answer['source']}: {shares}")

@@ -13,6 +13,7 @@ from zoo.data.signature import (
     EDGE,
     STEEPEST,
     Calibration,
+    CaptionedPreprocess,
     ImagePreprocess,
     SeriesPreprocess,
     Signature,
@@ -33,7 +34,9 @@ def add_edges(proto: onnx.ModelProto, signature: Signature) -> None:
             node.input[position] = own.get(name, name)
     del graph.input[:]
     step = signature.preprocess
-    makers: dict[str, Any] = {"image": _image, "table": _table, "text": _tokens, "series": _series, "audio": _audio}
+    makers: dict[str, Any] = {
+        "image": _image, "table": _table, "text": _tokens, "series": _series, "audio": _audio, "captioned": _captioned,
+    }  # fmt: skip
     before = makers[step.kind](graph, step)
     after = _answer(graph, signature)
     nodes = [*before, *graph.node, *after]
@@ -63,7 +66,7 @@ def _standardise(
     ], scaled
 
 
-def _image(graph: onnx.GraphProto, step: ImagePreprocess) -> list[onnx.NodeProto]:
+def _image(graph: onnx.GraphProto, step: ImagePreprocess, made: str = INPUT) -> list[onnx.NodeProto]:
     graph.input.append(helper.make_tensor_value_info("image", TensorProto.UINT8, ["batch", *step.shape]))
     taken, pixels = "image", f"{BEFORE}/pixels"
     before: list[onnx.NodeProto] = []
@@ -73,7 +76,13 @@ def _image(graph: onnx.GraphProto, step: ImagePreprocess) -> list[onnx.NodeProto
         before = [_node("Gather", ["image", order], taken, axis=3)]
     nodes, scaled = _standardise(graph, pixels, step.ordered(step.mean), step.ordered(step.std), BEFORE)
     cast = _node("Cast", [taken], pixels, to=TensorProto.FLOAT)
-    return [*before, cast, *nodes, _node("Identity", [scaled], INPUT)]
+    return [*before, cast, *nodes, _node("Identity", [scaled], made)]
+
+
+def _captioned(graph: onnx.GraphProto, step: CaptionedPreprocess) -> list[onnx.NodeProto]:
+    graph.input.append(helper.make_tensor_value_info("tokens", TensorProto.INT32, ["batch", step.text.length]))
+    pixels = _image(graph, step.image, f"{INPUT}/image")
+    return [*pixels, _node("Identity", ["tokens"], f"{INPUT}/tokens")]
 
 
 def _table(graph: onnx.GraphProto, step: TablePreprocess) -> list[onnx.NodeProto]:

@@ -162,11 +162,11 @@ def _changes(splits: Any, before: np.ndarray, after: np.ndarray) -> dict[str, An
         (`won`), and by label the change of the share that is right (`per_class`). For values: the mean and the largest
         absolute change, in the target's unit. For embeddings: the same of one minus the cosine. For other answers: the share of what is scored that is another number.
     """
-    if splits.signature.task == "embedding":
-        moved = 1 - (before * after).sum(axis=1) / np.linalg.norm(before, axis=1) / np.linalg.norm(after, axis=1)
+    if splits.signature.task in ("embedding", "image-text"):
+        moved = 1 - (before * after).sum(axis=-1) / np.linalg.norm(before, axis=-1) / np.linalg.norm(after, axis=-1)
         return {"mean_change": float(moved.mean()), "largest_change": float(moved.max())}
-    if splits.signature.task == "speech-recognition":
-        before, after = before[..., 0], after[..., 0]  # the symbols of all steps, without their probabilities
+    if splits.signature.task in ("speech-recognition", "token-classification"):
+        before, after = before[..., 0], after[..., 0]  # the labels of all places, without their probabilities
     if splits.signature.valued:
         moved = np.abs(after - before)
         return {"mean_change": float(moved.mean()), "largest_change": float(moved.max())}
@@ -201,4 +201,5 @@ def shown_rows(splits: Any, part: str, count: int) -> parity.Arrays:
 
 def first_rows(split: Any, count: int) -> parity.Arrays:
     """The first rows of a split's inputs."""
-    return {name: values[:count] for name, values in split.x.items()}
+    made = "tokens" if "text" in split.x else ""  # drawn for this split, where users give the text alone
+    return {name: values[:count] for name, values in split.x.items() if name != made}

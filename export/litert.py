@@ -123,6 +123,15 @@ def to_litert(
         raise ExportError(
             "an INT8 file needs calibration rows, got none; give calibration=data.train.x or a part of it"
         )
+    if signature is not None and signature.preprocess.kind == "captioned":
+        raise ExportError(
+            f"{model.name!r} takes images with texts, which has no file for devices; make a classifier of it with zoo zero-shot, "
+            "which has one"
+        )
+    if signature is not None and tasks.get(signature.task).writes and len(model.inputs) > 1:
+        raise ExportError(
+            f"{model.name!r} writes its answer token by token, which no file for devices does; export a bundle, whose run.py does"
+        )
     if score is not None and validation is None:
         raise ExportError("a score needs the rows it is for; give validation=data.validation.x")
     rows = validation or calibration or parity.sample(model, signature, free=length or 8)
@@ -356,7 +365,8 @@ def write(
             return dict(zip(parity.output_names(model), answers, strict=True))
         task = tasks.get(signature.task)
         if tasks.decodes(task):
-            return task.decode(answers[0] if len(answers) == 1 else answers, signature) or {}
+            raw = answers[0] if len(answers) == 1 else answers
+            return task.decode_of(raw, given[0] if len(given) == 1 else given, signature) or {}
         if signature.task == "regression":
             return {"value": answers[0] * signature.target_std + signature.target_mean}
         return {task.output: _probabilities(answers[0], signature.calibration)}

@@ -20,7 +20,7 @@ from export.lowering.walk import nodes_of
 from zoo import tasks
 from zoo.data.audio import AudioPreprocess
 from zoo.data.lazy import Pictures
-from zoo.data.signature import ImagePreprocess, Signature
+from zoo.data.signature import CaptionedPreprocess, ImagePreprocess, Preprocess, Signature
 from zoo.data.texts import TextPreprocess
 
 TOLERANCE = 1e-4
@@ -45,7 +45,13 @@ def sample(model: Any, signature: Signature | None, rows: int = 5, seed: int = 0
     random = np.random.default_rng(seed)
     if signature is None:
         return {t.name: _own(random, (rows, *(size or free for size in t.shape[1:])), t, model) for t in model.inputs}
-    step = signature.preprocess
+    return _drawn(random, signature.preprocess, rows)
+
+
+def _drawn(random: np.random.Generator, step: Preprocess, rows: int) -> Arrays:
+    """Random inputs that a preprocessing takes; tokens in place of texts."""
+    if isinstance(step, CaptionedPreprocess):
+        return _drawn(random, step.image, rows) | _drawn(random, step.text, rows)
     if isinstance(step, AudioPreprocess):
         waves = random.uniform(-1, 1, (rows, step.samples)).astype(np.float32)
         waves[0, -(step.samples // 3) :] = np.nan  # a row that ends earlier
@@ -181,6 +187,8 @@ def _ports(
         return {"series": (step.shape, "float32")}
     if isinstance(step, ImagePreprocess):
         return {"image": (step.shape, "uint8")}
+    if isinstance(step, CaptionedPreprocess):
+        return {"image": (step.shape, "uint8"), "tokens": (step.text.shape, "int32")}
     columns = {"numbers": (len(step.numbers), "float32"), "categories": (len(step.categories), "str")}
     return {name: ((count,), dtype) for name, (count, dtype) in columns.items() if count}
 
@@ -198,7 +206,7 @@ def keras_answers(model: Any, signature: Signature | None, inputs: Arrays) -> Ar
         ExportError: Keras fails on them.
     """
     rows = len(next(iter(inputs.values())))
-    chunks = []
+    chunks: list[Arrays] = []
     for start in range(0, rows, CHUNK):
         own = own_inputs(model, signature, {name: values[start : start + CHUNK] for name, values in inputs.items()})
         try:
@@ -207,11 +215,14 @@ def keras_answers(model: Any, signature: Signature | None, inputs: Arrays) -> Ar
             raise ExportError(
                 f"Keras cannot run {model.name!r} on the rows: {' '.join(str(error).split())[:300]}"
             ) from error
-        chunks.append([keras.ops.convert_to_numpy(keras.ops.cast(answer, "float32")) for answer in answers])
-    outputs = [np.concatenate(parts) for parts in zip(*chunks, strict=True)]
-    if signature is None:
-        return dict(zip(output_names(model), outputs, strict=True))
-    return tasks.get(signature.task).answers(outputs[0] if len(outputs) == 1 else outputs, signature)
+        outputs = [keras.ops.convert_to_numpy(keras.ops.cast(answer, "float32")) for answer in answers]
+        if signature is None:
+            chunks.append(dict(zip(output_names(model), outputs, strict=True)))
+            continue
+        raw = outputs[0] if len(outputs) == 1 else outputs
+        given = own[0] if len(own) == 1 else dict(zip((t.name for t in model.inputs), own, strict=True))
+        chunks.append(tasks.get(signature.task).answers_of(raw, given, signature))
+    return {name: np.concatenate([part[name] for part in chunks]) for name in chunks[0]}
 
 
 def output_names(model: Any) -> list[str]:
@@ -409,7 +420,8 @@ def first_difference(
     facts = {fact.key: fact.value for fact in proto.metadata_props}
     values: dict[str, str] = json.loads(facts.get("layers", "{}"))
     made = {name for node in proto.graph.node for name in node.output}
-    for name in sorted({*values.values(), INPUT} & made - {output.name for output in proto.graph.output}):
+    before = {INPUT, *(f"{INPUT}/{tensor.name}" for tensor in model.inputs)}
+    for name in sorted({*values.values(), *before} & made - {output.name for output in proto.graph.output}):
         proto.graph.output.append(onnx.helper.make_empty_tensor_value_info(name))
     with tempfile.NamedTemporaryFile(dir=path.parent, prefix=".open-", suffix=".onnx") as file:
         file.write(proto.SerializeToString())
@@ -420,7 +432,11 @@ def first_difference(
         some = {name: given[part] for name, given in inputs.items()}
         found = run(live, some)
         own = own_inputs(model, signature, some)
-        if signature and distance(found[INPUT], keras.ops.convert_to_numpy(own[0])) > tolerance:
+        names = [INPUT] if len(own) == 1 else [f"{INPUT}/{tensor.name}" for tensor in model.inputs]
+        if signature and any(
+            distance(found[name], keras.ops.convert_to_numpy(value)) > tolerance
+            for name, value in zip(names, own, strict=True)
+        ):
             return "the preprocessing before the first layer differs"
         place = _first_of(model, own, found, values, tolerance)
         if place:

@@ -12,7 +12,8 @@ from zoo.data.targets import NOTHING
 from zoo.data.texts import TextPreprocess
 from zoo.tasks.language import next_token_loss, witten_bell
 
-TASK = tasks.get("language-modelling")
+TASK_NAME = "language-modelling"
+TASK = tasks.get(TASK_NAME)
 TEXTS = ["abc abd", "ab", "naïve ab", "abcabcabcabc"]
 
 
@@ -69,6 +70,24 @@ def test_loss_and_figures_are_means_over_the_tokens_there_are():
         np.testing.assert_allclose(TASK.losses(y, form), np.nansum(nats, axis=1) / np.log(2) / letters, rtol=1e-5)
     told = TASK.told(y[0], scored[0], tuple("abcdefg"))
     assert told["its_place"] == int(np.nanargmax(nats[0])) + 1
+
+
+def test_files_answer_for_the_token_that_follows_alone(step):
+    random = np.random.RandomState(1)
+    logits = random.normal(size=(4, 9, step.vocabulary)).astype(np.float32)
+    tokens = step({"text": np.array(TEXTS)})
+    signature = data.Signature(TASK_NAME, ("a",) * step.vocabulary, step)
+    found = TASK.answers_of(logits, tokens, signature)
+    assert {name: (values.shape, values.dtype.str) for name, values in found.items()} == {
+        "log_probability": ((4, 9), "<f4"),
+        "likeliest": ((4, 9), "|b1"),
+    }
+    assert [(one.name, one.shape) for one in TASK.outputs(signature)] == [
+        ("log_probability", (9,)),
+        ("likeliest", (9,)),
+    ]
+    whole = TASK.judged(TASK.answer(logits, signature), tokens)
+    np.testing.assert_allclose(TASK.scored(found), whole, atol=1e-5)
 
 
 def by_hand(rows, new, vocabulary, order):

@@ -55,11 +55,7 @@ def _block(x, heads, hidden, deviation, epsilon, dropout, name):
     tiny=dict(input_shape=(10,), vocabulary=20, width=12, depth=2, heads=3, dropout=0.0),
     aliases=("gpt",),
     data="stdlib_text",
-    skip=dict(
-        edge="a language model answers for every place of a text, which no device asks it for",
-        explain="it gives an answer for every place of a text, and explanations are of one",
-        serve="the server has no form yet in which it continues a text",
-    ),
+    skip=dict(explain="it gives an answer for every place of a text, and explanations are of one"),
     recipe=dict(learning_rate=1e-3, weight_decay=0.1, warmup=0.05, clip_norm=1.0, batch_size=16, tokenizer="bpe:1000"),
 )
 def gpt(

@@ -1,7 +1,7 @@
 """Where a token stands, told to a transformer: added to its vector, turned into its queries and keys, or added to scores.
 
-`start` is the place of the first token that a call sees, a whole number or a scalar tensor: behind a cache it is how
-many the cache holds.
+`start` is the place of the first token that a call sees, a whole number or a tensor, (batch, 1) where rows differ: behind a
+cache it is how many the cache holds.
 """
 
 import math
@@ -61,7 +61,7 @@ class WavePositions(layers.Layer):
         rates = [10000 ** (-2 * pair / width) for pair in range((width + 1) // 2)]
         angles = _angles(ops.shape(x)[1], start, rates)  # (places, pairs)
         waves = ops.stack([ops.sin(angles), ops.cos(angles)], axis=-1)  # (places, pairs, 2)
-        waves = ops.reshape(waves, (-1, 2 * len(rates)))[:, :width]
+        waves = ops.reshape(waves, (-1, ops.shape(x)[1], 2 * len(rates)))[..., :width]  # (1 or batch, places, width)
         return x + ops.cast(waves, x.dtype)
 
     def compute_output_spec(self, x, start=0):
@@ -105,7 +105,7 @@ class Rotary(layers.Layer):
         self.rates = [self.base ** (-2 * pair / turned) for pair in range(turned // 2)]
 
     def call(self, x, start=0):
-        angles = _angles(ops.shape(x)[1], start, self.rates)[:, None]  # (places, 1, pairs), for all heads
+        angles = _angles(ops.shape(x)[1], start, self.rates)[..., None, :]  # (places, 1, pairs), for all heads
         sine, cosine = ops.cast(ops.sin(angles), x.dtype), ops.cast(ops.cos(angles), x.dtype)
         own, width = len(self.rates), x.shape[-1]
         split = ops.reshape(x, (-1, ops.shape(x)[1], self.heads, width // self.heads))
@@ -175,12 +175,16 @@ class RelativeBias(layers.Layer):
     def call(self, query, key):
         queries, keys = ops.shape(query)[1], ops.shape(key)[1]
         own = ops.arange(queries)[:, None] + (keys - queries)
-        ahead = ops.arange(keys)[None] - own  # (queries, keys), how many places the key lies behind the query
+        found = self.between(ops.arange(keys)[None] - own)  # (queries, keys, heads)
+        return ops.transpose(found, (2, 0, 1))[None]
+
+    def between(self, ahead):
+        """By how many places each key lies behind the query, whole numbers of any shape -> what is added, (…, heads)."""
         far = ops.minimum(ops.maximum(-ahead, 0) if self.causal else ops.abs(ahead), self.distance)
         which = ops.take(ops.convert_to_tensor(self._of, "int32"), far, axis=0)
         if not self.causal:
             which = which + ops.cast(ahead > 0, "int32") * (self.buckets // 2)
-        return ops.transpose(ops.take(self.table, which, axis=0), (2, 0, 1))[None]
+        return ops.take(self.table, which, axis=0)
 
     def compute_output_spec(self, query, key):
         return KerasTensor((1, self.heads, query.shape[1], key.shape[1]), self.compute_dtype)
@@ -191,6 +195,6 @@ class RelativeBias(layers.Layer):
 
 
 def _angles(places, start, rates):
-    """Angle of each place and pair, (places, pairs), in radians."""
+    """Angle of each place and pair, (places, pairs), or (batch, places, pairs) where rows differ, in radians."""
     places = ops.cast(ops.arange(places) + start, "float32")
-    return places[:, None] * ops.convert_to_tensor(rates, "float32")
+    return places[..., None] * ops.convert_to_tensor(rates, "float32")

@@ -59,7 +59,7 @@ class LanguageModelling(Task):
 
     def judged(self, scored, inputs):
         following = np.concatenate([inputs[:, 1:], inputs[:, :1]], axis=1)
-        return _picked(following, scored)
+        return picked(following, scored)
 
     def measures(self, y, scored):
         """Minus bits per character; the same without its sign; perplexity of a token; tokens foretold rightly."""
@@ -121,24 +121,32 @@ class LanguageModelling(Task):
         return pictures.by_place(bits[known.any(axis=0)], path)
 
 
-def next_token_loss(y, logits):
+def next_token_loss(y, logits, smoothing=0.0):
     """Minus the logarithm of each following token's probability, so that the mean over rows is that over known tokens.
 
     Args:
         y: numbers of tokens (batch, places) as floats, `NOTHING` where there is none.
         logits: (batch, places, tokens).
+        smoothing: share of the target that is spread over all tokens.
     """
     from keras import ops
 
     known = ops.cast(y > NOTHING, "float32")
     tokens = ops.cast(ops.maximum(y, 0), "int32")
-    nats = ops.sparse_categorical_crossentropy(tokens, ops.cast(logits, "float32"), from_logits=True) * known
+    logits = ops.cast(logits, "float32")
+    nats = ops.sparse_categorical_crossentropy(tokens, logits, from_logits=True)
+    if smoothing:
+        nats = (1 - smoothing) * nats - smoothing * ops.mean(ops.log_softmax(logits, axis=-1), axis=-1)
+    nats = nats * known
     rows = ops.cast(ops.shape(known)[0], "float32")
     return ops.sum(nats, axis=1) * rows / ops.maximum(ops.sum(known), 1.0)
 
 
-def _picked(tokens, scored):
-    """Of all logarithms those of some tokens (rows, places), and whether each is the likeliest; float32 (…, 2)."""
+def picked(tokens, scored):
+    """Of all logarithms those of some tokens (rows, places), and whether each is the likeliest; float32 (…, 2).
+
+    What was picked before stays as it is.
+    """
     if scored.shape[-1] == 2:
         return scored
     own = np.take_along_axis(scored, np.maximum(tokens, 0)[..., None], axis=-1)[..., 0]
@@ -147,7 +155,7 @@ def _picked(tokens, scored):
 
 def _known(y, scored):
     """Which places have a token that follows, its nats, and whether it was foretold; (rows, places) each."""
-    own = _picked(y[:, 1:], scored).astype(np.float64)
+    own = picked(y[:, 1:], scored).astype(np.float64)
     return y[:, 1:] != NOTHING, -own[..., 0], own[..., 1]
 
 
@@ -202,4 +210,44 @@ def _longer(contexts, inputs, others, new, length, vocabulary):
     return made, np.where((found >= 0) & (names[place] == found), place, -1)
 
 
-TASK = LanguageModelling()
+class NextToken(LanguageModelling):
+    """Language modelling in files and bundles: of each place only what is said of the token that follows in the row.
+
+    A vocabulary of numbers for each place would be hundreds of megabytes for a few hundred rows. Of the last place, which
+    nothing follows, answers say something of the row's first token; nobody counts that.
+    """
+
+    writes = True
+
+    def outputs(self, signature):
+        shape = (signature.preprocess.length,)
+        unit = "natural logarithm of the probability of the token that follows"
+        return (
+            Output("log_probability", "FP32", shape, ("places",), unit=unit),
+            Output("likeliest", "BOOL", shape, ("places",), unit="whether that token was expected most"),
+        )
+
+    def decode_of(self, raw, inputs, signature):
+        from keras import ops
+
+        following = ops.concatenate([inputs[:, 1:], inputs[:, :1]], axis=1)
+        own = ops.take_along_axis(raw, following[..., None], axis=-1)[..., 0]
+        likeliest = ops.cast(ops.argmax(raw, axis=-1), following.dtype)
+        return {
+            "log_probability": own - ops.logsumexp(raw, axis=-1),
+            "likeliest": ops.equal(likeliest, following),
+        }
+
+    def answers_of(self, raw, inputs, signature):
+        from keras import ops
+
+        made = self.decode_of(ops.convert_to_tensor(raw), ops.convert_to_tensor(inputs), signature)
+        return {name: ops.convert_to_numpy(value) for name, value in made.items()}
+
+    def scored(self, answers):
+        if self.output in answers:
+            return answers[self.output]
+        return np.stack([answers["log_probability"], answers["likeliest"]], axis=-1).astype(np.float32)
+
+
+TASK = NextToken()

@@ -1,0 +1,422 @@
+"""Texts that are continued token by token, many at once: rows come and go between two steps. numpy and ONNX Runtime only.
+
+The decoder's file takes the new tokens of each row, how many places of it are `cached`, and these; it gives the logits of
+what follows and the new places. A row's places stand in one array from its first on, so that rows of any length share a
+call, and nothing is copied from one step to the next but the new place. Rows that are read for the first time go through
+the same file, those of equal length together.
+"""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from serve.manifest import BundleError, Manifest
+from serve.sampling import Ask, Beams, drawn
+
+__all__ = ["Ask", "Piece", "Running", "generate"]
+
+STEP = 64  # places by which the arrays grow
+BEFORE = 8  # tokens in front of the answer that are read again with it: how it joins the text is theirs to say
+HALF = "\ufffd"  # what stands where a character is not whole yet
+
+
+@dataclass
+class Piece:
+    """What a step adds to a row's text.
+
+    Attributes:
+        text: new characters, whole ones only; with beams all of them come at the end.
+        tokens: how many the answer has so far.
+        done: "" while it goes on; then "stop" (a text of `Ask.stop` came), "length" (as long as asked, or as the model can)
+            or "end" (the model ended it).
+        note: what people should know, with the first piece of a row.
+    """
+
+    text: str
+    tokens: int
+    done: str = ""
+    note: str = ""
+
+
+@dataclass
+class _Row:
+    number: int
+    ask: Ask
+    tokens: list[int]  # that the decoder reads first
+    text: "_Text"
+    random: np.random.Generator
+    most: int
+    note: str = ""
+    source: dict[str, np.ndarray] = field(default_factory=dict)  # what the encoder reads
+    beams: Beams | None = None
+    made: int = 0
+
+
+class Running:
+    """Texts that are being continued, all in one batch.
+
+    A step costs about the same for one row as for several, since it reads every weight once. A text and a seed give the
+    same answer whatever else is in the batch, up to the rounding of sums.
+    """
+
+    def __init__(self, folder: str | Path, manifest: Manifest, precision: str | None = None, threads: int = 0) -> None:
+        """Open the files of a bundle.
+
+        Args:
+            folder: of the bundle.
+            manifest: its manifest, with a block `generation`.
+            precision: form of the weights; the manifest's default if None, or where that is no form of the decoder, "fp32".
+            threads: processor threads a step may use; 0 for all.
+
+        Raises:
+            BundleError: the bundle has no decoder in this precision, or it does not load.
+        """
+        folder = Path(folder)
+        self.block = block = manifest.generation
+        if not block:
+            raise BundleError(f"{manifest.name!r} continues no texts; it was exported without a decoder")
+        files = block["files"]
+        chosen = precision or (manifest.default if manifest.default in files else "fp32")
+        if chosen not in files:
+            raise BundleError(f"{manifest.name!r} has no decoder in {chosen!r}; it has {', '.join(files)}")
+        self.precision = chosen
+        self._decoder = _session(folder / files[chosen]["decoder"], threads)
+        encoder = files[chosen].get("encoder", "")
+        self._encoder = _session(folder / encoder, threads) if encoder else None
+        self._tokenizer, self._cut = _tokenizer(folder, manifest, encoder != "")
+        self.length: int = block["length"]
+        self._end: int = block["end"]
+        others = (port.name for port in self._decoder.get_outputs() if port.name != "logits")
+        self._outputs = ["logits", *others]
+        self._inputs = {port.name for port in self._decoder.get_inputs()}  # a recurrent one asks for no places
+        self._numbers = 0
+        self._waiting: list[_Row] = []
+        self._owners: list[_Row] = []  # one for each row of the arrays, several for one with beams
+        self._tokens = np.zeros((0, 1), np.int32)  # the newest of each, which is not cached yet
+        self._cached = np.zeros((0, 1), np.int32)
+        self._caches = {
+            one["name"]: np.zeros((0, one["shape"][0], 0, one["shape"][2]), np.float32) for one in block["caches"]
+        }
+        self._held: dict[str, np.ndarray] = {}  # states, and what the encoder gave
+
+    @property
+    def idle(self) -> bool:
+        """Whether there is nothing to do."""
+        return not self._waiting and not self._owners
+
+    @property
+    def rows(self) -> list[int]:
+        """Numbers of the rows that have begun or wait, in the order they came."""
+        return sorted({row.number for row in (*self._owners, *self._waiting)})
+
+    def add(self, text: str, ask: Ask = Ask()) -> int:  # noqa: B008  # frozen
+        """Take a text; the next step reads it.
+
+        Returns:
+            The number that its pieces carry.
+
+        Raises:
+            ValueError: the text has nothing to go on from.
+        """
+        self._numbers += 1
+        number = self._numbers
+        random = np.random.default_rng(ask.seed)
+        if self._encoder is not None:
+            if not text.strip():
+                raise ValueError("the text is blank; write what is to be answered")
+            read = self._tokenizer.encode(text)
+            note = f"only the first {self._cut} tokens of the text were read, the rest was cut off"
+            source = {self.block["source"]: np.array([read.ids], np.int32)}
+            start = list(self.block["start"])
+            most = min(ask.most, self.length - len(start) + 1) if self.length else ask.most
+            row = _Row(number, ask, start, _Text(self._tokenizer, [], ask.stop), random, most, source=source)
+            row.note = note if read.overflowing else ""
+        else:
+            tokens = self._read(text)
+            note, room = "", min(ask.most, self.length // 2) if self.length else 0
+            if self.length and len(tokens) > self.length - room:
+                kept = max(self.length - room, 1)
+                note = (
+                    f"only the last {kept} of the text's {len(tokens)} tokens were read, so that {room} fit behind them"
+                )
+                tokens = tokens[-kept:]
+            most = min(ask.most, self.length - len(tokens) + 1) if self.length else ask.most
+            row = _Row(number, ask, tokens, _Text(self._tokenizer, tokens[-BEFORE:], ask.stop), random, most, note)
+        if ask.beams > 1:
+            row.beams = Beams(ask.beams, row.most, self._end)
+        self._waiting.append(row)
+        return number
+
+    def _read(self, text: str) -> list[int]:
+        """Tokens of a text that is to be continued: without those that end it."""
+        read = self._tokenizer.encode(text)
+        count = len(read.ids)
+        while count and read.special_tokens_mask[count - 1]:
+            count -= 1
+        found = list(read.ids[:count]) or list(self.block["start"])
+        if not found:
+            raise ValueError("the text is empty, and this model has no token to begin with; write its first words")
+        return found
+
+    def drop(self, row: int) -> None:
+        """Leave a row; one that has ended has left already."""
+        self._waiting = [one for one in self._waiting if one.number != row]
+        kept = [place for place, one in enumerate(self._owners) if one.number != row]
+        self._arrange(kept, [self._owners[place] for place in kept])
+
+    def step(self) -> list[tuple[int, Piece]]:
+        """One token for every row; those that wait are read first.
+
+        Returns:
+            For each row its number and what is new; a row whose piece is `done` is gone.
+        """
+        pieces: list[tuple[int, Piece]] = []
+        if self._owners:
+            count = len(self._owners)
+            self._reserve(count, int(self._cached.max()) + 1)
+            feed = {name: array[:count] for name, array in (*self._caches.items(), *self._held.items())}
+            logits, new = self._run({"tokens": self._tokens, "cached": self._cached, **feed})
+            rows, places = np.arange(count), self._cached[:, 0]
+            for name, array in self._caches.items():
+                array[rows, :, places] = new[name][:, :, 0]
+            for one in self.block["states"]:
+                self._held[one["name"]][:count] = new[one["name"]]
+            self._cached += 1
+            pieces += self._choose(logits, 0)
+        while self._waiting:
+            first = len(self._waiting[0].tokens)
+            group = [row for row in self._waiting if len(row.tokens) == first]
+            self._waiting = [row for row in self._waiting if len(row.tokens) != first]
+            begin = len(self._owners)
+            pieces += self._choose(self._begin(group), begin)
+        return pieces
+
+    def _begin(self, group: list[_Row]) -> np.ndarray:
+        """Read the texts of rows of equal length, which stand last from then on; the logits behind them."""
+        size, length, begin = len(group), len(group[0].tokens), len(self._owners)
+        found: dict[str, np.ndarray] = {}
+        if self._encoder is not None:
+            names = [port.name for port in self._encoder.get_outputs()]
+            source = {name: np.concatenate([row.source[name] for row in group]) for name in group[0].source}
+            found = dict(zip(names, self._encoder.run(names, source), strict=True))
+        held = {name: found[name] for name in self.block["crossing"]}
+        for one in self.block["states"]:
+            held[one["name"]] = found[one["first"]] if one["first"] else np.zeros((size, *one["shape"]), np.float32)
+        tokens = np.array([row.tokens for row in group], np.int32)
+        # one place that does not count: an engine need not know arrays without any
+        empty = {
+            name: np.zeros((size, array.shape[1], 1, array.shape[3]), np.float32)
+            for name, array in self._caches.items()
+        }
+        logits, new = self._run({"tokens": tokens, "cached": np.zeros((size, 1), np.int32), **empty, **held})
+        self._owners += group
+        self._reserve(begin + size, length)
+        for name, array in self._caches.items():
+            array[begin : begin + size, :, :length] = new[name]
+        for name, value in held.items():
+            if name not in self._held:
+                self._held[name] = np.zeros((0, *value.shape[1:]), value.dtype)
+            self._held[name] = _longer(self._held[name], begin + size)
+            self._held[name][begin : begin + size] = new.get(name, value)
+        self._tokens = np.concatenate([self._tokens, tokens[:, -1:]])
+        self._cached = np.concatenate([self._cached, np.full((size, 1), length, np.int32)])
+        return logits
+
+    def _run(self, feed: dict[str, np.ndarray]) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+        """Logits (rows, vocabulary), and by the name of a cache or state what is new of it."""
+        feed = {name: array for name, array in feed.items() if name in self._inputs}
+        logits, *others = self._decoder.run(self._outputs, feed)
+        return logits, {name.removesuffix("_new"): value for name, value in zip(self._outputs[1:], others, strict=True)}
+
+    def _choose(self, logits: np.ndarray, begin: int) -> list[tuple[int, Piece]]:
+        """The next token of each row from `begin` on; rows that have ended leave."""
+        likeliest = logits.argmax(axis=1).tolist()
+        pieces: list[tuple[int, Piece]] = []
+        places, owners = list(range(begin)), self._owners[:begin]
+        tokens = self._tokens[:begin, 0].tolist()
+        place = begin
+        while place < len(self._owners):
+            row, own = self._owners[place], place - begin
+            width = 1
+            row.made += 1
+            if row.beams is not None:
+                width = next(
+                    (n for n, one in enumerate(self._owners[place:]) if one is not row), len(self._owners) - place
+                )
+                parents, following = row.beams.advance(logits[own : own + width])
+                pieces.append((row.number, self._searched(row) if not following else Piece("", row.made)))
+            else:
+                ask = row.ask
+                token = drawn(logits[own], ask, row.random) if ask.temperature else likeliest[own]
+                piece = self._piece(row, token)
+                pieces.append((row.number, piece))
+                parents, following = ([], []) if piece.done else ([0], [token])
+            if row.note:
+                pieces[-1][1].note, row.note = row.note, ""
+            places += [place + parent for parent in parents]
+            owners += [row] * len(parents)
+            tokens += following
+            place += width
+        self._arrange(places, owners)
+        self._tokens = np.array(tokens, np.int32).reshape(-1, 1)
+        return pieces
+
+    def _piece(self, row: _Row, token: int) -> Piece:
+        if token == self._end:
+            return Piece(row.text.rest(), row.made - 1, "end")
+        text, stopped = row.text.add(token)
+        if stopped:
+            return Piece(text, row.made, "stop")
+        if row.made >= row.most:
+            return Piece(text + row.text.rest(), row.made, "length")
+        return Piece(text, row.made)
+
+    def _searched(self, row: _Row) -> Piece:
+        """All of the best answer, when its search is over."""
+        assert row.beams is not None
+        answer, said = row.beams.answer, ""
+        done = "end" if answer[-1] == self._end else "length"
+        answer = answer[:-1] if done == "end" else answer
+        for token in answer:
+            text, stopped = row.text.add(token)
+            said += text
+            if stopped:
+                return Piece(said, len(answer), "stop")
+        return Piece(said + row.text.rest(), len(answer), done)
+
+    def _arrange(self, places: Sequence[int], owners: list[_Row]) -> None:
+        """Keep these rows of the arrays, in this order; one may be kept several times."""
+        self._reserve(len(places), 0)
+        moved = [new for new, old in enumerate(places) if new != old]
+        if moved:
+            old = [places[new] for new in moved]
+            longest = int(self._cached[old].max())
+            for array in self._caches.values():
+                array[moved, :, :longest] = array[old, :, :longest]
+            for array in self._held.values():
+                array[moved] = array[old]
+        self._tokens, self._cached = self._tokens[list(places)], self._cached[list(places)]
+        self._owners = owners
+        if not owners:  # idle: what one long row needed is not kept for ever
+            self._caches = {name: array[:0, :, :0].copy() for name, array in self._caches.items()}
+            self._held = {}
+
+    def _reserve(self, rows: int, places: int) -> None:
+        """Make the arrays large enough."""
+        for name, array in self._caches.items():
+            size, room = array.shape[0], array.shape[2]
+            if rows <= size and places <= room:
+                continue
+            wider = max(room, -(-places // STEP) * STEP)
+            made = np.zeros((max(rows, size), array.shape[1], wider, array.shape[3]), np.float32)
+            made[:size, :, :room] = array
+            self._caches[name] = made
+        self._held = {name: _longer(array, rows) for name, array in self._held.items()}
+
+
+class _Text:
+    """Tokens that become characters, as soon as these are whole."""
+
+    def __init__(self, tokenizer: Any, before: list[int], stop: tuple[str, ...]) -> None:
+        self._tokenizer, self._stop = tokenizer, stop
+        self._tokens = list(before)
+        self._known = self._said(self._tokens)
+        self._kept = len(before)  # tokens of which the characters are out
+        self._held = ""  # what may be the beginning of a text to stop at
+
+    def _said(self, tokens: list[int]) -> str:
+        return self._tokenizer.decode(tokens, skip_special_tokens=True)
+
+    def add(self, token: int) -> tuple[str, bool]:
+        """New characters, and whether a text to stop at came, which is not among them."""
+        self._tokens.append(token)
+        said = self._said(self._tokens)
+        if said.endswith(HALF) or len(said) <= len(self._known):
+            return "", False
+        fresh = said[len(self._known) :]
+        self._tokens = self._tokens[-BEFORE:] if len(self._tokens) > 2 * BEFORE else self._tokens
+        self._known = self._said(self._tokens)
+        return self._until(fresh)
+
+    def _until(self, fresh: str) -> tuple[str, bool]:
+        text = self._held + fresh
+        found = [place for stop in self._stop if (place := text.find(stop)) >= 0]
+        if found:
+            self._held = ""
+            return text[: min(found)], True
+        begun = max((_begun(text, stop) for stop in self._stop), default=0)
+        self._held = text[len(text) - begun :]
+        return text[: len(text) - begun], False
+
+    def rest(self) -> str:
+        """What was held back, when nothing more comes."""
+        held, self._held = self._held, ""
+        return held
+
+
+def _begun(text: str, stop: str) -> int:
+    """How many characters at the end of a text are the beginning of another."""
+    return next((size for size in range(min(len(stop) - 1, len(text)), 0, -1) if text.endswith(stop[:size])), 0)
+
+
+def _longer(array: np.ndarray, rows: int) -> np.ndarray:
+    """An array of at least so many rows, with what it held."""
+    if len(array) >= rows:
+        return array
+    made = np.zeros((rows, *array.shape[1:]), array.dtype)
+    made[: len(array)] = array
+    return made
+
+
+def _session(path: Path, threads: int) -> Any:
+    """A file in ONNX Runtime, whose threads wait busily within a step, which is hundreds of short tasks, and sleep behind it."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.add_session_config_entry("session.force_spinning_stop", "1")
+    options.log_severity_level = 4  # its messages may quote what a client sent
+    try:
+        return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # ONNX Runtime raises its own types, which share no public base
+        raise BundleError(f"{path.name} does not load in ONNX Runtime: {error}") from error
+
+
+def _tokenizer(folder: Path, manifest: Manifest, fixed: bool) -> tuple[Any, int]:
+    """The bundle's tokenizer and its length; unless `fixed`, texts are neither filled up nor cut by it."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    try:
+        from tokenizers import Tokenizer
+    except ImportError as error:
+        raise BundleError("texts need the library tokenizers; run: pip install tokenizers") from error
+    name = manifest.preprocess.get("tokenizer", "")
+    try:
+        read = Tokenizer.from_file(str(folder / name))
+        length = int((read.padding or {"length": 0})["length"] or 0)
+    except Exception as error:  # the library raises bare exceptions
+        raise BundleError(f"{name!r} cannot be used: {error}; export the bundle again") from error
+    read.encode_special_tokens = True  # who writes "[PAD]" means these letters
+    if not fixed:
+        read.no_padding()
+        read.no_truncation()
+    return read, length
+
+
+def generate(running: Running, text: str, ask: Ask = Ask()) -> str:  # noqa: B008  # frozen
+    """What follows a text, whole: the simple loop over `Running.step`.
+
+    Raises:
+        ValueError: the text has nothing to go on from.
+    """
+    own, said = running.add(text, ask), ""
+    while True:
+        for number, piece in running.step():
+            if number == own:
+                said += piece.text
+                if piece.done:
+                    return said

@@ -1,0 +1,74 @@
+"""Texts that a model writes: by a bundle's decoder, or by one that is made of a run for the moment."""
+
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from serve.generation import Piece, Running
+
+
+def generate(model: Any, text: str, *, precision: str | None = None, threads: int = 0, **ask: Any) -> str:
+    """What a language model puts behind a text, or a model of texts to texts answers to it.
+
+    Args:
+        model: bundle or run, the path of one, or what `opened` gave, which is quicker for many texts.
+        text: that begins, or that is answered.
+        precision: form of a bundle, such as "w8"; its default if None.
+        threads: processor threads; 0 for all.
+        ask: `most` tokens (64), `temperature` (0 takes the likeliest, else one is drawn), `top_k`, `top_p`, `beams`, `stop`
+            (texts before which it ends) and `seed`; see `serve.sampling.Ask`.
+
+    Returns:
+        The new characters alone.
+
+    Raises:
+        ValueError: the model writes no texts, the text has nothing to go on from, or an argument is out of range.
+        TypeError: there is no such argument.
+    """
+    running = opened(model, precision, threads)
+    return "".join(piece.text for piece in pieces(running, text, **ask))
+
+
+def pieces(running: "Running", text: str, **ask: Any) -> "Iterator[Piece]":
+    """The same as it comes, from what `opened` gave: the new characters, and why it ended."""
+    from serve.sampling import Ask
+
+    own, done = running.add(text, Ask(**ask)), ""
+    while not done:
+        for number, piece in running.step():
+            if number == own:
+                done = piece.done
+                yield piece
+
+
+def opened(model: Any, precision: str | None = None, threads: int = 0) -> "Running":
+    """Something that continues texts, of a bundle or run; the arguments are those of `generate`.
+
+    Raises:
+        ValueError: the model writes no texts.
+    """
+    from serve.generation import Running
+    from serve.manifest import MANIFEST, Bundle, read
+
+    if isinstance(model, Running):
+        return model
+    if isinstance(model, str | Path):
+        if (Path(model) / MANIFEST).exists():
+            model = read(model)
+        else:
+            from zoo.training import load
+
+            model = load(model)
+    if isinstance(model, Bundle):
+        return Running(model.folder, model.manifest, precision, threads)
+    if not hasattr(model, "signature"):
+        raise ValueError(f"a bundle or a run writes texts, which have a tokenizer; got a {type(model).__name__}")
+    if precision not in (None, "fp32"):
+        raise ValueError(f"a run has its weights in fp32 only, got precision={precision!r}; export it first")
+    from export import continuing
+
+    with tempfile.TemporaryDirectory() as place:  # the session has read the files when this ends
+        manifest = continuing.alone(model.model, model.signature, Path(place))
+        return Running(Path(place), manifest, "fp32", threads)
