@@ -17,7 +17,7 @@ from werkzeug.exceptions import HTTPException
 
 from serve.admin import admin_routes
 from serve.drift import Drift
-from serve.errors import RequestError
+from serve.errors import RequestError, told_as_text
 from serve.explainer import TARGET, Explainer
 from serve.gallery import Gallery
 from serve.guard import Guard, protect
@@ -28,6 +28,7 @@ from serve.openapi import openapi_routes
 from serve.people import people_routes
 from serve.standard import reply, standard_routes
 from serve.store import Shelf, Store
+from serve.streaming import streaming_routes
 from serve.traffic import Traffic
 
 log = logging.getLogger("serve")
@@ -104,6 +105,7 @@ def create_app(
     _figures(app, store, live)
     _health_routes(app, store, monitor)
     standard_routes(app, store, monitor)
+    streaming_routes(app, store, monitor, guard)
     people_routes(
         app,
         store,
@@ -206,9 +208,8 @@ def _surround(app: Flask, monitor: Monitor) -> None:
 
     def _error(code: str, message: str, status: int, headers: dict[str, str] | None = None) -> Response:
         g.code = code
-        # clients of v2 and v1 read "error" as text, so there the code stands beside it
-        standard = request.path.startswith(("/v2", "/v1"))
-        body = {"error": message, "code": code} if standard else {"error": {"code": code, "message": message}}
+        as_text = told_as_text(request.path)
+        body = {"error": message, "code": code} if as_text else {"error": {"code": code, "message": message}}
         response = reply(body, status)
         response.headers.update(headers or {})
         return response

@@ -2,17 +2,18 @@
 
 import hashlib
 from collections import OrderedDict, deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 import msgspec
 import numpy as np
 
-from serve import protocol
+from serve import continuations, protocol
 from serve.errors import RequestError
 from serve.manifest import Bundle
 from serve.runtime import EXAMPLES, Declared, golden_rows
+from serve.writing import Part
 
 BATCH_BYTES = 32 * 2**20  # a batch is closed by the request that reaches this
 
@@ -30,7 +31,9 @@ class Answer:
         rows: predicted rows.
         classes: predicted class of each row, None for models that tell no classes apart.
         values: probability of each of them; of models that answer one value for each row, that.
-        seconds: that a worker took for the batch.
+        seconds: that a worker took for the batch, or to write a text.
+        tokens: that were written, also where the answer was not finished.
+        first: seconds from the request to the first token; None without any.
     """
 
     status: int
@@ -42,11 +45,19 @@ class Answer:
     classes: list[int] | None = None
     values: list[float] | None = None
     seconds: float = 0.0
+    tokens: int = 0
+    first: float | None = None
 
     @classmethod
     def of(cls, error: RequestError) -> "Answer":
         """The answer to a request that cannot be answered."""
         return cls(error.status, error.body, headers=error.headers)
+
+    @property
+    def refusal(self) -> RequestError:
+        """The same the other way round."""
+        told = msgspec.json.decode(self.body)
+        return RequestError(told.get("code", "failed"), told["error"], self.status, self.headers)
 
 
 @dataclass(slots=True)
@@ -57,9 +68,10 @@ class Call:
         model, version: what answers.
         body: the request as it came, decompressed.
         header_length: bytes of JSON before binary tensors; None if the body is JSON only.
-        protocol: "v2" or "v1", how the body is to be read.
+        protocol: "v2" or "v1", or one of `serve.continuations.KINDS`: how the body is to be read.
         deadline: `time.monotonic()` seconds, after which nobody wants the answer.
-        done: called once with the answer, in the loop's thread.
+        done: called once with the answer, in the loop's thread; after what `said` was called with, its body is the rest.
+        said: called with each part of a stream before that; None for an answer that comes whole.
         cancelled: set by the owner when nobody waits any more; the call is then not computed if it still can be
             avoided.
         shadow: whether it only watches another version; it counts in no figure that clients see.
@@ -67,6 +79,10 @@ class Call:
         attempts: workers that died while they computed it.
         started: `time.monotonic()` when it was submitted.
         finished: whether `done` was called.
+        begun: `time.monotonic()` when a worker was given it, for texts to be written.
+        first: the same of the first token, 0 before.
+        tokens: written so far.
+        spoken: whether `said` was called.
     """
 
     model: str
@@ -82,6 +98,11 @@ class Call:
     started: float = 0.0
     finished: bool = False
     chosen: bool = False
+    said: Callable[[bytes], None] | None = None
+    begun: float = 0.0
+    first: float = 0.0
+    tokens: int = 0
+    spoken: bool = False
 
 
 class Asker(Protocol):
@@ -90,6 +111,10 @@ class Asker(Protocol):
     def ask(
         self, name: str, version: str, body: bytes, header_length: int | None, deadline: float | None = None
     ) -> Answer: ...
+
+    def follow(
+        self, name: str, version: str, kind: str, body: bytes, deadline: float | None = None
+    ) -> Iterator[Part]: ...
 
 
 class Served(Declared):
@@ -100,9 +125,11 @@ class Served(Declared):
         engine: what computes, as the last worker that loaded it said.
         queue: calls that wait, oldest first.
         alone: calls over which a worker died; each is a batch of its own, and goes first.
+        prompts: calls that wait for a place among the texts that are being written.
         queued: bytes that wait.
-        outstanding: batches that workers have.
+        outstanding: batches and texts that workers have.
         cost: seconds of a worker for one call, a running mean; 0 if not known.
+        span: seconds from giving a text to a worker to its end, a running mean; 0 if not known.
         pace: seconds from giving a batch to a worker to having its answers, per call, a running mean; 0 if not known.
         memory: bytes that a worker grew by loading it; the size of its files before that.
         used: `time.monotonic()` of the last call.
@@ -120,6 +147,8 @@ class Served(Declared):
         self.engine = "onnxruntime"
         self.queue: deque[Call] = deque()
         self.alone: deque[Call] = deque()
+        self.prompts: deque[Call] = deque()
+        self.span = 0.0
         self.queued = 0
         self.outstanding = 0
         self.cost = (stored.ms or 0.0) / 1000
@@ -134,7 +163,7 @@ class Served(Declared):
     @property
     def waiting(self) -> int:
         """Calls that wait."""
-        return len(self.queue) + len(self.alone)
+        return len(self.queue) + len(self.alone) + len(self.prompts)
 
     @property
     def examples(self) -> dict[str, np.ndarray]:
@@ -167,9 +196,17 @@ class Served(Declared):
         body, header_length = protocol.pack(self.arranged(inputs), outputs)
         answer = self._fleet.ask(self.name, self.version, body, header_length, deadline)
         if answer.status != 200:
-            told = msgspec.json.decode(answer.body)
-            raise RequestError(told.get("code", "failed"), told["error"], answer.status, answer.headers)
+            raise answer.refusal
         return protocol.unpack(answer.body, answer.header_length)
+
+    def writes(self, kind: str) -> bool:
+        """Whether a request of such a kind is answered token by token."""
+        return kind in continuations.KINDS or continuations.writes(self.manifest)
+
+    def follow(self, kind: str, body: bytes, deadline: float | None = None) -> Iterator[Part]:
+        """Have a worker answer a request for continued texts, and tell it as it comes; see `serve.runtime.Model.follow`."""
+        continuations.check(kind, self.manifest)
+        return self._fleet.follow(self.name, self.version, kind, body, deadline)
 
     def take(self, count: int, now: float, expired: Callable[[Call, float], bool]) -> list[Call]:
         """The next batch: at most so many calls, without those that nobody waits for."""

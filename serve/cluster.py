@@ -20,7 +20,7 @@ from importlib.util import find_spec
 from io import BytesIO
 from typing import Any
 
-from serve.errors import RequestError
+from serve.errors import RequestError, told_as_text
 from serve.manifest import BundleError, load_trust
 from serve.settings import ENGINES, Settings, parser
 
@@ -97,6 +97,7 @@ class Replica:
             threads=settings.threads or max(1, int(settings.cpus)),
             engine=settings.engine or ENGINES[0],
             max_batch=settings.max_batch,
+            texts=settings.texts,
             trust=load_trust(settings.trust) if settings.trust else (),
         )
         if not self.store.models:
@@ -213,9 +214,12 @@ async def received(request: Any, limit: int) -> bytes:
 
 
 def refused(path: str, error: RequestError) -> tuple[int, list[tuple[str, str]], bytes]:
-    """An error as clients of the path read it: those of the protocols take "error" as text."""
-    standard = path.startswith(("/v2", "/v1"))
-    body = error.body if standard else json.dumps({"error": {"code": error.code, "message": error.message}}).encode()
+    """An error as clients of the path read it."""
+    body = (
+        error.body
+        if told_as_text(path)
+        else json.dumps({"error": {"code": error.code, "message": error.message}}).encode()
+    )
     return error.status, [("Content-Type", "application/json"), ("Content-Length", str(len(body)))], body
 
 

@@ -3,14 +3,29 @@
 import csv
 import io
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from serve import audio, boxes, embeddings, forecasts, masks, series, sets, transcripts
+from serve import (
+    audio,
+    boxes,
+    continuations,
+    embeddings,
+    fillings,
+    forecasts,
+    masks,
+    matches,
+    series,
+    sets,
+    tags,
+    texts,
+    transcripts,
+)
 from serve.csv_files import LARGEST, cell_value, decoded, header_of, records, unknown_column
 from serve.errors import RequestError, did_you_mean, shown
 from serve.manifest import Manifest, Port
@@ -28,7 +43,13 @@ READERS = {
     "embedding": embeddings,
     "forecasting": forecasts,
     "speech-recognition": transcripts,
+    "image-text": matches,
+    "token-classification": tags,
+    "masked-language-modelling": fillings,
 }
+
+
+WORDED = ("token-classification", "masked-language-modelling")  # whose answers are about the words of a text
 
 
 class Batch:
@@ -187,6 +208,8 @@ def _cure(manifest: Manifest) -> str:
     if manifest.kind == "image":
         return "send an image file, as with curl -F image=@picture.png"
     if manifest.kind == "text":
+        if len(manifest.inputs) > 1:
+            return f"send {_example_of(port.name for port in manifest.inputs)} as JSON"
         return f'send plain text (Content-Type: text/plain), or {{"{manifest.inputs[0].name}": …}} as JSON'
     if manifest.kind == "audio":
         return "send a sound file, as with curl -F audio=@speech.wav"
@@ -194,12 +217,18 @@ def _cure(manifest: Manifest) -> str:
         return series.cure(manifest)
     if manifest.kind == "table":
         return f"send its columns as JSON, such as {_example(manifest)}, or a CSV file with a header row (text/csv)"
+    if manifest.kind == "captioned":
+        return 'send {"image": [[pixel, …], …], "text": "…"} as JSON, or use the v2 infer route'
     return "use the v2 infer route"
 
 
 def _example(manifest: Manifest) -> str:
     columns = [column for port in manifest.inputs for column in port.columns][:2]
-    return "{" + ", ".join(f'"{column}": …' for column in columns) + "}"
+    return _example_of(columns)
+
+
+def _example_of(names: Iterable[str]) -> str:
+    return "{" + ", ".join(f'"{name}": …' for name in names) + "}"
 
 
 def json_batch(body: Any, manifest: Manifest, size: int = 0) -> Batch:
@@ -209,7 +238,7 @@ def json_batch(body: Any, manifest: Manifest, size: int = 0) -> Batch:
         body: for tables, an object column -> value, or a list of them; a missing key or null is a missing value.
             For images, `{"image": pixels}` with pixels nested as (height, width), (height, width, channels) or (batch,
             height, width, channels), 0 … 255. For text, `{"text": "…"}`, by the name of the input, or a list of them. For recordings `{"audio": amplitudes}`, or
-            a list of them.
+            a list of them. For an image with a text see `serve.matches.read`.
         manifest: the model's.
         size: bytes of the body.
 
@@ -228,6 +257,10 @@ def json_batch(body: Any, manifest: Manifest, size: int = 0) -> Batch:
         steps, told = series.read(body, manifest)
         name = manifest.inputs[0].name
         return Batch(len(steps), size, lambda first, stop: ({name: steps[first:stop]}, told))
+    if manifest.kind == "captioned":
+        pairs = matches.read(body, manifest)
+        chosen = pairs.items()
+        return Batch(len(pairs["text"]), size, lambda first, stop: ({k: v[first:stop] for k, v in chosen}, []))
     if manifest.kind not in ("table", "text"):
         message = f"{manifest.name!r} takes {manifest.kind!r} inputs, which have no simple form; use the v2 infer route"
         raise RequestError("unsupported_media", message, 415)
@@ -254,22 +287,25 @@ def text_batch(body: bytes, manifest: Manifest) -> Batch:
     """
     if manifest.kind != "text":
         raise RequestError("unsupported_media", f"{manifest.name!r} takes no text; {_cure(manifest)}", 415)
+    if len(manifest.inputs) > 1:
+        raise RequestError("unsupported_media", f"{manifest.name!r} takes two texts; {_cure(manifest)}", 415)
     text = decoded(body, "the text")
     return json_batch({manifest.inputs[0].name: text}, manifest, len(body))
 
 
 def _texts(named: list[tuple[str, dict[str, Any]]], manifest: Manifest) -> tuple[Inputs, list[str]]:
-    """Rows `{<port>: text}` of a text model."""
-    port = manifest.inputs[0]
-    texts = []
+    """Rows `{<port>: text}` of a text model, which may have several ports."""
+    names = [port.name for port in manifest.inputs]
     for where, row in named:
-        if list(row) != [port.name] or not isinstance(row[port.name], str):
-            raise RequestError("bad_value", f'{where}send {{"{port.name}": "some text"}}, got {shown(row)}')
-        if not row[port.name].strip():
-            raise RequestError("bad_value", f"{where}{port.name!r} is empty; write something")
-        texts.append(row[port.name])
-    array = np.array(texts, dtype=object)
-    return {port.name: array.reshape(-1, *[1] * (len(port.shape) - 1))}, []  # (batch,) or (batch, 1)
+        if set(row) != set(names) or not all(isinstance(text, str) for text in row.values()):
+            asked = ", ".join(f'"{name}": "some text"' for name in names)
+            raise RequestError("bad_value", f"{where}send {{{asked}}}, got {shown(row)}")
+        for name in names:
+            if not row[name].strip():
+                raise RequestError("bad_value", f"{where}{name!r} is empty; write something")
+    arrays = {port.name: np.array([row[port.name] for _, row in named], dtype=object) for port in manifest.inputs}
+    shaped = [arrays[port.name].reshape(-1, *[1] * (len(port.shape) - 1)) for port in manifest.inputs]
+    return dict(zip(names, shaped, strict=True)), []  # (batch,) or (batch, 1) each
 
 
 def csv_batch(body: bytes, manifest: Manifest) -> Batch:
@@ -403,8 +439,10 @@ def to_row(inputs: dict[str, np.ndarray], row: int, manifest: Manifest) -> dict[
         steps = steps[: len(steps) - int((~np.isnan(steps).all(axis=1))[::-1].argmax())]
         known = [[None if math.isnan(v) else float(str(np.float32(v))) for v in step] for step in steps.tolist()]
         return {manifest.inputs[0].name: [step[0] for step in known] if len(manifest.inputs[0].columns) == 1 else known}
+    if manifest.kind == "captioned":
+        return {"image": inputs["image"][row].tolist(), "text": str(inputs["text"][row])}
     if manifest.kind == "text":
-        return {manifest.inputs[0].name: str(inputs[manifest.inputs[0].name][row].flat[0])}
+        return {port.name: str(inputs[port.name][row].flat[0]) for port in manifest.inputs}
     cells: dict[str, Any] = {}
     for port in manifest.inputs:
         for column, value in zip(port.columns, inputs[port.name][row].tolist(), strict=True):
@@ -427,8 +465,28 @@ def forms(manifest: Manifest) -> tuple[str, ...]:
     return () if reader is None else reader.FORMS
 
 
+def read(folder: Path, manifest: Manifest, inputs: Inputs) -> list[texts.Read] | None:
+    """What the tokenizer makes of texts, where `answers` tells of their words; else None.
+
+    Args:
+        folder: of the bundle.
+        manifest: the model's.
+        inputs: raw inputs by name.
+    """
+    if manifest.task not in WORDED:
+        return None
+    (rows,) = inputs.values()
+    return texts.read(folder, manifest, [str(text) for text in rows.ravel()])
+
+
 def answers(
-    outputs: dict[str, np.ndarray], manifest: Manifest, *, top: int, precision: str | None = None, form: str = ""
+    outputs: dict[str, np.ndarray],
+    manifest: Manifest,
+    *,
+    top: int,
+    precision: str | None = None,
+    form: str = "",
+    read: list[texts.Read] | None = None,
 ) -> list[dict[str, Any]]:
     """Outputs as people read them, one per row.
 
@@ -438,6 +496,7 @@ def answers(
         top: how many labels to give, most probable first.
         precision: stored form that answered, whose conformal threshold is taken; the manifest's default if None.
         form: one of `forms`, the usual one if empty.
+        read: what `read` gives of the inputs.
 
     Returns:
         `{"label", "probability", "top": [{"label", "probability"}, …]}`, or `{"value", "target"}` for regression. A
@@ -446,7 +505,7 @@ def answers(
     """
     reader = READERS.get(manifest.task)
     if reader is not None:
-        return reader.answers(outputs, manifest, form or reader.FORMS[0])
+        return reader.answers(outputs, manifest, form or reader.FORMS[0], *([] if read is None else [read]))
     (values,) = (outputs[port.name] for port in manifest.outputs[:1])
     limit = sets.threshold(manifest, precision)
     if manifest.task == "regression":
@@ -478,18 +537,22 @@ def answers_csv(predictions: list[dict[str, Any]], manifest: Manifest) -> str:
         Columns label, probability, label_2, probability_2 … or the target's name, one line per row. Of a segmentation
         the share that each label covers.
     """
-    file = io.StringIO(newline="")
-    writer = csv.writer(file)
     reader = READERS.get(manifest.task)
+    if manifest.generation:
+        return csv_of(continuations.table(predictions))
     if reader is not None:
-        writer.writerows(reader.table(predictions, manifest))
-        return file.getvalue()
+        return csv_of(reader.table(predictions, manifest))
     if manifest.task == "regression":
-        writer.writerow(manifest.labels[:1])
-        writer.writerows([row["value"]] for row in predictions)
-        return file.getvalue()
+        return csv_of([[*manifest.labels[:1]], *([row["value"]] for row in predictions)])
     ranks = len(predictions[0]["top"])
     ends = ["", *(f"_{rank}" for rank in range(2, ranks + 1))]
-    writer.writerow([name + end for end in ends for name in ("label", "probability")])
-    writer.writerows([cell for one in row["top"] for cell in (one["label"], one["probability"])] for row in predictions)
+    header = [name + end for end in ends for name in ("label", "probability")]
+    rows = [[cell for one in row["top"] for cell in (one["label"], one["probability"])] for row in predictions]
+    return csv_of([header, *rows])
+
+
+def csv_of(lines: Iterable[list[Any]]) -> str:
+    """Lines of a table as a CSV file."""
+    file = io.StringIO(newline="")
+    csv.writer(file).writerows(lines)
     return file.getvalue()

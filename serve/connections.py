@@ -20,7 +20,8 @@ import httptools
 import msgspec
 
 from serve import wsgi
-from serve.errors import RequestError
+from serve.continuations import EVENTS, addressed, failure, refusal
+from serve.errors import RequestError, told_as_text
 from serve.fleet import Answer, Call
 from serve.guard import ADMITTED, asked
 from serve.heads import REQUEST_ID, STATUS_LINES, length_of, lines, seconds_of
@@ -61,8 +62,8 @@ class Connection(asyncio.Protocol):
     __slots__ = (
         "_accept", "_body", "_busy", "_call", "_closing", "_discarding", "_eof", "_expecting", "_head", "_headers",
         "_held", "_keep", "_large", "_last", "_method", "_model", "_old", "_origin", "_parser", "_partial", "_paused",
-        "_peer", "_probe", "_received", "_refusal", "_request_id", "_route", "_size", "_started", "_trace", "_transport",
-        "_undelivered", "_url", "_verdict", "_waiting", "_writable", "expires", "front",
+        "_peer", "_probe", "_received", "_refusal", "_request_id", "_route", "_sent", "_size", "_started", "_streaming",
+        "_trace", "_transport", "_undelivered", "_url", "_verdict", "_waiting", "_writable", "expires", "front",
     )  # fmt: skip
 
     def __init__(self, front: Front) -> None:
@@ -89,6 +90,8 @@ class Connection(asyncio.Protocol):
         self._call: Call | None = None
         self._held = 0  # bytes of its body
         self._keep, self._old = True, False
+        self._streaming = False  # its head and a part of its body are out
+        self._sent = 0  # bytes of that part
         # the connection
         self._eof = self._paused = self._closing = self._discarding = False
         self._writable = True
@@ -115,7 +118,7 @@ class Connection(asyncio.Protocol):
         self.expires = NEVER
         if self._call is not None:
             self._call.cancelled = True
-            self._count(499, 0)
+            self._count(499, self._sent)
         front.buffered -= self._size + self._held
         for waiting in self._waiting:
             front.buffered -= len(waiting[3]) if isinstance(waiting, tuple) else 0
@@ -177,7 +180,7 @@ class Connection(asyncio.Protocol):
 
     def _look(self, seconds: float) -> None:
         """Send an interim answer, which a client that is gone refuses: its requests are then dropped."""
-        if self._transport is not None and self._busy:
+        if self._transport is not None and self._busy and not self._streaming:
             self._transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
             seconds = min(2 * seconds, 1.0)
             self._probe = self.front.loop.call_later(seconds, self._look, seconds)
@@ -401,6 +404,11 @@ class Connection(asyncio.Protocol):
             return
         front = self.front
         name, version, protocol, _ = inference
+        stream = protocol == "generate_stream"
+        if protocol == "completions":
+            name, stream = addressed(body)
+            if front.guard is not None:
+                front.guard.check_model(headers, name)
         seconds = front.limits.request_seconds
         if "x-request-timeout" in headers:
             seconds = seconds_of(headers["x-request-timeout"])
@@ -412,8 +420,57 @@ class Connection(asyncio.Protocol):
         self._model = name
         call = Call(name, chosen, body, length, protocol, time.monotonic() + seconds, self._answered)
         call.chosen = version is None
+        if stream:
+            call.said = self._said
         self._call = call
         front.fleet.submit(call, shadow)
+
+    def _said(self, body: bytes) -> None:
+        """Write what a stream says, behind its head if it is the first."""
+        transport = self._transport
+        if transport is None:
+            return
+        if not self._streaming:
+            self._open_stream(transport)
+        self._sent += len(body)
+        transport.write(body if self._old else b"%x\r\n%b\r\n" % (len(body), body))
+        if transport.get_write_buffer_size() > self.front.limits.unread:
+            log.warning("request %s is ended: its client reads too slowly", self._request_id)
+            self.abort()
+
+    def _open_stream(self, transport: asyncio.Transport) -> None:
+        front = self.front
+        self._streaming = True
+        self._keep = self._keeps() and not self._old
+        form = b"" if self._old else b"Transfer-Encoding: chunked\r\n"
+        transport.write(
+            b"%b%bContent-Type: %b\r\nX-Accel-Buffering: no\r\n%b%b%bX-Request-Id: %b\r\n\r\n"
+            % (
+                STATUS_LINES[200],
+                front.date,
+                EVENTS.encode(),
+                front.policy(self._origin),
+                form,
+                b"" if self._keep else CLOSE,
+                self._request_id.encode(),
+            )
+        )
+
+    def _end_stream(self, call: Call, answer: Answer) -> None:
+        """Write the last events of a stream, and go on to the next request or close."""
+        transport = self._transport
+        assert transport is not None
+        good = answer.status == 200
+        self._said(answer.body if good else failure(answer.body, call.protocol))
+        if transport.is_closing():
+            return
+        self._call = None
+        if not self._old:
+            transport.write(b"0\r\n\r\n")
+        # it began well and is told so; the code says how it ended
+        self._count(200, self._sent, answer.version or call.version, b"" if good else answer.body)
+        self._streaming, self._sent = False, 0
+        self._release(self._keeps())
 
     def _answered(self, answer: Answer) -> None:
         """Write an inference's answer."""
@@ -421,7 +478,12 @@ class Connection(asyncio.Protocol):
             return
         front, call, body = self.front, self._call, answer.body
         assert call is not None
+        if self._streaming or (call.said is not None and answer.status == 200):
+            self._end_stream(call, answer)
+            return
         self._call = None
+        if answer.status != 200:
+            body = answer.body = refusal(body, call.protocol)
         if len(body) >= WORTH_PACKING and answer.header_length is None and accepts_gzip(self._accept):
             if len(body) <= SMALL_ANSWER:
                 self._write_inference(call, answer, pack(body), True)
@@ -464,7 +526,7 @@ class Connection(asyncio.Protocol):
             route=self._route,
             status=status,
             seconds=time.perf_counter() - self._started,
-            code=code_of(body) if status >= 400 else "",
+            code=code_of(body) if body and (status >= 400 or self._streaming) else "",
             traceparent=self._trace,
             request_id=self._request_id,
             method=self._method,
@@ -511,12 +573,9 @@ class Connection(asyncio.Protocol):
 
     def _write(self, head: bytes, body: bytes) -> None:
         """Send an answer, and go on to the next request or close."""
-        transport, front = self._transport, self.front
+        transport = self._transport
         assert transport is not None
-        front.buffered -= self._held
-        self._held = 0
-        self._busy = False
-        keep = self._keep and (bool(self._waiting) or not (self._eof or self._last or front.draining))
+        keep = self._keeps()
         if not keep:
             head += CLOSE
         elif self._old:
@@ -525,6 +584,18 @@ class Connection(asyncio.Protocol):
             transport.writelines((head + b"\r\n", body))
         else:
             transport.write(b"%b\r\n%b" % (head, body))
+        self._release(keep)
+
+    def _keeps(self) -> bool:
+        """Whether the connection stays open behind the answer under way."""
+        return self._keep and (bool(self._waiting) or not (self._eof or self._last or self.front.draining))
+
+    def _release(self, keep: bool) -> None:
+        """An answer is written: go on to the next request, or close."""
+        front = self.front
+        front.buffered -= self._held
+        self._held = 0
+        self._busy = False
         if not keep:
             self._shut()
             return
@@ -661,7 +732,7 @@ class Connection(asyncio.Protocol):
 
 
 def error_body(error: RequestError, url: bytes) -> bytes:
-    """An error in the form that clients of the path read: v1 and v2 take "error" as text."""
-    if url.startswith((b"/v2", b"/v1")):
+    """An error in the form that clients of the path read."""
+    if told_as_text(url.decode("latin-1")):
         return error.body
     return msgspec.json.encode({"error": {"code": error.code, "message": error.message}})

@@ -341,7 +341,8 @@ def answer_summaries(outputs: dict[str, np.ndarray], task: str, labels: tuple[st
 
     Of a segmentation the share of the picture that each label covers; of a detection how many boxes of each label have a
     score of 0.5 or more, and the mean score of those that the picture has. Of an embedding over how many of its numbers its
-    length is spread, as a share of them (the inverse participation ratio). Of a forecast its first and its last value. Of a transcript its symbols and how likely the best path is.
+    length is spread, as a share of them (the inverse participation ratio). Of an image and a text their cosine. Of a forecast its first and its last value. Of a transcript its symbols and how likely the best path is. Of
+    labels of words the share of the places that each has, padding included.
 
     Args:
         outputs: answers by port name, batch first; not all of them need be there.
@@ -360,6 +361,8 @@ def answer_summaries(outputs: dict[str, np.ndarray], task: str, labels: tuple[st
         squares = outputs["embedding"].astype(np.float64) ** 2
         fourth = np.maximum((squares**2).sum(axis=1), 1e-300)
         return {"spread": squares.sum(axis=1) ** 2 / fourth / squares.shape[1]}
+    if task == "image-text" and {"image_embedding", "text_embedding"} <= outputs.keys():
+        return {"cosine of image and text": (outputs["image_embedding"] * outputs["text_embedding"]).sum(axis=1)}
     if task == "forecasting" and "forecast" in outputs:
         return {labels[place]: outputs["forecast"][:, place] for place in sorted({0, len(labels) - 1})}
     if task == "speech-recognition" and "probabilities" in outputs:
@@ -369,6 +372,9 @@ def answer_summaries(outputs: dict[str, np.ndarray], task: str, labels: tuple[st
             "symbols": new.sum(axis=1),
             "mean probability of the best path": outputs["probabilities"].max(axis=2).mean(axis=1),
         }
+    if task == "token-classification" and "probabilities" in outputs:
+        best = outputs["probabilities"].argmax(axis=2)
+        return {f"places of {label}": (best == place).mean(axis=1) for place, label in enumerate(labels)}
     return {}
 
 

@@ -31,6 +31,17 @@ class RequestError(ValueError):
         return json.dumps({"error": self.message, "code": self.code}, ensure_ascii=False).encode()
 
 
+def told_as_text(path: str) -> bool:
+    """Whether clients of a path read "error" as text, with the code beside it; others, OpenAI's too, as an object of both."""
+    return path.startswith(("/v2", "/v1")) and not path.startswith("/v1/completions")
+
+
+def late() -> RequestError:
+    """Nobody waits for the answer any more."""
+    message = "the request was not answered by its deadline; allow more time, or send fewer rows"
+    return RequestError("deadline_exceeded", message, 504)
+
+
 def shown(value: Any) -> str:
     """A client's value for a message, cut to 60 characters."""
     try:

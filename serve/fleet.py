@@ -10,22 +10,24 @@ import contextlib
 import itertools
 import logging
 import math
+import queue as queues
 import time
 import traceback
 from collections import OrderedDict
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterator
 from pathlib import Path
 from typing import Any
 
-from serve import wire
+from serve import continuations, wire
 from serve.calls import Answer, Batch, Cache, Call, Served, key_of
-from serve.errors import RequestError
+from serve.errors import RequestError, late
 from serve.manifest import Bundle, BundleError, Trust
 from serve.memory import resident
 from serve.processes import Worker, reap
 from serve.runtime import cores
 from serve.session import check_engine
 from serve.stock import Stock
+from serve.writing import GENERATOR, MOST, Part
 
 __all__ = ["Answer", "Call", "Fleet"]
 
@@ -64,6 +66,8 @@ class Fleet(Stock):
         queue_bytes: int = 128 * 2**20,
         batch_seconds: float = 0.05,
         ahead: int = 1,
+        texts: int = MOST,
+        generator: str = GENERATOR,
         timeout: float = 30.0,
         hang: float = 20.0,
         load_limit: float = 300.0,
@@ -86,6 +90,8 @@ class Fleet(Stock):
             queue_bytes: most bytes that wait for one version.
             batch_seconds: how long one batch may keep a worker, as far as can be foreseen.
             ahead: batches a worker is given before it has answered the first.
+            texts: texts that a worker writes at a time, each a token a step.
+            generator: "module:name" of what writes them.
             timeout: seconds that a call from another thread may take when it gives no deadline.
             hang: seconds after which a worker that has not answered a batch is killed.
             load_limit: seconds after which a worker that has not opened a bundle is killed.
@@ -103,7 +109,13 @@ class Fleet(Stock):
         super().__init__(folder, traffic=traffic, trust=trust)
         check_engine(engine)
         count = cores() if workers is None else workers
-        for name, value in (("workers", count), ("queue", queue), ("ahead", ahead), ("max_batch", max_batch)):
+        for name, value in (
+            ("workers", count),
+            ("queue", queue),
+            ("ahead", ahead),
+            ("max_batch", max_batch),
+            ("texts", texts),
+        ):
             if value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}")
         self.count = count
@@ -113,9 +125,15 @@ class Fleet(Stock):
         self.observers: list[Callable[[Call, Answer], None]] = []
         self.batches: list[Callable[[str, str, int], None]] = []
         self._options: dict[str, Any] = dict(
-            precision=precision, threads=self.threads, max_batch=max_batch, engine=engine
+            precision=precision,
+            threads=self.threads,
+            max_batch=max_batch,
+            engine=engine,
+            most_texts=texts,
+            generator=generator,
         )
         self._queue_limit, self._bytes_limit = queue, queue_bytes
+        self._texts = texts
         self._batch_seconds, self._ahead, self._timeout = batch_seconds, ahead, timeout
         self._hang, self._load_limit, self._watch_seconds = hang, load_limit, watch
         self._cache = Cache(cache) if cache else None
@@ -164,7 +182,7 @@ class Fleet(Stock):
         """Let the calls under way finish for so many seconds, then end the workers."""
         self.draining = True
         end = time.monotonic() + drain
-        while time.monotonic() < end and (self._waiting or any(worker.batches for worker in self._workers)):
+        while time.monotonic() < end and (self._waiting or self._busy()):
             await asyncio.sleep(0.005)
         self._stopped = True
         for task in list(self._tasks):
@@ -174,9 +192,10 @@ class Fleet(Stock):
             self._timer.cancel()
         error = _stopping()
         for served in list(self._waiting.values()):
-            for call in (*served.alone, *served.queue):
+            for call in (*served.alone, *served.queue, *served.prompts):
                 self._finish(call, Answer.of(error))
         self._waiting.clear()
+        self.interrupt()
         for worker in self._workers:
             for batch in worker.batches:
                 for call in batch.calls:
@@ -186,6 +205,19 @@ class Fleet(Stock):
         if self._workers:
             await self.loop.run_in_executor(None, reap, [worker.process for worker in self._workers])
         await asyncio.sleep(0)
+
+    def interrupt(self) -> bool:
+        """End the texts that are being written or wait for it, because the server stops; whether there were any."""
+        texts = [(worker, number) for worker in self._workers for number in worker.texts]
+        waiting = [call for served in self._waiting.values() for call in served.prompts]
+        for call in waiting:  # found to be finished when their turn comes
+            self._finish(call, Answer.of(_stopping()))
+        for worker, number in texts:
+            self._leave(worker, number, Answer.of(_stopping()))
+        return bool(texts or waiting)
+
+    def _busy(self) -> bool:
+        return any(worker.batches or worker.texts for worker in self._workers)
 
     # calls
 
@@ -207,28 +239,32 @@ class Fleet(Stock):
         call.started = served.used = now = time.monotonic()
         if self._stopped:
             raise _stopping()
-        if shadow is not None:
+        writes = served.writes(call.protocol)
+        if writes:
+            continuations.check(call.protocol, served.manifest)
+        elif shadow is not None:  # of two continuations nothing is compared
             self._accompany(call, shadow)
         if self._deadly and key_of(served, call) in self._deadly:
             raise _crashed(call)
-        if self._cache is not None:
+        if self._cache is not None and not writes:
             key = key_of(served, call)
             known = self._cache.get(key)
             if known is not None:
                 self.loop.call_soon(self._finish, call, known)
                 return
         if call.deadline <= now:
-            raise _late()
-        wait = served.pace * len(served.queue) / self.count
+            raise late()
+        queue = served.prompts if writes else served.queue
+        wait = (served.span / self._texts if writes else served.pace) * len(queue) / self.count
         size = len(call.body)
         if (
-            len(served.queue) >= self._queue_limit
+            len(queue) >= self._queue_limit
             or served.queued + size > max(self._bytes_limit, size)
             or wait > WORTH_WAITING * (call.deadline - now)
         ):
             message = f"{served.waiting} requests wait for model {call.model!r} already; try again later"
             raise RequestError("overloaded", message, 503, {"Retry-After": str(max(1, math.ceil(wait)))})
-        served.queue.append(call)
+        queue.append(call)
         served.queued += size
         self._awaken(served)
 
@@ -256,7 +292,44 @@ class Fleet(Stock):
             return answered.result(max(0.0, deadline - time.monotonic()) + 5)
         except TimeoutError:  # the loop is gone or blocked
             call.cancelled = True
-            return Answer.of(_late())
+            return Answer.of(late())
+
+    def follow(self, name: str, version: str, kind: str, body: bytes, deadline: float | None = None) -> Iterator[Part]:
+        """Submit a request for continued texts from another thread, and give its parts as they come.
+
+        Raises:
+            RequestError: nothing was said yet, and nothing will be; later that is the last part.
+        """
+        self._not_in_loop()
+        heard: queues.SimpleQueue[bytes | Answer] = queues.SimpleQueue()
+        deadline = time.monotonic() + self._timeout if deadline is None else deadline
+        call = Call(name, version, body, None, kind, deadline, heard.put, said=heard.put)
+
+        def submit() -> None:
+            try:
+                self.submit(call)
+            except RequestError as error:
+                call.finished = True
+                heard.put(Answer.of(error))
+
+        try:
+            self.loop.call_soon_threadsafe(submit)
+            while True:
+                found = heard.get(timeout=max(0.0, deadline - time.monotonic()) + 5)
+                if isinstance(found, bytes):
+                    yield Part(found, call.tokens)
+                    continue
+                if found.status != 200 and not call.spoken:
+                    raise found.refusal
+                rest = found.body if found.status == 200 else continuations.failure(found.body, kind)
+                yield Part(rest, found.tokens, found.rows or 1)
+                return
+        except RuntimeError:  # the loop is closed
+            raise _stopping() from None
+        except queues.Empty:  # the loop is gone or blocked
+            raise late() from None
+        finally:
+            call.cancelled = True
 
     def _accompany(self, call: Call, version: str) -> None:
         """Have another version answer the same call afterwards, and compare."""
@@ -296,6 +369,9 @@ class Fleet(Stock):
         call.finished = True
         if not answer.version:
             answer.version = call.version
+        answer.tokens = call.tokens
+        if call.first:
+            answer.first = call.first - call.started
         try:
             call.done(answer)
             for observer in self.observers:
@@ -313,7 +389,7 @@ class Fleet(Stock):
             self._finish(call, Answer.of(RequestError("cancelled", "the client went away", 499)))
             return True
         if call.deadline <= now:
-            self._finish(call, Answer.of(_late()))
+            self._finish(call, Answer.of(late()))
             return True
         return False
 
@@ -338,11 +414,14 @@ class Fleet(Stock):
     def _dispatch(self) -> None:
         """Give what waits to the workers that are free."""
         self._alone = None
+        self._seat()
         free = [worker for worker in self._workers if len(worker.batches) < self._ahead and worker.state == "ready"]
         now = time.monotonic()
         while free and self._waiting:
             given = False
             for served in list(self._waiting.values()):
+                if not (served.queue or served.alone):
+                    continue
                 hosts = [worker for worker in free if served.slot in worker.slots]
                 if not hosts:
                     self._want(served)
@@ -381,10 +460,85 @@ class Fleet(Stock):
         worker.send(wire.run_frame(batch.number, served.slot, alone, requests))
         self._alone = worker if alone and self._looks and served.cost < wire.GLANCE else None
 
+    # texts that are written token by token, beside the batches
+
+    def _seat(self) -> None:
+        """Give requests for texts to workers that have places for them.
+
+        A request over which a worker died gets one for itself until its first token, so that it takes no others with it.
+        """
+        now = time.monotonic()
+        for served in [each for each in self._waiting.values() if each.prompts]:
+            while served.prompts:
+                hosts = [each for each in self._workers if each.state == "ready" and served.slot in each.slots]
+                if not hosts:
+                    self._want(served)
+                    break
+                call = served.prompts[0]
+                fits = self._texts if not call.attempts else 1
+                room = [each for each in hosts if len(each.texts) < fits and not each.cautious]
+                if not room and not (call.cancelled or call.deadline <= now):
+                    break
+                served.prompts.popleft()
+                served.queued -= len(call.body)
+                if not self._expired(call, now):
+                    self._entrust(min(room, key=lambda each: len(each.texts)), served, call, now)
+            if not served.waiting:
+                del self._waiting[served.slot]
+                self._retire_if_idle(served)
+
+    def _entrust(self, worker: Worker, served: Served, call: Call, now: float) -> None:
+        number = next(self._numbers)
+        if not worker.texts:
+            worker.heard = now
+        worker.texts[number] = (served, call)
+        served.outstanding += 1
+        call.begun = now
+        worker.send(wire.frame(wire.Begin(number, served.slot, call.header_length, call.protocol), [call.body]))
+
+    def _said(self, worker: Worker, message: wire.Said, bodies: memoryview) -> None:
+        """A step of a version's texts came from a worker."""
+        now = worker.heard = time.monotonic()
+        start = rows = 0
+        for number, status, size, header_length, tokens, ended, headers in message.parts:
+            body = bytes(bodies[start : start + size])
+            start += size
+            if number not in worker.texts:  # it was dropped meanwhile
+                continue
+            served, call = worker.texts[number]
+            rows += 1
+            call.tokens = tokens
+            if tokens and not call.first:
+                call.first = now
+            if status != 200 or ended:
+                if status == 200:
+                    served.span += (0.1 if served.span else 1.0) * (now - call.begun - served.span)
+                seconds = now - call.begun
+                answer = Answer(status, body, header_length, headers or {}, rows=ended, seconds=seconds)
+                self._leave(worker, number, answer, drop=False)
+            elif body and not call.finished:
+                call.spoken = True
+                assert call.said is not None
+                call.said(body)
+        if rows:
+            for tell in self.batches:
+                tell(served.name, served.version, rows)
+
+    def _leave(self, worker: Worker, number: int, answer: Answer, *, drop: bool = True) -> None:
+        """A text is finished, one way or another; `drop` tells its worker."""
+        served, call = worker.texts.pop(number)
+        served.outstanding -= 1
+        if drop:
+            worker.send(wire.frame(wire.Drop(number)))
+        self._finish(call, answer)
+        self._retire_if_idle(served)
+
     def received(self, worker: Worker, message: Any, bodies: memoryview) -> None:
         """A frame came from a worker."""
         if isinstance(message, wire.Ran):
             self._answered(worker, message, bodies)
+        elif isinstance(message, wire.Said):
+            self._said(worker, message, bodies)
         elif isinstance(message, wire.Loaded):
             self._loaded(worker, message)
         else:
@@ -434,14 +588,14 @@ class Fleet(Stock):
         """Answer what is late, and kill what hangs."""
         now = time.monotonic()
         for served in list(self._waiting.values()):
-            for queue in (served.queue, served.alone):
-                late = [call for call in queue if call.cancelled or call.deadline <= now]
-                if late:
+            for queue in (served.queue, served.alone, served.prompts):
+                lapsed = [call for call in queue if call.cancelled or call.deadline <= now]
+                if lapsed:
                     kept = [call for call in queue if not (call.cancelled or call.deadline <= now)]
                     queue.clear()
                     queue.extend(kept)
-                    served.queued -= sum(len(call.body) for call in late)
-                    for call in late:  # their owners may submit others at once
+                    served.queued -= sum(len(call.body) for call in lapsed)
+                    for call in lapsed:  # their owners may submit others at once
                         self._expired(call, now)
             if not served.waiting:
                 del self._waiting[served.slot]
@@ -450,9 +604,15 @@ class Fleet(Stock):
             for batch in worker.batches:
                 for call in batch.calls:
                     if call.deadline <= now and not call.finished:
-                        self._finish(call, Answer.of(_late()))
+                        self._finish(call, Answer.of(late()))
+            for number, (_, call) in list(worker.texts.items()):
+                if self._expired(call, now):
+                    self._leave(worker, number, Answer.of(late()))
             if worker.batches and now - worker.batches[0].began > self._hang:
                 log.error("worker %d has not answered for %g seconds and is killed", worker.process.pid, self._hang)
+                worker.kill()
+            elif worker.texts and now - worker.heard > self._hang:
+                log.error("worker %d has written nothing for %g seconds and is killed", worker.process.pid, self._hang)
                 worker.kill()
             elif any(now - since > self._load_limit for _, since, _ in worker.loading.values()):
                 log.error(
@@ -463,9 +623,11 @@ class Fleet(Stock):
                 log.error("worker %d has not started within %g seconds and is killed", worker.process.pid, START_LIMIT)
                 worker.kill()
         busy = self._waiting or any(
-            worker.batches or worker.loading or worker.state == "starting" for worker in self._workers
+            worker.batches or worker.texts or worker.loading or worker.state == "starting" for worker in self._workers
         )
         self._timer = self.loop.call_later(SWEEP, self._sweep) if busy and not self._stopped else None
+        if self._waiting and not self._scheduled:  # for the places of texts that nobody waits for
+            self._dispatch()
 
     # workers
 
@@ -494,7 +656,7 @@ class Fleet(Stock):
         if self._stopped:
             return
         running, *unstarted = worker.batches or [None]
-        self._spawn(self._replace(worker, idle=running is None))
+        self._spawn(self._replace(worker, idle=running is None and not worker.texts))
         for served, _, _ in itertools.islice(worker.loading.values(), 1):  # bundles are opened one after another
             served.deaths += 1
         for _, _, future in worker.loading.values():
@@ -508,23 +670,35 @@ class Fleet(Stock):
             batch.served.queue.extendleft(reversed(batch.calls))
             batch.served.queued += sum(len(call.body) for call in batch.calls)
             self._awaken(batch.served)
+        for served, call in worker.texts.values():
+            served.outstanding -= 1
+            if call.spoken and not call.finished:
+                self._finish(call, Answer.of(_broken()))
+            elif self._again(served, call):
+                served.prompts.append(call)
+        worker.texts.clear()
         if running is None:
             return
         served = running.served
         served.outstanding -= 1
         for call in running.calls:
-            call.attempts += 1
-            if call.finished:
-                continue
-            if call.attempts >= MOST_ATTEMPTS:
-                self._deadly[key_of(served, call)] = None
-                if len(self._deadly) > REMEMBERED:
-                    self._deadly.popitem(last=False)
-                self._finish(call, Answer.of(_crashed(call)))
-                continue
-            served.alone.append(call)
-            served.queued += len(call.body)
-            self._awaken(served)
+            if self._again(served, call):
+                served.alone.append(call)
+
+    def _again(self, served: Served, call: Call) -> bool:
+        """Whether a call over which a worker died goes to another one; else its owner is told, if it still waits."""
+        call.attempts += 1
+        if call.finished:
+            return False
+        if call.attempts >= MOST_ATTEMPTS:
+            self._deadly[key_of(served, call)] = None
+            if len(self._deadly) > REMEMBERED:
+                self._deadly.popitem(last=False)
+            self._finish(call, Answer.of(_crashed(call)))
+            return False
+        served.queued += len(call.body)
+        self._awaken(served)
+        return True
 
     async def _replace(self, worker: Worker, *, idle: bool) -> None:
         """Start another worker in the place of one that died; later if it died young, and not over a request."""
@@ -575,9 +749,10 @@ class Fleet(Stock):
         message = f"model {served.name!r} version {served.version!r} is refused: {reason}"
         served.retired = True
         self._waiting.pop(served.slot, None)
-        stranded = [*served.alone, *served.queue]
+        stranded = [*served.alone, *served.queue, *served.prompts]
         served.alone.clear()
         served.queue.clear()
+        served.prompts.clear()
         served.queued = 0
         for call in stranded:
             if not (call.chosen and self._redirect(call)):
@@ -618,7 +793,7 @@ class Fleet(Stock):
     def _make_room(self, worker: Worker, served: Served, memory: int) -> None:
         """Unload what was used longest ago until so many bytes fit; a worker still answers the batches it has of it."""
         others = [each for each in worker.slots.values() if each is not served]
-        for other in sorted(others, key=lambda each: (each.waiting > 0, each.used)):
+        for other in sorted(others, key=lambda each: (each.waiting + each.outstanding > 0, each.used)):
             if self.memory is None or worker.held() + memory <= self.memory / self.count:
                 break
             del worker.slots[other.slot]
@@ -731,6 +906,9 @@ class Fleet(Stock):
             name: {
                 version: {
                     "waiting": served.waiting,
+                    "writing": sum(
+                        each is served for worker in list(self._workers) for each, _ in list(worker.texts.values())
+                    ),
                     "bytes": served.queued,
                     "seconds": served.cost,
                     "workers": sum(served.slot in worker.slots for worker in self._live()),
@@ -779,9 +957,9 @@ def _stopping() -> RequestError:
     return RequestError("stopping", "the server is stopping; try again", 503, {"Retry-After": "1"})
 
 
-def _late() -> RequestError:
-    message = "the request was not answered by its deadline; allow more time, or send fewer rows"
-    return RequestError("deadline_exceeded", message, 504)
+def _broken() -> RequestError:
+    message = "the worker process that wrote this text died, and what it would have written is lost; send it again"
+    return RequestError("inference_crashed", message, 500)
 
 
 def _crashed(call: Call) -> RequestError:

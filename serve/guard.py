@@ -154,8 +154,18 @@ class Guard:
             )
             raise RequestError("forbidden", message, 403, {"WWW-Authenticate": 'Bearer error="insufficient_scope"'})
         if model and grant.models is not None and model not in grant.models:
-            raise RequestError("forbidden", "this credential is not for this model; ask for one that is", 403)
+            raise _not_for()
         return grant.identity
+
+    def check_model(self, headers: Headers, model: str) -> None:
+        """Refuse an admitted request whose body names a model that its credential is not for.
+
+        Raises:
+            RequestError: 403, it does.
+        """
+        models = self.models_of(headers)
+        if models is not None and model not in models:
+            raise _not_for()
 
     def models_of(self, headers: Headers) -> frozenset[str] | None:
         """Names that an admitted request may see in lists, None for all."""
@@ -274,6 +284,10 @@ class Guard:
                 mapped = address.ipv4_mapped
                 peer = str(mapped) if mapped else str(ipaddress.IPv6Network((int(address) >> 64 << 64, 64)))
         return f"peer:{peer}"
+
+
+def _not_for() -> RequestError:
+    return RequestError("forbidden", "this credential is not for this model; ask for one that is", 403)
 
 
 def configured(

@@ -2,6 +2,7 @@
 
 import math
 import re
+import time
 from collections.abc import Iterable
 from http import HTTPStatus
 
@@ -31,6 +32,15 @@ def seconds_of(text: str) -> float:
         message = f"X-Request-Timeout must be a number of seconds above 0, got {text[:40]!r}"
         raise RequestError("bad_header", message, 400)
     return min(seconds, LONGEST_WAIT)
+
+
+def deadline_of(text: str | None) -> float | None:
+    """`time.monotonic()` seconds when a client wants its answer; None if it does not say.
+
+    Raises:
+        RequestError: 400, it is no number above 0.
+    """
+    return None if text is None else time.monotonic() + seconds_of(text)
 
 
 def length_of(text: str, size: int) -> int:

@@ -26,6 +26,7 @@ from serve.settings import Settings
 from serve.traffic import Traffic
 from serve.tune import remembered
 
+LAST = 0.5  # seconds for streams that are ended to reach their readers
 BACKLOG = 4096  # connections the system may hold until they are accepted
 
 
@@ -89,6 +90,7 @@ def run(settings: Settings, *, guard: Guard | None = None, limits: Limits | None
         settings.store,
         **chosen,
         precision=settings.precision,
+        texts=settings.texts,
         max_batch=settings.max_batch,
         queue=settings.queue,
         timeout=settings.timeout,
@@ -171,6 +173,8 @@ async def _serve(
             end = 0.0
     finally:
         server.close()
+        if fleet.interrupt():  # whoever reads is told why nothing more comes
+            await front.drain(LAST)
         front.stop()
         await fleet.stop(max(0.0, end - time.monotonic()))
         app.close()

@@ -25,13 +25,15 @@ from serve.monitor import Monitor
 log = logging.getLogger("serve")
 
 INFER = re.compile(
-    rb"/v2/models/([^/?]+)(?:/versions/([^/?]+))?/infer(?:\?.*)?"
+    rb"/v2/models/([^/?]+)(?:/versions/([^/?]+))?/(infer|generate|generate_stream)(?:\?.*)?"
     rb"|/v1/models/([^/?:]+)(?:/versions/([^/?:]+))?:predict(?:\?.*)?"
+    rb"|/v1/completions(?:\?.*)?"
 )
 KNOWN_URLS = 1024  # infer paths remembered, so that no client can fill the memory with them
 BUSY = {"Retry-After": "1"}
 
-Inference = tuple[str, str | None, str, str]  # model, version, protocol, the route's pattern
+# model ("" where the body names it), version, protocol, the route's pattern
+Inference = tuple[str, str | None, str, str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +53,7 @@ class Limits:
         pace: bytes per second that a client must send.
         idle_seconds: time until the first byte of a connection's next request.
         write_seconds: time in which a client must take what waits to be sent.
+        unread: bytes of a stream that may wait for its client; one who reads more slowly is hung up on.
         linger_seconds: time in which a client may finish sending after the last answer, so that it sees the answer.
         retire_seconds: time in which an idle connection may still send a request when the server stops.
         request_seconds: time for an inference unless the client sends X-Request-Timeout.
@@ -68,6 +71,7 @@ class Limits:
     pace: int = 1000
     idle_seconds: float = 75.0
     write_seconds: float = 30.0
+    unread: int = 256 * 2**10
     linger_seconds: float = 2.0
     retire_seconds: float = 0.5
     request_seconds: float = 30.0
@@ -233,14 +237,14 @@ class Front:
         found = INFER.fullmatch(url)
         if found is None:
             return None
-        model, version = (found[1], found[2]) if found[1] else (found[3], found[4])
-        protocol = "v2" if found[1] else "v1"
-        base = f"/{protocol}/models/<model>" + ("/versions/<version>" if version else "")
+        model, version = (found[1], found[2]) if found[1] else (found[4], found[5])
+        verb = found[3].decode() if found[1] else ""
+        base = f"/v{2 if found[1] else 1}/models/<model>" + ("/versions/<version>" if version else "")
         made = (
-            unquote_to_bytes(model).decode("utf-8", "replace"),
+            unquote_to_bytes(model or b"").decode("utf-8", "replace"),
             None if version is None else unquote_to_bytes(version).decode("utf-8", "replace"),
-            protocol,
-            base + ("/infer" if found[1] else ":predict"),
+            ("v2" if verb == "infer" else verb) if verb else "v1" if model else "completions",
+            f"{base}/{verb}" if verb else f"{base}:predict" if model else "/v1/completions",
         )
         if len(self._urls) >= KNOWN_URLS:
             self._urls.clear()

@@ -20,9 +20,9 @@ from typing import Any
 from serve import archives
 from serve.references import referenced
 
-FORMAT = 4
-# 2 added files beside an ONNX file, times, changes, what device files are; 3 calibration; 4 verification
-_READ = (1, 2, 3, 4)
+FORMAT = 5
+# 2 added files beside an ONNX file, times, changes, what device files are; 3 calibration; 4 verification; 5 generation
+_READ = (1, 2, 3, 4, 5)
 SUMS = "SHA256SUMS"
 SIGNATURE = "SIGNATURE"
 MANIFEST = "model.json"
@@ -30,6 +30,7 @@ SIGNED = b"zooroad bundle 1\n"  # stands before the content of SHA256SUMS in wha
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")  # of models and versions
 _SUM = re.compile(r"([0-9a-f]{64})  ([^\0\r\n\\]{1,1024})")
 _SIGNATURE = re.compile(r"ed25519 ([0-9a-f]{16}) ([0-9a-f]{128})")
+_WRITING = ("decoder", "decoder_weights", "encoder", "encoder_weights")  # files by which a text is written
 _SMALL = 16 * 2**20  # bytes that a manifest or a list of hashes may have
 _YOUNG = 2.0  # seconds within which a clock may give two writes one time
 
@@ -147,6 +148,11 @@ class Manifest:
             precision, chosen on pairs of the validation split, and on those of the held-out split the shares of pairs
             judged rightly (`accuracy`), of two identities taken for one (`false_acceptance`) and of one taken for two
             (`false_rejection`), each by precision.
+        generation: of a model that writes texts: by precision the `files` of its decoder, and of the encoder in front of it
+            where it has one, with their size and the largest difference of logits from Keras (`parity`); names and shapes
+            of the decoder's `caches` and `states` and of what is `crossing` from the encoder; what the encoder reads
+            (`source`); tokens that `start` a text and that `end` it (-1 for none); most places (`length`, 0 for any
+            number); and why a precision has the float decoder (`refused`). See `serve.generation`. Else empty.
     """
 
     name: str
@@ -168,6 +174,7 @@ class Manifest:
     calibration: dict[str, Any] = field(default_factory=dict)
     conformal: dict[str, Any] = field(default_factory=dict)
     verification: dict[str, Any] = field(default_factory=dict)
+    generation: dict[str, Any] = field(default_factory=dict)
     format: int = FORMAT
 
     def to_json(self) -> str:
@@ -233,11 +240,15 @@ def _check_types(manifest: Manifest) -> None:
     if not all(isinstance(text, str) for text in texts):
         raise ValueError("a name, label, unit or file is not text")
     tables: tuple[Any, ...] = (manifest.refused, manifest.training, manifest.edge, manifest.preprocess)
-    tables = (*tables, manifest.calibration, manifest.conformal, manifest.verification)
+    tables = (*tables, manifest.calibration, manifest.conformal, manifest.verification, manifest.generation)
     if not all(isinstance(table, dict) for table in tables):
-        raise ValueError("refused, training, edge, preprocess, calibration, conformal and verification are objects")
+        raise ValueError(
+            "refused, training, edge, preprocess, calibration, conformal, verification and generation are objects"
+        )
     if not isinstance(manifest.preprocess.get("tokenizer", ""), str):
         raise ValueError("the name of the tokenizer is no text")
+    if manifest.generation:
+        _check_generation(manifest.generation)
     if manifest.verification:
         limits = manifest.verification.get("thresholds")
         if not isinstance(limits, dict) or not all(type(limit) in (int, float) for limit in limits.values()):
@@ -249,6 +260,28 @@ def _check_types(manifest: Manifest) -> None:
             raise ValueError(f"conformal of a {manifest.task} has a method among {known} and thresholds")
         if not all(type(limit) in (int, float) for limit in thresholds.values()):
             raise ValueError("a conformal threshold is no number")
+
+
+def _check_generation(block: dict[str, Any]) -> None:
+    """Refuse a decoder that is not described as `serve.generation` needs it."""
+    if not isinstance(block.get("files"), dict) or "fp32" not in block["files"]:
+        raise ValueError("generation has no files of a decoder in fp32")
+    for form in block["files"].values():
+        if not all(isinstance(form.get(what), str) for what in _WRITING) or not form["decoder"]:
+            raise ValueError("generation names a file by what is no text, or no decoder")
+    whole = [block.get("length"), block.get("end"), *block.get("start", [None])]
+    if not all(type(number) is int and -1 <= number < 2**31 for number in whole):
+        raise ValueError("generation has a length, start or end that is no whole number")
+    if not isinstance(block.get("source"), str) or not all(isinstance(name, str) for name in block["crossing"]):
+        raise ValueError("generation names a tensor by what is no text")
+    for one, sizes in [*((one, 3) for one in block["caches"]), *((one, 1) for one in block["states"])]:
+        shape = one.get("shape")
+        if not isinstance(one.get("name"), str) or not isinstance(shape, list) or len(shape) != sizes:
+            raise ValueError("generation has a cache without name or shape")
+        if not all(type(size) is int and (size > 0 or size == -1) for size in shape):
+            raise ValueError(f"generation has a cache of shape {shape!r:.80}")
+    if not all(isinstance(one.get("first"), str) for one in block["states"]):
+        raise ValueError("generation has a state that does not say what it begins with")
 
 
 def _port(raw: dict[str, Any]) -> Port:
@@ -423,6 +456,10 @@ def read(folder: str | Path, *, trust: Trust = ()) -> Bundle:
         for name in (precision.file, *([precision.weights] if precision.weights else [])):
             if name not in listed:
                 raise BundleError(f"{folder}: precision {key!r} names {name!r}, which the bundle does not hold")
+    for key, form in manifest.generation.get("files", {}).items():
+        for name in filter(None, (form[what] for what in _WRITING)):
+            if name not in listed:
+                raise BundleError(f"{folder}: the decoder in {key!r} needs {name!r}, which the bundle does not hold")
     for name in manifest.edge:
         if name not in listed:
             raise BundleError(f"{folder}: {MANIFEST} names {name!r} for devices, which the bundle does not hold")
@@ -513,6 +550,8 @@ def _signers(folder: Path, sums: bytes, trust: Trust) -> tuple[str, ...]:
 def _check_references(folder: Path, manifest: Manifest, listed: dict[str, str]) -> None:
     """Refuse ONNX files whose weights lie anywhere but in the file beside them that the manifest names."""
     beside = {precision.file: precision.weights for precision in manifest.precisions.values()}
+    for form in manifest.generation.get("files", {}).values():
+        beside |= {form[what]: form[f"{what}_weights"] for what in ("decoder", "encoder") if form[what]}
     for name in listed.keys() | beside.keys():
         if name not in beside and not name.endswith(".onnx"):
             continue

@@ -55,6 +55,9 @@ METRICS = {
         "counter", (*_VERSION, "role", "status"), "Inferences finished, as an answer or as a shadow of one."
     ),
     "zoo_rows_total": Metric("counter", _VERSION, "Rows predicted."),
+    "zoo_tokens_total": Metric("counter", _VERSION, "Tokens of texts that were written."),
+    "zoo_first_token_seconds": Metric("histogram", _VERSION, "Time from a request for a text to its first token."),
+    "zoo_texts_writing": Metric("gauge", _VERSION, "Requests whose texts the workers write at the moment."),
     "zoo_compute_seconds": Metric("histogram", _VERSION, "Time that a request's batch took in its worker."),
     "zoo_queue_seconds": Metric("histogram", _VERSION, "Time of an inference outside the worker: queue and transport."),
     "zoo_queue_length": Metric("gauge", (), "Inferences that wait for a free worker, over all models."),
@@ -122,6 +125,7 @@ class Monitor:
         self._inferences: dict[tuple[str, str, bool, int], list] = {}
         self._batches: dict[tuple[str, str], list] = {}
         self._rows: dict[tuple[str, str], int] = {}
+        self._written: dict[tuple[str, str], list] = {}  # tokens, and a histogram of the time to the first
         self._index: list[dict[str, Any]] = []
         self._store: Any = None
         self._traffic: Any = None
@@ -161,6 +165,23 @@ class Monitor:
             tally[bisect_left(ROWS, rows)] += 1
             tally[-1] += rows
 
+    def written(self, model: str, version: str, tokens: int, first: float | None) -> None:
+        """Count a text.
+
+        Args:
+            model, version: what wrote it.
+            tokens: that it has.
+            first: seconds from the request to the first of them; None if there is none.
+        """
+        with self._lock:
+            tally = self._written.get((model, version))
+            if tally is None:
+                tally = self._written[model, version] = [0, _histogram()]
+            tally[0] += tokens
+            if first is not None:
+                tally[1][bisect_left(SECONDS, first)] += 1
+                tally[1][-1] += first
+
     def observe(self, call: Any, answer: Any) -> None:
         """Count a `Call` that the fleet has finished with an `Answer`."""
         key = (call.model, answer.version or call.version, call.shadow, answer.status)
@@ -177,6 +198,8 @@ class Monitor:
                 compute[-1] += answer.seconds
                 queue[bisect_left(SECONDS, waited)] += 1
                 queue[-1] += waited
+        if answer.tokens:
+            self.written(key[0], key[1], answer.tokens, answer.first)
 
     def answered(
         self,
@@ -208,7 +231,7 @@ class Monitor:
                 tally = self._requests[key] = _histogram()
             tally[bisect_left(SECONDS, seconds)] += 1
             tally[-1] += seconds
-            if status >= 400:
+            if status >= 400 or code:  # what began well may end with an error too
                 code = code or f"http_{status}"
                 self._errors[model, version, code] = self._errors.get((model, version, code), 0) + 1
                 if status in TURNED_AWAY:
@@ -268,6 +291,7 @@ class Monitor:
             requests = [(key, tally.copy()) for key, tally in self._requests.items()]
             inferences = [(key, [*map(list.copy, tally[:2]), *tally[2:]]) for key, tally in self._inferences.items()]
             batches = [(key, tally.copy()) for key, tally in self._batches.items()]
+            written = [(pair, tokens, first.copy()) for pair, (tokens, first) in self._written.items()]
             errors, rejected, rows = dict(self._errors), dict(self._rejected), dict(self._rows)
         times: dict[tuple[str, str, str], list] = {}
         for (model, version, route, status), tally in requests:
@@ -286,6 +310,9 @@ class Monitor:
         for name, tallies in (("zoo_compute_seconds", compute), ("zoo_queue_seconds", queue)):
             for pair, tally in tallies.items():
                 put(name, *pair, value=(SECONDS, tally))
+        for pair, tokens, first in written:
+            put("zoo_tokens_total", *pair, value=tokens)
+            put("zoo_first_token_seconds", *pair, value=(SECONDS, first))
         for pair, tally in batches:
             put("zoo_batch_rows", *pair, value=(ROWS, tally))
         for name, counts in (("zoo_rows_total", rows), ("zoo_errors_total", errors), ("zoo_rejected_total", rejected)):
@@ -316,6 +343,7 @@ class Monitor:
         for name, versions in state["queues"].items():
             for version, queue in versions.items():
                 put("zoo_model_queue_length", name, version, value=queue["waiting"])
+                put("zoo_texts_writing", name, version, value=queue["writing"])
                 put("zoo_model_workers", name, version, value=queue["workers"])
                 waiting += queue["waiting"]
                 held += queue["bytes"]

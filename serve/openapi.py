@@ -17,7 +17,8 @@ import msgspec
 import numpy as np
 from flask import Flask, Response
 
-from serve import codec, protocol
+from serve import codec, continuations, protocol
+from serve.errors import told_as_text
 from serve.guard import scope_of
 from serve.manifest import Manifest
 from serve.protocol import Wanted
@@ -57,6 +58,7 @@ TAGS = {
     "": ("People and scripts", "Files, rows and texts in; labels and values out."),
 }
 PART = r"{(\w+)}"
+PREDICTING = ("/infer", ":predict", "/generate", "/generate_stream", "/completions")  # ends of paths
 OPERATIONS = ("/healthz", "/metrics", "/openapi.json", "/docs")
 ABOUT = """Predictions of ONNX models. Send `X-Request-Id` to find a request again in the logs; every answer carries one. \
 Bodies may be packed with gzip or deflate. An error is JSON with a code and a message that says what to do. A server with \
@@ -162,8 +164,10 @@ def _operation(
     summary, _, description = (app.view_functions[endpoint].__doc__ or endpoint.replace("_", " ")).partition("\n")
     name = f"{method} {_plain(path)}"
     sent, answered, query = BODIES.get(name, ({} if method in ("GET", "DELETE") else {JSON: ANYTHING}, {JSON: {}}, ()))
-    standard = path.startswith(("/v2", "/v1"))
-    error = {"description": "refused", "content": {JSON: {"schema": ref("ErrorText" if standard else "Error")}}}
+    error = {
+        "description": "refused",
+        "content": {JSON: {"schema": ref("ErrorText" if told_as_text(path) else "Error")}},
+    }
     status = STATUS.get(name, "200")
     content = {media: {"schema": schema} for media, schema in answered.items()}
     responses: dict[str, Any] = {status: {"description": "answered", **({"content": content} if content else {})}}
@@ -194,7 +198,7 @@ def _operation(
                 place[JSON]["examples"] = shown
     if BINARY in sent:
         told["parameters"].append(_header_length())
-    if path.endswith(("/infer", ":predict")) or path.startswith("/predict/"):
+    if path.endswith(PREDICTING) or path.startswith("/predict/"):
         told["parameters"] += [
             _header("X-Request-Timeout", SECONDS, "seconds in which the answer is wanted"),
             _header("X-Traffic-Key", TEXT, "requests of one key keep to one version in experiments"),
@@ -271,6 +275,10 @@ def _examples(model: ModelLike) -> Iterator[tuple[str, tuple[Any, ...]]]:
     if not golden or sum(array.size for array in inputs.values()) > MOST_VALUES:
         return
     outputs = {port.name: golden[f"output/{port.name}"][:1] for port in manifest.outputs}
+    if manifest.generation:
+        yield from _written(manifest, codec.to_row(inputs, 0, manifest))
+        if sum(array.size for array in outputs.values()) > MOST_VALUES:  # probabilities of every token at every place
+            return
     sent: dict[str, Any] = {"id": "one", "inputs": [], "outputs": [{"name": port.name} for port in manifest.outputs]}
     for port in manifest.inputs:
         array = inputs[port.name]
@@ -283,9 +291,12 @@ def _examples(model: ModelLike) -> Iterator[tuple[str, tuple[Any, ...]]]:
     row = next(iter(named.values())) if len(named) == 1 else named
     answered = protocol.encode_v1(manifest, outputs, protocol.Request({}))
     yield "POST /v1/models/{model}:predict", ({"instances": [row]}, msgspec.json.decode(answered))
+    if manifest.generation:
+        return
     try:
         row = codec.to_row(inputs, 0, manifest)
-        predictions = codec.answers(outputs, manifest, top=5)
+        read = codec.read(model.bundle.folder, manifest, inputs)
+        predictions = codec.answers(outputs, manifest, top=5, read=read)
     except (KeyError, ValueError, TypeError):  # a kind of model that has tensors only
         return
     told = {"model": model.name, "version": model.version, "predictions": predictions, "notes": []}
@@ -300,6 +311,18 @@ def _examples(model: ModelLike) -> Iterator[tuple[str, tuple[Any, ...]]]:
         yield "POST /verify/{model}", (pair,)
         yield "POST /search/{model}", (row,)
         yield "PUT /admin/gallery/{model}/{name}", (row,)
+
+
+def _written(manifest: Manifest, row: dict[str, Any]) -> Iterator[tuple[str, tuple[Any, ...]]]:
+    """What may be sent to a model that writes texts; what it answers depends on what is asked beside."""
+    (text,) = row.values()
+    few = {"max_tokens": min(20, manifest.generation["length"] or 20)}
+    sent = {"text_input": text, "parameters": {} if continuations.writes(manifest) else {**few, "temperature": 0.8}}
+    yield "POST /v2/models/{model}/generate", (sent,)
+    yield "POST /v2/models/{model}/generate_stream", (sent,)
+    yield "POST /v1/completions", ({"model": manifest.name, "prompt": text, **few},)
+    yield "POST /predict/{model}", (row,)
+    yield "POST /jobs/{model}", (row,)
 
 
 def _jsonable(array: np.ndarray) -> list[Any]:

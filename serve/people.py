@@ -3,19 +3,20 @@
 What bodies mean is in `codec`.
 """
 
+import math
 import threading
 import time
 from typing import Any
 
 import msgspec
-from flask import Flask, Response, g, request
+from flask import Flask, Response, g, has_request_context, request
 
-from serve import codec, masks, texts
+from serve import codec, continuations, masks, texts
 from serve.codec import Batch, Inputs
 from serve.errors import RequestError
 from serve.explainer import Explainer
 from serve.gallery import Gallery
-from serve.heads import seconds_of
+from serve.heads import LONGEST_WAIT, deadline_of
 from serve.identities import identity_routes
 from serve.jobs import KINDS, Job, Jobs
 from serve.live import Live
@@ -25,6 +26,7 @@ from serve.runtime import ModelLike
 from serve.standard import cached, reply
 from serve.store import Shelf
 from serve.tensors import decode_json
+from serve.writing import MOST
 
 JSON, CSV, TEXT, PNG = "application/json", "text/csv", "text/plain", "image/png"
 BYTES = "application/octet-stream"
@@ -176,11 +178,19 @@ def _answer_routes(
             )
             raise RequestError("bad_batch", message, 413)
         inputs, notes = batch.take()
+        if found.manifest.generation:
+            predictions, told = _written(found, inputs, _parameters())
+            _counted(monitor, store, found, predictions)
+            if table:
+                return _csv(codec.answers_csv(predictions, found.manifest))
+            told = [*notes, *told]
+            return reply({"model": found.name, "version": found.version, "predictions": predictions, "notes": told})
         answered = found.predict(inputs, codec.needed(found.manifest), deadline=_deadline())
         if picture and batch.count == 1:
             monitor.rows(found.name, found.version, 1)
             return Response(masks.png(answered["mask"][0], found.manifest.labels), mimetype=PNG)
-        predictions = codec.answers(answered, found.manifest, top=top, precision=found.precision, form=form)
+        read = codec.read(found.bundle.folder, found.manifest, inputs)
+        predictions = codec.answers(answered, found.manifest, top=top, precision=found.precision, form=form, read=read)
         monitor.rows(found.name, found.version, len(predictions))
         if table:
             return _csv(codec.answers_csv(predictions, found.manifest))
@@ -190,6 +200,7 @@ def _answer_routes(
     def explain(model: str) -> Response:
         """What the answer to one row came from, how far that can be trusted, and a picture of it."""
         found = _model(store, model)
+        _check_explained(found)
         options = _explanation(found)
         batch = bodies.read(found)
         pair = found.manifest.task == "embedding"
@@ -220,7 +231,10 @@ def _job_routes(
             guard.admit(request.headers, "explain", request.remote_addr or "", model)
         found = _model(store, model)
         top, form = _whole("top", 5), _form(found)
+        if kind == "explain":
+            _check_explained(found)
         options = _explanation(found)
+        parameters = _parameters() if found.manifest.generation else {}
         batch = bodies.read(found)
         if kind == "explain" and found.manifest.task == "embedding":
             message = f"a job explains single rows, and of {found.name!r} pairs are explained; send them to /explain"
@@ -231,8 +245,15 @@ def _job_routes(
 
         def predict(inputs: Inputs) -> list[dict[str, Any]]:
             model = store.get(found.name, found.version)
+            if model.manifest.generation:
+                rows, told = _written(model, inputs, parameters)
+                _counted(monitor, store, model, rows)
+                return [{**row, "notes": told} for row in rows] if told else rows
             answered = model.predict(inputs, codec.needed(model.manifest))
-            predictions = codec.answers(answered, model.manifest, top=top, precision=model.precision, form=form)
+            read = codec.read(model.bundle.folder, model.manifest, inputs)
+            predictions = codec.answers(
+                answered, model.manifest, top=top, precision=model.precision, form=form, read=read
+            )
             monitor.rows(model.name, model.version, len(predictions))
             return predictions
 
@@ -248,7 +269,8 @@ def _job_routes(
             predict if kind == "predict" else explain,
             model=found.name,
             version=found.version,
-            most=1 if kind == "explain" or free else found.max_batch,  # rows of free sizes do not fit in one array
+            # rows of free sizes do not fit in one array; a few texts at a time show how a job gets on
+            most=1 if kind == "explain" or free else MOST if found.manifest.generation else found.max_batch,
             owner=g.get("identity", ""),
             client=g.get("identity", "") or f"peer:{request.remote_addr}",
         )
@@ -307,13 +329,13 @@ def _queued(store: Shelf) -> bool:
 
 def _told(batch: Batch, model: ModelLike) -> Batch:
     """The same rows, of which the notes say where a text is cut."""
-    if "tokenizer" not in model.manifest.preprocess:
+    if "tokenizer" not in model.manifest.preprocess or model.manifest.generation:
         return batch
 
     def read(first: int, stop: int) -> tuple[Inputs, list[str]]:
         inputs, told = batch.take(stop - first)
-        (rows,) = inputs.values()
-        return inputs, [*told, *texts.notes(model.bundle.folder, model.manifest, rows.tolist(), first)]
+        rows = [inputs[port.name].tolist() for port in model.manifest.inputs if port.dtype == "BYTES"]
+        return inputs, [*told, *texts.notes(model.bundle.folder, model.manifest, rows, first)]
 
     return Batch(batch.count, batch.bytes, read)
 
@@ -419,8 +441,48 @@ def _picture() -> dict[str, Any]:
 
 def _deadline() -> float | None:
     """When the client wants its answer, in `time.monotonic()` seconds; None if it does not say."""
-    text = request.headers.get("X-Request-Timeout")
-    return None if text is None else time.monotonic() + seconds_of(text)
+    return deadline_of(request.headers.get("X-Request-Timeout"))
+
+
+def _parameters() -> dict[str, Any]:
+    """How texts shall be continued, as the request's URL asks; what it says is checked where it is read."""
+    given: dict[str, Any] = {}
+    for name, parameter in continuations.PARAMETERS.items():
+        text = request.args.get(name)
+        if text is not None:
+            try:
+                value = int(text[:40]) if parameter.whole else float(text[:40])
+                given[name] = value if math.isfinite(value) else text
+            except ValueError:
+                given[name] = text
+    stops = request.args.getlist(continuations.STOP)
+    return given | ({continuations.STOP: stops} if stops else {})
+
+
+def _written(model: ModelLike, inputs: Inputs, parameters: dict[str, Any]) -> tuple[list[dict[str, Any]], list[str]]:
+    """What a model writes behind texts, a row for each, and notes."""
+    (rows,) = inputs.values()
+    body = continuations.pack([str(text) for text in rows.ravel()], parameters)
+    deadline = _deadline() if has_request_context() else time.monotonic() + LONGEST_WAIT
+    return continuations.unpack(b"".join(part.body for part in model.follow("rows", body, deadline)))
+
+
+def _counted(monitor: Monitor, store: Shelf, model: ModelLike, rows: list[dict[str, Any]]) -> None:
+    """Count texts that were written in this process; those of a fleet are counted there."""
+    monitor.rows(model.name, model.version, len(rows))
+    if not hasattr(store, "observers"):
+        monitor.written(model.name, model.version, sum(row["tokens"] for row in rows), None)
+
+
+def _check_explained(model: ModelLike) -> None:
+    """Refuse to explain a text.
+
+    Raises:
+        RequestError: the model writes texts.
+    """
+    if model.manifest.generation:
+        message = f"{model.name!r} writes texts, of which each token has reasons of its own; explanations are for a label or a value"
+        raise RequestError("cannot_explain", message)
 
 
 def _wants_csv() -> bool:
@@ -450,6 +512,8 @@ def _described(store: Shelf, name: str, index: list[dict[str, Any]]) -> dict[str
         "kind": manifest.kind,
         "labels": manifest.labels,
         "metric": manifest.metric,
+        "writes": "answer" if continuations.writes(manifest) else "continuation" if manifest.generation else "",
+        "length": manifest.generation.get("length", 0),
         "inputs": [msgspec.to_builtins(port) for port in manifest.inputs],
         "choices": manifest.choices,
         "maps": any(port.name == "activation_map" and _spreads(port) for port in manifest.outputs),

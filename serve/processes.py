@@ -13,7 +13,7 @@ from collections import deque
 from typing import Any, Protocol
 
 from serve import wire
-from serve.calls import Batch, Served
+from serve.calls import Batch, Call, Served
 
 JOINED = 4096  # bytes of a body up to which a batch is copied together, which is cheaper than many pieces
 LAST_SECONDS = 2.0  # for processes that were told to end
@@ -39,6 +39,8 @@ class Worker:
         self.slots: dict[int, Served] = {}
         self.loading: dict[int, tuple[Served, float, asyncio.Future[str]]] = {}
         self.batches: deque[Batch] = deque()
+        self.texts: dict[int, tuple[Served, Call]] = {}  # that it writes, by number
+        self.heard = 0.0  # when it last told of them
         self._inbox = wire.Inbox(wire.to_front)
         self._unsent: deque[bytes | memoryview] = deque()
         self._writing = False  # the loop tells when there is room to send
@@ -125,6 +127,11 @@ class Worker:
         """End the process; what it had is found when its socket closes."""
         with contextlib.suppress(ProcessLookupError):
             self.process.kill()
+
+    @property
+    def cautious(self) -> bool:
+        """Whether it tries a request over which another one died."""
+        return any(call.attempts and not call.first for _, call in self.texts.values())
 
     def held(self) -> int:
         """Bytes of memory of the models it has or opens."""

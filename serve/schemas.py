@@ -8,7 +8,18 @@ from typing import Any
 
 import msgspec
 
-from serve import admin, boxes, embeddings, forecasts, masks, protocol, transcripts
+from serve import (
+    admin,
+    boxes,
+    continuations,
+    embeddings,
+    fillings,
+    forecasts,
+    masks,
+    protocol,
+    tags,
+    transcripts,
+)
 from serve.tensors import DTYPES, LARGEST_SIZE, MOST_AXES
 
 JSON, BINARY = "application/json", "application/octet-stream"
@@ -40,6 +51,21 @@ DATA = list_of({}, description="values, flat in row order or as nested lists; nu
 SIZE = {**COUNT, "description": "bytes of this tensor after the JSON"}
 IMAGE = {"type": "string", "contentMediaType": "image/png"}
 SIMILARITY = {"type": "number", "minimum": -1, "maximum": 1, "description": "cosine of the two embeddings"}
+
+ENDS = ("stop", "length", "end")
+WRITING = {
+    name: {
+        "type": "integer" if parameter.whole else "number",
+        "exclusiveMinimum" if parameter.above else "minimum": parameter.least,
+        "maximum": parameter.most,
+        "description": parameter.help,
+    }
+    for name, parameter in continuations.PARAMETERS.items()
+}
+STOPS = {
+    "anyOf": [TEXT, list_of(TEXT, maxItems=continuations.MOST_STOPS)],
+    "description": "texts before which the answer ends",
+}
 
 SCHEMAS: dict[str, Any] = {
     "Error": object_of({"error": object_of({"code": TEXT, "message": TEXT})}),
@@ -114,6 +140,56 @@ SCHEMAS: dict[str, Any] = {
         },
         "model_name", "model_version", "outputs",
     ),
+    "GenerateRequest": object_of(
+        {
+            "id": TEXT,
+            "text_input": {**TEXT, "minLength": 1, "description": "what is to be continued"},
+            "parameters": object_of(
+                {**WRITING, "stop": STOPS, "stream": {**BOOLEAN, "description": "said by the path; ignored here"}},
+                required=[],
+            ),
+        },
+        "text_input",
+        description="parameters may stand beside the text too",
+    ),
+    "GenerateAnswer": object_of(
+        {
+            "model_name": TEXT,
+            "model_version": TEXT,
+            "id": TEXT,
+            "text_output": TEXT,
+            "finish_reason": {"enum": list(ENDS), "description": "a text of stop, as long as may be, or the model's own end"},
+            "tokens": COUNT,
+            "notes": list_of(TEXT),
+        },
+        "model_name", "model_version", "text_output",
+    ),
+    "CompletionRequest": object_of(
+        {
+            "model": TEXT,
+            "prompt": {"anyOf": [TEXT, list_of(TEXT, minItems=1)]},
+            "stream": {**BOOLEAN, "description": "answer in events"},
+            **{name: schema for name, schema in WRITING.items() if name in ("max_tokens", "temperature", "top_p", "seed")},
+            "stop": STOPS,
+        },
+        "model", "prompt",
+    ),
+    "CompletionAnswer": object_of(
+        {
+            "id": TEXT,
+            "object": TEXT,
+            "created": COUNT,
+            "model": TEXT,
+            "model_version": TEXT,
+            "choices": list_of(
+                object_of(
+                    {"text": TEXT, "index": COUNT, "logprobs": {}, "finish_reason": {"enum": ["stop", "length", None]}}
+                )
+            ),
+            "usage": object_of({"completion_tokens": COUNT}),
+        },
+        "id", "object", "created", "model", "choices",
+    ),
     "Index": list_of(
         object_of({"name": TEXT, "version": TEXT, "state": {"enum": ["READY", "UNAVAILABLE"]}, "reason": TEXT}, "name", "state")
     ),
@@ -182,7 +258,9 @@ SCHEMAS: dict[str, Any] = {
                 "description": "unit vector; as base64 the same in little-endian float32",
             },
             "length": COUNT,
-            "text": {**TEXT, "description": "what is said in a recording"},
+            "text": {**TEXT, "description": "what is said in a recording, or what follows a text"},
+            "tokens": {**COUNT, "description": "that were written"},
+            "finish_reason": {"enum": list(ENDS), "description": "why a text ended"},
             "forecast": {"description": "the next values, in a list or by the name of their step"},
             "confidence": {**NUMBER, "description": "of a text: that of its least sure word"},
             "words": list_of(
@@ -253,14 +331,34 @@ ROWS = {
     "audio/flac": {**IMAGE, "contentMediaType": "audio/flac"},
     "multipart/form-data": object_of({"file": list_of(IMAGE)}),
 }
+EVENTS = continuations.EVENTS.partition(";")[0]
+GENERATED = {
+    **TEXT,
+    "description": "`data:` and an answer's JSON for each piece of the text; the last one says why it ended",
+}
+WRITTEN = (
+    *((name, schema, f"of a model that writes texts: {schema['description']}") for name, schema in WRITING.items()),
+    ("stop", list_of(TEXT), "of a model that writes texts: where it ends; may be given several times"),
+)
 PACKED = {"description": "the same JSON, and behind it the raw little-endian bytes of its binary tensors"}
 TOP = ("top", {"type": "integer", "minimum": 1, "default": 5}, "labels to give, most probable first")
 FORM = (
     "form",
-    {"enum": [*masks.FORMS, *boxes.FORMS, *embeddings.FORMS, *forecasts.FORMS, *transcripts.FORMS]},
+    {
+        "enum": [
+            *masks.FORMS,
+            *boxes.FORMS,
+            *embeddings.FORMS,
+            *forecasts.FORMS,
+            *transcripts.FORMS,
+            *tags.FORMS,
+            *fillings.FORMS,
+        ]
+    },
     "how a segmentation's mask comes: png, a data URL and the usual form; runs, run lengths; none, the shares alone; which "
     "boxes of a detection come: sure, the usual form, or all; how an embedding comes: numbers, the usual form, or base64; "
-    "how a forecast comes: values, a list, the usual form, or steps, with a name for each; how a transcript comes: words, with their times, the usual form, or text",
+    "how a forecast comes: values, a list, the usual form, or steps, with a name for each; how a transcript comes: words, with their times, the usual form, or text; how labels of words come: spans, marked parts, the "
+    "usual form, or words, each with its own; what could stand at a mask comes as tokens",
 )
 NEAREST = ("top", {"type": "integer", "minimum": 1, "maximum": 100, "default": 5}, "identities to give of each row")
 VERSION = ("version", TEXT, "a version of the model; left out, the server chooses")
@@ -302,6 +400,13 @@ BODIES: dict[str, tuple[dict[str, Any], dict[str, Any], tuple]] = {
         {JSON: ref("InferAnswer"), BINARY: PACKED},
         (),
     ),
+    "POST /v2/models/{model}/generate": ({JSON: ref("GenerateRequest")}, {JSON: ref("GenerateAnswer")}, ()),
+    "POST /v2/models/{model}/generate_stream": ({JSON: ref("GenerateRequest")}, {EVENTS: GENERATED}, ()),
+    "POST /v1/completions": (
+        {JSON: ref("CompletionRequest")},
+        {JSON: ref("CompletionAnswer"), EVENTS: {**TEXT, "description": "the same in pieces, and at last [DONE]"}},
+        (),
+    ),
     "POST /v2/repository/index": ({JSON: ref("IndexFilter")}, {JSON: ref("Index")}, ()),
     "POST /v2/repository/models/{model}/load": ({JSON: ref("Change")}, {JSON: ANYTHING}, ()),
     "POST /v2/repository/models/{model}/unload": ({JSON: ref("Change")}, {JSON: ANYTHING}, ()),
@@ -320,7 +425,7 @@ BODIES: dict[str, tuple[dict[str, Any], dict[str, Any], tuple]] = {
     "POST /predict/{model}": (
         ROWS,
         {JSON: ref("Predictions"), "text/csv": TEXT, "image/png": IMAGE},
-        (TOP, FORM, VERSION),
+        (TOP, FORM, *WRITTEN, VERSION),
     ),
     "POST /explain/{model}": (ROWS, {JSON: ref("Explanation")}, (METHOD, LABEL, QUALITY, THEME, WIDTH, VERSION)),
     "POST /verify/{model}": (ROWS, {JSON: ref("Verdict")}, (VERSION,)),
@@ -328,7 +433,7 @@ BODIES: dict[str, tuple[dict[str, Any], dict[str, Any], tuple]] = {
     "GET /admin/gallery/{model}": ({}, {JSON: ref("Names")}, (VERSION,)),
     "PUT /admin/gallery/{model}/{name}": (ROWS, {JSON: ref("Enrolled")}, (VERSION,)),
     "DELETE /admin/gallery/{model}/{name}": ({}, {}, (VERSION,)),
-    "POST /jobs/{model}": (ROWS, {JSON: ref("Job")}, (KIND, TOP, FORM, METHOD, LABEL, QUALITY, VERSION)),
+    "POST /jobs/{model}": (ROWS, {JSON: ref("Job")}, (KIND, TOP, FORM, *WRITTEN, METHOD, LABEL, QUALITY, VERSION)),
     "GET /jobs": ({}, {JSON: list_of(ref("Job"))}, ()),
     "GET /jobs/{job}": ({}, {JSON: ref("Job"), "text/csv": TEXT}, ()),
     "DELETE /jobs/{job}": ({}, {}, ()),

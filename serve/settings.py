@@ -93,6 +93,12 @@ class Settings:
         least=1,
         not_in_cluster="replicas make no batches; leave it out",
     )
+    texts: int = _option(
+        16,
+        "texts that a process writes at a time, token by token; more wait",
+        "computation",
+        least=1,
+    )
     max_batch: int = _option(1024, "most rows of a request, and of one run of the engine", "computation", least=1)
     queue: int = _option(
         2048, "inferences that wait for one version; more are answered with 503", "computation", least=1

@@ -72,28 +72,28 @@ def _model_routes(app: Flask, store: Shelf, monitor: Monitor) -> None:
     @app.get("/v2/models/<model>/versions/<version>")
     def metadata(model: str, version: str | None = None) -> Response:
         """Versions of a model, and names, datatypes and shapes of its inputs and outputs."""
-        found = _model(store, model, version)
+        found = model_of(store, model, version)
         return cached(reply(protocol.model_metadata(found.manifest, list(store.models.get(model, {})))))
 
     @app.get("/v2/models/<model>/config")
     @app.get("/v2/models/<model>/versions/<version>/config")
     def configuration(model: str, version: str | None = None) -> Response:
         """The model's configuration, in the form of Triton's."""
-        found = _model(store, model, version)
+        found = model_of(store, model, version)
         return cached(reply(protocol.model_configuration(found.manifest, found.max_batch)))
 
     @app.get("/v2/models/<model>/ready")
     @app.get("/v2/models/<model>/versions/<version>/ready")
     def model_ready(model: str, version: str | None = None) -> Response:
         """Whether a model can answer."""
-        found = _model(store, model, version)
+        found = model_of(store, model, version)
         return reply({"name": found.name, "version": found.version, "ready": store.ready}, 200 if store.ready else 503)
 
     @app.post("/v2/models/<model>/infer")
     @app.post("/v2/models/<model>/versions/<version>/infer")
     def infer(model: str, version: str | None = None) -> Response:
         """Answer a batch of rows, as JSON or as binary tensors."""
-        found = _model(store, model, version)
+        found = model_of(store, model, version)
         asked = protocol.decode(request.get_data(), _header_length())
         answered = found.predict(asked.inputs, asked.names)
         monitor.rows(found.name, found.version, len(next(iter(answered.values()))))
@@ -154,7 +154,7 @@ def _v1_routes(app: Flask, store: Shelf, monitor: Monitor) -> None:
         """States of a model's versions."""
         entries = [each for each in store.index() if each["name"] == model and version in (None, each["version"])]
         if not entries:
-            _model(store, model, version)
+            model_of(store, model, version)
         ready = store.ready and any(entry["state"] == "READY" for entry in entries)
         # KServe's clients read "ready", TensorFlow Serving's the list
         return reply({"name": model, "ready": ready, **protocol.model_status_v1(entries)})
@@ -163,20 +163,25 @@ def _v1_routes(app: Flask, store: Shelf, monitor: Monitor) -> None:
     @app.get("/v1/models/<model>/versions/<version>/metadata")
     def metadata_v1(model: str, version: str | None = None) -> Response:
         """The signature of a model: names, types and shapes of its inputs and outputs."""
-        return cached(reply(protocol.model_metadata_v1(_model(store, model, version).manifest)))
+        return cached(reply(protocol.model_metadata_v1(model_of(store, model, version).manifest)))
 
     @app.post("/v1/models/<model>:predict")
     @app.post("/v1/models/<model>/versions/<version>:predict")
     def predict_v1(model: str, version: str | None = None) -> Response:
         """Answer rows ("instances") or columns ("inputs") of JSON."""
-        found = _model(store, model, version)
+        found = model_of(store, model, version)
         asked = protocol.decode_v1(request.get_data(), found.manifest)
         answered = found.predict(asked.inputs)
         monitor.rows(found.name, found.version, len(next(iter(answered.values()))))
         return reply(protocol.encode_v1(found.manifest, answered, asked))
 
 
-def _model(store: Shelf, name: str, version: str | None) -> ModelLike:
+def model_of(store: Shelf, name: str, version: str | None) -> ModelLike:
+    """The model that answers the request under way, which its log line and figures name.
+
+    Raises:
+        RequestError: 404, no such model or version; 503, it was refused.
+    """
     g.model = store.get(name, version, key=request.headers.get("X-Traffic-Key"), draw=request.method == "POST")
     return g.model
 

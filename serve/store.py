@@ -12,6 +12,7 @@ from serve.errors import RequestError, did_you_mean
 from serve.manifest import Bundle, BundleError
 from serve.runtime import Model
 from serve.session import check_engine
+from serve.writing import GENERATOR, MOST
 
 log = logging.getLogger("serve")
 
@@ -205,6 +206,8 @@ class Store(Shelf):
         threads: int | None = None,
         max_batch: int = 1024,
         engine: str = "onnxruntime",
+        texts: int = MOST,
+        generator: str = GENERATOR,
         traffic: Any = None,
         trust: bundles.Trust = (),
     ) -> None:
@@ -216,6 +219,8 @@ class Store(Shelf):
             threads: threads one request may use; every core if None.
             max_batch: most rows of one request.
             engine: what computes, as for `Model`.
+            texts: texts that each model writes at a time.
+            generator: "module:name" of what writes them.
             traffic: decides between versions when a request names none; the latest answers if None.
             trust: public keys, of which one must have signed a bundle; see `serve.manifest.load_trust`.
 
@@ -226,7 +231,12 @@ class Store(Shelf):
         """
         super().__init__(folder, traffic=traffic)
         self._options: dict[str, Any] = dict(
-            precision=precision, threads=threads, max_batch=max_batch, engine=check_engine(engine)
+            precision=precision,
+            threads=threads,
+            max_batch=max_batch,
+            engine=check_engine(engine),
+            most_texts=texts,
+            generator=generator,
         )
         self._trust = trust
         self._seen: dict[tuple[str, str], Any] = {}

@@ -1,16 +1,34 @@
 """Texts to the tokens that a model takes, by the `tokenizer.json` of its bundle; and what is refused before that."""
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
 from serve.errors import RequestError
 from serve.manifest import BundleError, Manifest
 
+MASKS = ("[MASK]", "<mask>")
 LONGEST = 100_000  # characters of one text; what it has in tokens is not known before
+
+
+class Word(NamedTuple):
+    """Part of a text: the place of its first token, and its characters from `start` to before `end`."""
+
+    place: int
+    start: int
+    end: int
+
+
+class Read(NamedTuple):
+    """What a tokenizer makes of a text: its words, and the masks in it, as far as a model sees them."""
+
+    text: str
+    words: tuple[Word, ...]
+    masks: tuple[Word, ...]
 
 
 class Tokenizer:
@@ -20,8 +38,8 @@ class Tokenizer:
         length: tokens of a row.
     """
 
-    def __init__(self, path: Path) -> None:
-        """Read a `tokenizer.json`, which is data alone.
+    def __init__(self, path: Path, marks: bool = False) -> None:
+        """Read a `tokenizer.json`, which is data alone; `marks` says that `[MASK]` in a text is that token.
 
         Raises:
             BundleError: the library is not installed, or cannot read the file.
@@ -33,24 +51,59 @@ class Tokenizer:
             raise BundleError("texts need the library tokenizers; run: pip install tokenizers") from error
         try:
             self._read = Read.from_file(str(path))
-            self._read.encode_special_tokens = True  # as in training: who writes "[PAD]" means these letters
+            self._read.encode_special_tokens = not marks  # as in training: who writes "[PAD]" means these letters
             self.length = int((self._read.padding or {})["length"])
         except Exception as error:  # the library raises bare exceptions
             raise BundleError(f"{path.name} cannot be used: {error}; export the bundle again") from error
 
-    def __call__(self, texts: Iterable[str]) -> np.ndarray:
-        """Tokens int32 (texts, length)."""
-        return np.array([each.ids for each in self._read.encode_batch_fast(list(texts))], np.int32)
+    def __call__(self, *texts: Iterable[str]) -> np.ndarray:
+        """Tokens int32 (texts, length); of two lists of texts those of the pairs."""
+        return np.array([each.ids for each in self._read.encode_batch_fast(_rows(texts))], np.int32)
 
-    def cut(self, texts: Iterable[str]) -> list[bool]:
-        """Which texts have more tokens than the model takes."""
-        return [bool(each.overflowing) for each in self._read.encode_batch_fast(list(texts))]
+    def cut(self, *texts: Iterable[str]) -> list[bool]:
+        """Which texts, or pairs, have more tokens than the model takes."""
+        return [bool(each.overflowing) for each in self._read.encode_batch_fast(_rows(texts))]
+
+    def read(self, texts: list[str]) -> list[Read]:
+        """Words and masks of each text."""
+        mask = next((n for n in map(self._read.token_to_id, MASKS) if n is not None), -1)
+        found = []
+        for text, each in zip(texts, self._read.encode_batch(texts), strict=True):
+            words: list[Word] = []
+            masks: list[Word] = []
+            last = None
+            for place, (number, own, (start, end)) in enumerate(
+                zip(each.ids, each.word_ids, each.offsets, strict=True)
+            ):
+                if number == mask and end > start:
+                    masks.append(Word(place, start, end))
+                if own is not None and own == last:
+                    words[-1] = words[-1]._replace(end=end)
+                elif own is not None:
+                    words.append(Word(place, start + len(text[start:end]) - len(text[start:end].lstrip()), end))
+                last = own
+            found.append(Read(text, tuple(words), tuple(masks)))
+        return found
+
+
+def _rows(texts: tuple[Iterable[str], ...]) -> list:
+    return list(texts[0]) if len(texts) == 1 else list(zip(*texts, strict=True))
 
 
 def opened(folder: Path, manifest: Manifest) -> Tokenizer | None:
     """The tokenizer of a bundle, None where its file takes no tokens."""
     name = manifest.preprocess.get("tokenizer")
-    return Tokenizer(folder / name) if name else None
+    return Tokenizer(folder / name, manifest.preprocess.get("marks", False)) if name else None
+
+
+def read(folder: Path, manifest: Manifest, texts: list[str]) -> list[Read]:
+    """Words and masks of texts, for what tells of them by their characters."""
+    return _opened(folder, manifest).read(texts)
+
+
+def _opened(folder: Path, manifest: Manifest) -> Tokenizer:
+    path = folder / manifest.preprocess["tokenizer"]
+    return _remembered(path, path.stat().st_mtime_ns, manifest.preprocess.get("marks", False))
 
 
 def check(texts: Iterable[str], name: str) -> None:
@@ -60,30 +113,36 @@ def check(texts: Iterable[str], name: str) -> None:
         RequestError: one is empty, blank or too long.
     """
     for row, text in enumerate(texts, 1):
-        if len(text) > LONGEST:
-            message = (
-                f"row {row} of {name!r} has {len(text):,} characters, at most {LONGEST:,} are read; send a part of it"
-            )
-            raise RequestError("too_large", message, 413)
-        if not text.strip():
-            raise RequestError("bad_value", f"row {row} of {name!r} is empty; write something")
-        if not text.isascii():
-            try:
-                text.encode()
-            except UnicodeEncodeError:  # half of a character, which JSON can name
-                raise RequestError("bad_encoding", f"row {row} of {name!r} is no Unicode text; send UTF-8") from None
+        check_one(text, f"row {row} of {name!r}")
 
 
-def notes(folder: Path, manifest: Manifest, texts: list[str], first: int = 0) -> list[str]:
-    """Which texts are cut, for people; `first` is the number of rows before them.
+def check_one(text: str, what: str) -> None:
+    """Refuse a text that says nothing, or too much; `what` names it in the message.
+
+    Raises:
+        RequestError: it is empty, blank or too long.
+    """
+    if len(text) > LONGEST:
+        message = f"{what} has {len(text):,} characters, at most {LONGEST:,} are read; send a part of it"
+        raise RequestError("too_large", message, 413)
+    if not text.strip():
+        raise RequestError("bad_value", f"{what} is empty; write something")
+    if not text.isascii():
+        try:
+            text.encode()
+        except UnicodeEncodeError:  # half of a character, which JSON can name
+            raise RequestError("bad_encoding", f"{what} is no Unicode text; send UTF-8") from None
+
+
+def notes(folder: Path, manifest: Manifest, inputs: Sequence[list[str]], first: int = 0) -> list[str]:
+    """Which texts, or pairs of them, are cut, for people; `first` is the number of rows before them.
 
     Texts that `check` refuses are left to it.
     """
-    if not texts or max(map(len, texts)) > LONGEST:
+    if not inputs[0] or max(len(text) for texts in inputs for text in texts) > LONGEST:
         return []
-    path = folder / manifest.preprocess["tokenizer"]
-    tokenizer = _remembered(path, path.stat().st_mtime_ns)
-    cut = [str(row) for row, long in enumerate(tokenizer.cut(texts), first + 1) if long]
+    tokenizer = _opened(folder, manifest)
+    cut = [str(row) for row, long in enumerate(tokenizer.cut(*inputs), first + 1) if long]
     if not cut:
         return []
     rows = f"row{'s' if len(cut) > 1 else ''} {', '.join(cut[:20])}{' …' if len(cut) > 20 else ''}"
@@ -91,5 +150,5 @@ def notes(folder: Path, manifest: Manifest, texts: list[str], first: int = 0) ->
 
 
 @lru_cache(maxsize=8)
-def _remembered(path: Path, _changed: int) -> Tokenizer:
-    return Tokenizer(path)
+def _remembered(path: Path, _changed: int, marks: bool) -> Tokenizer:
+    return Tokenizer(path, marks)

@@ -22,6 +22,9 @@ BUFFER = 2**20  # bytes that are received at a time
 
 # Of one request: size in bytes, size of the JSON before its binary tensors (None without), "v2" or "v1".
 Item = tuple[int, int | None, str]
+# Of a text that is being continued: its number, HTTP status, size in bytes, size of the JSON before binary tensors, tokens
+# so far, rows once it has ended and 0 before, headers.
+Part = tuple[int, int, int, int | None, int, int, dict[str, str] | None]
 # Of one answer: HTTP status, size in bytes, size of the JSON before binary tensors, rows, classes, values, headers.
 Result = tuple[int, int, int | None, int, list[int] | None, list[float] | None, dict[str, str] | None]
 
@@ -56,6 +59,26 @@ class Unload(msgspec.Struct, array_like=True, tag="unload"):
     """Forget what was opened under a number."""
 
     slot: int
+
+
+class Begin(msgspec.Struct, array_like=True, tag="begin", gc=False):
+    """Continue a text; the request's body follows.
+
+    Attributes:
+        number: under which its parts come back.
+        kind: how the body is to be read, see `serve.continuations`.
+    """
+
+    number: int
+    slot: int
+    header_length: int | None
+    kind: str
+
+
+class Drop(msgspec.Struct, array_like=True, tag="drop", gc=False):
+    """Nobody waits for a text any more."""
+
+    number: int
 
 
 class Hello(msgspec.Struct, array_like=True, tag="hello"):
@@ -93,9 +116,16 @@ class Ran(msgspec.Struct, array_like=True, tag="ran", gc=False):
     drift: dict[str, Any] | None = None
 
 
+class Said(msgspec.Struct, array_like=True, tag="said", gc=False):
+    """What a step added to the texts of one version; bodies follow."""
+
+    slot: int
+    parts: list[Part]
+
+
 _encoder = msgspec.msgpack.Encoder()
-to_worker = msgspec.msgpack.Decoder(Run | Load | Unload)
-to_front = msgspec.msgpack.Decoder(Hello | Loaded | Ran)
+to_worker = msgspec.msgpack.Decoder(Run | Load | Unload | Begin | Drop)
+to_front = msgspec.msgpack.Decoder(Hello | Loaded | Ran | Said)
 
 
 def frame(message: msgspec.Struct, bodies: list[bytes] | None = None) -> list[bytes]:

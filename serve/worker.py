@@ -20,13 +20,14 @@ from typing import Any
 
 import numpy as np
 
-from serve import drift, protocol, wire
+from serve import continuations, drift, protocol, wire
 from serve.errors import RequestError
 from serve.lines import Lines, LinesHandler
 from serve.manifest import BundleError
 from serve.memory import give_back, resident
 from serve.runtime import Model, golden_rows
 from serve.store import read
+from serve.writing import Part, Writing
 
 log = logging.getLogger("serve")
 
@@ -188,6 +189,18 @@ def _failed(error: Exception, model: Model) -> Answered:
     return (error.status, len(body), None, 0, None, None, error.headers or None), body
 
 
+def _body(part: Part) -> bytes:
+    return part.body if part.error is None else part.error.body
+
+
+def _described(number: Any, part: Part) -> wire.Part:
+    """What is told of a part of a text."""
+    size, error = len(_body(part)), part.error
+    if error is not None:
+        return number, error.status, size, None, part.tokens, 0, error.headers or None
+    return number, 200, size, part.header_length, part.tokens, part.rows, None
+
+
 class Worker:
     """The frames of one worker process."""
 
@@ -196,6 +209,8 @@ class Worker:
         self._models: dict[int, Model] = {}
         self._sending = threading.Lock()
         self._seen: dict[str, Any] | None = None  # of the batch under way, for drift
+        self._texts: dict[int, Writing] = {}  # by slot, where texts are being continued
+        self._owners: dict[int, int] = {}  # number of a text -> slot
         self._loads: queue.SimpleQueue[wire.Load] = queue.SimpleQueue()
         self._inbox = wire.Inbox(wire.to_worker, LARGEST_KEPT)
         self._poll = select.poll()
@@ -206,18 +221,24 @@ class Worker:
         threading.Thread(target=self._watch, daemon=True).start()
         threading.Thread(target=self._open, daemon=True).start()
         self._send(wire.Hello())
-        while self._receive():
+        while (self._texts and not self._poll.poll(0)) or self._receive():
             while (taken := self._inbox.take()) is not None:
                 start = time.perf_counter()
                 message, bodies = taken
                 if isinstance(message, wire.Run):
                     self._run(message, bodies, start)
+                elif isinstance(message, wire.Begin):
+                    self._begin(message, bodies)
+                elif isinstance(message, wire.Drop):
+                    self._drop(message.number)
                 elif isinstance(message, wire.Load):
                     self._loads.put(message)
                 else:
                     self._models.pop(message.slot, None)
                     give_back()
                 self._inbox.drop()
+            for slot in list(self._texts):  # a token of each text between any two batches
+                self._step(slot)
 
     def _receive(self) -> bool:
         """Wait for more; False at the end of the stream."""
@@ -239,8 +260,43 @@ class Worker:
         seen, self._seen = self._seen, None
         done = wire.Ran(message.batch, time.perf_counter() - start, [result for result, _ in answers], seen)
         self._send(done, [body for _, body in answers])
-        if message.alone and done.seconds < SHORT:
+        if message.alone and done.seconds < SHORT and not self._texts:
             wire.glance(self._poll)
+
+    def _begin(self, message: wire.Begin, body: memoryview) -> None:
+        """Take a text among those that are being continued."""
+        model = self._models[message.slot]
+        try:
+            assert model.writing is not None
+            model.writing.add(message.number, continuations.read(message.kind, body, message.header_length, model))
+        except Exception as error:
+            (status, size, _, _, _, _, headers), refusal = _failed(error, model)
+            self._send(wire.Said(message.slot, [(message.number, status, size, None, 0, 0, headers)]), [refusal])
+            return
+        self._texts[message.slot] = model.writing
+        self._owners[message.number] = message.slot
+
+    def _drop(self, number: int) -> None:
+        slot = self._owners.pop(number, None)
+        if slot is not None:
+            self._texts[slot].drop(number)
+            self._tidy(slot)
+
+    def _step(self, slot: int) -> None:
+        """One token for every text of a version."""
+        parts = self._texts[slot].step()
+        # those that have nothing to say yet are told of too, so that the front sees that all goes on
+        self._send(wire.Said(slot, [_described(*each) for each in parts]), [_body(part) for _, part in parts])
+        for number, part in parts:
+            if part.last:
+                del self._owners[number]
+        self._tidy(slot)
+
+    def _tidy(self, slot: int) -> None:
+        if self._texts[slot].idle:
+            del self._texts[slot]
+            if slot not in self._models:  # it was unloaded meanwhile
+                give_back()
 
     def _count(self, summary: dict[str, Any]) -> None:
         self._seen = summary if self._seen is None else drift.merge(self._seen, summary)

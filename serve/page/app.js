@@ -1,17 +1,19 @@
 // The page: choose a model, give it something by its kind, read the answer and its explanation.
 
-import { $, ask, button, figure, key, make, percent, tell } from "./common.js";
+import { $, ask, button, figure, key, listen, make, percent, tell } from "./common.js";
 import { save, showInput } from "./inputs.js";
 import { boxed, counted } from "./boxes.js";
 import { overlay } from "./masks.js";
 import { identify } from "./identities.js";
 import { look, watch } from "./live.js";
+import { showWriting, story } from "./writing.js";
 
 const FEW = 8; // models, up to which each has a button
 
 let models = [];
 let model = null; // the chosen entry of /models
 let sent = null; // the last request that was answered: {body, type, command, version}
+let leave = () => {}; // ends what the form of a model has under way
 let turn = 0; // counts requests, so that a late answer to an old one is dropped
 
 const route = (verb, parameters) => {
@@ -60,6 +62,52 @@ async function explain(how = {}) {
     if (mine === turn) $("explanation").replaceChildren(make("p", { className: "problem", role: "alert", textContent: error.message }));
   }
   if (mine === turn) $("explain").disabled = $("look").disabled = false;
+}
+
+// ---- a text that is written
+
+const ENDS = { length: "There is no room for more", end: "The model ended it", stop: "It came to where it was to stop" };
+
+async function write({ text, parameters, signal, ended }) {
+  clearAnswer();
+  const mine = turn;
+  const version = $("version").value;
+  const path = `/v2/models/${encodeURIComponent(model.name)}${version ? `/versions/${encodeURIComponent(version)}` : ""}/generate_stream`;
+  const body = JSON.stringify({ text_input: text, parameters });
+  const shown = story(model, text);
+  $("overlay").replaceChildren(shown.element);
+  const started = performance.now();
+  let [first, last, pieces] = [0, null, 0];
+  const finish = (verdict) => {
+    shown.end();
+    ended();
+    if (mine !== turn) return;
+    $("verdict").className = "quiet";
+    $("verdict").textContent = verdict;
+    if (!last) return;
+    const seconds = (performance.now() - first) / 1000;
+    const pace = pieces > 1 && seconds > 0 ? `, then ${figure((pieces - 1) / seconds)} pieces a second` : "";
+    $("timing").textContent = `first words after ${(first - started).toFixed(0)} ms${pace}, by version ${last.model_version}`;
+    $("command").textContent = curl(path, `-N -d ${quoted(body)}`);
+    $("curl").hidden = false;
+    notes(last.notes ?? []);
+    reveal();
+    look();
+  };
+  try {
+    await listen(path, { method: "POST", headers: { "Content-Type": "application/json" }, body, signal }, (told) => {
+      first ||= performance.now();
+      last = told;
+      pieces++;
+      if (mine === turn) shown.add(told.text_output);
+    });
+    if (mine === turn) tell(null);
+    const reason = last?.tokens === parameters.max_tokens && last.finish_reason === "length" ? "As long as asked" : ENDS[last?.finish_reason];
+    finish(reason ? `${reason}: ${last.tokens} token${last.tokens === 1 ? "" : "s"}.` : "It broke off.");
+  } catch (error) {
+    finish(error.name === "AbortError" ? "Stopped." : last ? "It broke off." : "No answer.");
+    if (error.name !== "AbortError" && mine === turn) tell(error.message);
+  }
 }
 
 // ---- many rows
@@ -249,11 +297,13 @@ function showExplanation(why) {
 // ---- the input
 
 const quoted = (text) => `'${text.replaceAll("'", "'\\''")}'`;
-const command = (rest) => `curl ${location.origin}/predict/${encodeURIComponent(model.name)} ${key.get() ? "-H 'Authorization: Bearer <key>' " : ""}${rest}`;
+const curl = (path, rest) => `curl ${location.origin}${path} ${key.get() ? "-H 'Authorization: Bearer <key>' " : ""}${rest}`;
+const command = (rest) => curl(`/predict/${encodeURIComponent(model.name)}`, rest);
 
 const on = {
   clear: clearAnswer,
   rows: runJob,
+  write,
   json(row) {
     const body = JSON.stringify(row);
     predict(body, "application/json", command(`-H 'Content-Type: application/json' -d ${quoted(body)}`));
@@ -271,6 +321,8 @@ const on = {
 const isReady = ({ versions }) => versions.some(({ state }) => state === "READY");
 
 async function choose(entry) {
+  leave();
+  leave = () => {};
   model = entry;
   for (const each of $("models").querySelectorAll("button")) {
     each.setAttribute("aria-current", String(each.textContent === entry.name));
@@ -294,7 +346,9 @@ async function choose(entry) {
   watch(ready.length ? entry.name : null);
   if (!ready.length) return;
   const examples = await ask(`/models/${encodeURIComponent(entry.name)}/examples`).catch(() => []);
-  if (model === entry) showInput(entry, examples, on);
+  if (model !== entry) return;
+  if (entry.writes) leave = showWriting(entry, examples, on);
+  else showInput(entry, examples, on);
 }
 
 function showFacts() {

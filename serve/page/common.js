@@ -38,15 +38,19 @@ export const key = {
   set: (value) => (value ? sessionStorage.setItem("key", value) : sessionStorage.removeItem("key")),
 };
 
-// Fetches; a refusal becomes an Error that says why in the server's words.
-export async function ask(path, options = {}) {
+async function reach(path, options) {
   const headers = { ...options.headers, ...(key.get() && { Authorization: `Bearer ${key.get()}` }) };
-  let response;
   try {
-    response = await fetch(path, { ...options, headers });
-  } catch {
+    return await fetch(path, { ...options, headers });
+  } catch (error) {
+    if (error.name === "AbortError") throw error;
     throw new Error("The server cannot be reached. Is it still running?");
   }
+}
+
+// Fetches; a refusal becomes an Error that says why in the server's words.
+export async function ask(path, options = {}) {
+  const response = await reach(path, options);
   if (response.status === 204) return null;
   const text = await response.text();
   if (response.ok && !response.headers.get("Content-Type").startsWith("application/json")) return text;
@@ -55,8 +59,30 @@ export async function ask(path, options = {}) {
     body = JSON.parse(text);
   } catch {} // an answer of something in between, such as a proxy
   if (response.ok && body !== null) return body;
-  $("key").hidden = response.status !== 401;
-  const reason = body?.error?.message ?? body?.error ?? `the server answered with status ${response.status}`;
-  const error = new Error(reason.charAt(0).toUpperCase() + reason.slice(1) + ".");
-  throw Object.assign(error, { status: response.status });
+  throw refusal(response, body);
+}
+
+function refusal({ status }, body) {
+  $("key").hidden = status !== 401;
+  const reason = body?.error?.message ?? body?.error ?? `the server answered with status ${status}`;
+  return Object.assign(new Error(reason.charAt(0).toUpperCase() + reason.slice(1) + "."), { status });
+}
+
+// Fetches server-sent events and hands on the JSON of each as it comes; a refusal, and an event of one, becomes an Error as above.
+export async function listen(path, options, heard) {
+  const response = await reach(path, options);
+  if (!response.ok) throw refusal(response, await response.json().catch(() => null));
+  const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
+  let held = "";
+  for (;;) {
+    const { value, done } = await reader.read();
+    if (done) return;
+    const events = (held + value).split("\n\n");
+    held = events.pop();
+    for (const event of events) {
+      const told = JSON.parse(event.slice("data: ".length));
+      if (told.error) throw refusal(response, told);
+      heard(told);
+    }
+  }
 }

@@ -30,15 +30,15 @@ export function showInput(model, examples, on) {
   else picture(examples, on);
 }
 
-function put(...elements) {
+export function put(...elements) {
   $("input").replaceChildren(...elements);
 }
 
-function buttons(...elements) {
+export function buttons(...elements) {
   return make("div", { className: "buttons" }, ...elements.filter(Boolean));
 }
 
-function examplesButton(examples, textContent, use) {
+export function examplesButton(examples, textContent, use) {
   let next = 0;
   return examples.length ? button(textContent, () => use(examples[next++ % examples.length])) : null;
 }

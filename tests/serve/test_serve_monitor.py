@@ -43,7 +43,7 @@ def answer(monitor, status=200, seconds=0.004, **more):
 
 def finished(status=200, seconds=0.01, rows=2, shadow=False, waited=0.05):
     call = SimpleNamespace(model="digits", version="1", shadow=shadow, started=time.monotonic() - waited - seconds)
-    return call, SimpleNamespace(version="1", status=status, seconds=seconds, rows=rows)
+    return call, SimpleNamespace(version="1", status=status, seconds=seconds, rows=rows, tokens=0, first=None)
 
 
 def test_requests_are_counted_by_status_and_their_times_by_bucket():
@@ -132,7 +132,7 @@ def test_workers_queues_memory_and_cache_are_told():
         {"pid": 1, "state": "ready", "restarts": 2, "resident": 100, "bytes": 7},
         {"pid": 2, "state": "starting", "restarts": 1, "resident": 50, "bytes": 0},
     ]
-    queue = {"waiting": 3, "bytes": 700, "seconds": 0.1, "workers": 1}
+    queue = {"waiting": 3, "writing": 2, "bytes": 700, "seconds": 0.1, "workers": 1}
     state = {
         "workers": workers,
         "queues": {"digits": {"1": queue, "2": {**queue, "waiting": 4}}},
@@ -148,6 +148,7 @@ def test_workers_queues_memory_and_cache_are_told():
     found = samples(monitor)
     assert found["zoo_queue_length", ()] == 7 and found["zoo_queue_bytes", ()] == 1400
     assert found["zoo_model_queue_length", (("model", "digits"), ("version", "2"))] == 4
+    assert found["zoo_texts_writing", (("model", "digits"), ("version", "1"))] == 2
     assert found["zoo_workers", (("state", "ready"),)] == 1 and found["zoo_workers", (("state", "dead"),)] == 0
     assert found["zoo_worker_restarts_total", ()] == 3
     assert found["zoo_resident_memory_bytes", (("process", "worker 1"),)] == 50

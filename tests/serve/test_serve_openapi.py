@@ -4,6 +4,7 @@ import threading
 
 import numpy as np
 import pytest
+from fake_generation import FAKE, write_teller
 from small_bundles import write_image
 from test_serve_gallery import write_faces
 from werkzeug.serving import make_server
@@ -100,7 +101,8 @@ def test_each_example_fits_its_schema_and_gets_the_answer_it_shows(client, told)
 
 def test_every_json_body_has_an_example(tmp_path):
     write_faces(tmp_path)
-    told = create_app(Store(tmp_path, threads=1)).test_client().get("/openapi.json").json
+    write_teller(tmp_path)
+    told = create_app(Store(tmp_path, threads=1, generator=FAKE)).test_client().get("/openapi.json").json
     bodies = {
         (path, method): operation["requestBody"]["content"]["application/json"]
         for path, method, operation in operations(told)

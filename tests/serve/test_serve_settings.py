@@ -36,7 +36,7 @@ def by_typer(*words):
 EVERY = (
     "shop", "--host", "0.0.0.0", "--port", "9000", "--connections", "5", "--max-body", "1.5MB", "--max-pixels", "100",
     "--timeout", "2", "--explain-timeout", "3.5", "--drain", "0", "--precision", "int8", "--engine", "auto", "--workers", "3",
-    "--threads", "2", "--ahead", "4", "--max-batch", "64", "--queue", "7", "--memory", "2GB", "--cache", "10KB", "--watch", "0",
+    "--threads", "2", "--ahead", "4", "--texts", "8", "--max-batch", "64", "--queue", "7", "--memory", "2GB", "--cache", "10KB", "--watch", "0",
     "--trust", "release.pub", "--state", "kept", "--rules", "rules.json", "--no-access-log", "--tracing", "--keys", "keys.json", "--anonymous", "",
     "--key-rate", "5", "--peer-rate", "1/9", "--proxies", "1", "--origin", "https://a", "--origin", "https://b",
     "--jwt-key", "jwks", "--jwt-audience", "shop", "--jwt-issuer", "me", "--jwt-scopes", "roles",
@@ -49,7 +49,7 @@ def test_both_command_lines_give_the_same_settings(started, call):
     call()
     expected = Settings(
         Path("shop"), host="0.0.0.0", port=9000, connections=5, max_body=1_572_864, max_pixels=100, timeout=2.0,
-        explain_timeout=3.5, drain=0.0, precision="int8", engine="auto", workers=3, threads=2, ahead=4, max_batch=64, queue=7,
+        explain_timeout=3.5, drain=0.0, precision="int8", engine="auto", workers=3, threads=2, ahead=4, texts=8, max_batch=64, queue=7,
         memory=2**31, cache=10_240, watch=0.0, trust=Path("release.pub"), state=Path("kept"), rules=Path("rules.json"), access_log=False, tracing=True,
         keys=Path("keys.json"), anonymous="", key_rate="5", peer_rate="1/9", proxies=1, origins=("https://a", "https://b"),
         jwt_key=Path("jwks"), jwt_audience="shop", jwt_issuer="me", jwt_scopes="roles",
