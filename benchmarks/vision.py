@@ -12,14 +12,12 @@ and additions took, two for each of the forward pass and three times as many in 
 
 import argparse
 import os
-import statistics
 import sys
 import tempfile
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 from record import append
+from turns import Runner, in_turns
 
 PEERS = {  # ours -> keras.applications, timm
     "vgg16": ("VGG16", "vgg16"),
@@ -55,7 +53,7 @@ def main() -> int:
             cases.append(("training step", given.train_size, given.train_batch, _training))
         for what, size, batch, contenders in cases:
             runners = contenders(name, size, batch, given)
-            medians = _in_turns(runners, given.rounds)
+            medians = in_turns(runners, given.rounds)
             del runners
             keras.utils.clear_session()
             rate = batch / medians["zoo"]
@@ -94,23 +92,6 @@ def main() -> int:
                     packages=("zooroad", "keras", "tensorflow", "jax", "torch", "timm", "onnxruntime"),
                 )
     return 0
-
-
-Runner = Callable[[], object]
-
-
-def _in_turns(runners: dict[str, Runner], rounds: int) -> dict[str, float]:
-    """Median seconds of each, after two calls that are not counted."""
-    for run in runners.values():
-        run()
-        run()
-    seconds: dict[str, list[float]] = {key: [] for key in runners}
-    for _ in range(rounds):
-        for key, run in runners.items():
-            started = time.perf_counter()
-            run()
-            seconds[key].append(time.perf_counter() - started)
-    return {key: statistics.median(values) for key, values in seconds.items()}
 
 
 def _ours(name: str, size: int):
