@@ -60,14 +60,15 @@ def within(name, packages):
 RULES = [  # files, files that are excepted, what they may not import, what of that they may
     (
         "zoo/**",
-        "zoo/cli.py zoo/commands zoo/demo.py zoo/matrix.py zoo/explain zoo/evaluate zoo/compress/budget.py",
+        "zoo/cli.py zoo/commands zoo/demo.py zoo/matrix.py zoo/explain zoo/evaluate zoo/compress/budget.py "
+        "zoo/generation.py",
         "export serve flask",
         "",
     ),
     ("zoo/compress/budget", "", "serve flask", ""),
     ("zoo/explain/*", "", "export serve flask", "serve.manifest"),
-    ("zoo/evaluate/*", "", "export serve flask", "serve.manifest serve.runtime"),
-    ("export/*", "", "flask serve", "serve.manifest serve.session serve.drift"),
+    ("zoo/evaluate/*", "", "export serve flask", "serve.manifest serve.runtime serve.session serve.generation"),
+    ("export/*", "", "flask serve", "serve.manifest serve.session serve.drift serve.generation"),
     ("serve/*", "", "zoo export keras tensorflow torch jax", ""),
     ("zoo/data/*", "", "keras tensorflow jax torch zoo", "zoo.data zoo.machine zoo.registry"),
 ]

@@ -6,7 +6,7 @@ Importing this package loads nothing heavy; each verb loads what it needs when i
 from importlib import import_module
 from typing import Any
 
-__version__ = "0.6.0"
+__version__ = "0.7.0"
 
 _HOME = {
     "get": "zoo.registry",
@@ -17,7 +17,9 @@ _HOME = {
     "train": "zoo.training",
     "load": "zoo.training",
     "evaluate": "zoo.evaluate",
+    "zero_shot": "zoo.matching",
     "explain": "zoo.explain",
+    "generate": "zoo.generation",
     "compress": "zoo.compress",
     "data": "zoo.data",
 }

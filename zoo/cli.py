@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from zoo.commands import ablate, debug, evaluate, explain, matrix, robustness, segment, serve
+from zoo.commands import ablate, debug, evaluate, explain, generate, matrix, robustness, segment, serve, zero_shot
 from zoo.commands.shared import quiet_backend, read_settings, with_data
 from zoo.remote import traffic
 
@@ -193,7 +193,9 @@ def data(
     task: Annotated[
         str | None, typer.Option(help="What a file is for where it does not say it itself, such as forecasting.")
     ] = None,
-    text: Annotated[str, typer.Option(help="Column of a table whose texts are read, and nothing else.")] = "",
+    text: Annotated[
+        str, typer.Option(help="Column of a table whose texts are read, and nothing else; two, as a,b, are pairs.")
+    ] = "",
     seed: Annotated[int, typer.Option(help="Of the splits.")] = 0,
     input_shape: Annotated[
         str | None, typer.Option(metavar="H,W,C", help="Size and channels that images are brought to.")
@@ -232,7 +234,9 @@ def train(
     task: Annotated[
         str | None, typer.Option(help="What a file is for where it does not say it itself, such as forecasting.")
     ] = None,
-    text: Annotated[str, typer.Option(help="Column of a table whose texts are read, and nothing else.")] = "",
+    text: Annotated[
+        str, typer.Option(help="Column of a table whose texts are read, and nothing else; two, as a,b, are pairs.")
+    ] = "",
     weights: Annotated[str | None, typer.Option(help="Pretrained weights: a name or a file.")] = None,
     recipe: Annotated[
         str, typer.Option(metavar="NAME", help="A published recipe for full data, such as imagenet (zoo show NAME).")
@@ -548,7 +552,9 @@ explain.register(app)
 matrix.register(app)
 robustness.register(app)
 segment.register(app)
+generate.register(app)
 serve.register(app)
+zero_shot.register(app)
 app.add_typer(traffic, name="traffic")
 
 

@@ -97,6 +97,7 @@ def test_show_leaves_out_settings_for_other_inputs(name, shown):
         "export",
         "explain",
         "segment",
+        "zero-shot",
         "serve",
         "demo",
         "data",

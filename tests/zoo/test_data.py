@@ -47,6 +47,8 @@ def test_all_names_are_listed():
         "spam",
         "stdlib_docs",
         "stdlib_text",
+        "memos",
+        "entailment",
         "spoken_digits",
         "mnist",
         "fashion_mnist",

@@ -83,7 +83,8 @@ def test_the_bundle_takes_text_and_its_file_tokens(run, bundle):
     manifest = bundle.manifest
     assert [(port.name, port.dtype, port.shape) for port in manifest.inputs] == [("text", "BYTES", (-1,))]
     assert manifest.preprocess == {
-        "kind": "text", "length": 12, "pad": 0, "asked": "words:150", "tokenizer": "tokenizer.json"
+        "kind": "text", "length": 12, "pad": 0, "asked": "words:150", "tokenizer": "tokenizer.json", "answer": 0,
+        "pair": False, "marks": False,
     }  # fmt: skip
     live = onnxruntime.InferenceSession(bundle.model("fp32"), providers=["CPUExecutionProvider"])
     assert [(port.name, port.type, port.shape[1:]) for port in live.get_inputs()] == [("tokens", "tensor(int32)", [12])]

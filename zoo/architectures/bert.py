@@ -51,7 +51,7 @@ def _block(x, present, heads, hidden, epsilon, dropout, name):
 
 @register(
     "bert_base",
-    task="text-classification",
+    task=("text-classification", "token-classification", "masked-language-modelling"),
     inputs={"tokens": Tensor("length", dtype="int32", unit="token")},
     paper="Devlin et al. 2018",
     params=109_483_778,
@@ -95,7 +95,7 @@ def bert(
         heads: of each attention layer.
         hidden: units of the first dense layer of each block; 0 for four times `width`.
         length: positions that there are vectors for.
-        head: "classification" of whole texts, through the pooler; "tokens" classifies each token; "vocabulary" gives a
+        head: that follows from the task in training; "classification" of whole texts, through the pooler; "tokens" classifies each token; "vocabulary" gives a
             logit for each token that could stand in a place, by the embeddings and behind one more dense layer, as in
             pre-training; "none" gives the vectors of the last block.
         pad: token that fills up short texts; nothing reads it.

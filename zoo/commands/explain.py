@@ -148,6 +148,14 @@ def explain(
         quiet_backend()
     subject, raw, notes = (_of_bundle if bundle else _of_run)(model, image, row, data, split, count)
     typer.echo("".join(f"note: {note}\n" for note in notes), nl=False, err=as_json)
+    if not bundle and subject.signature.task == "text-to-text":
+        if summary or as_json or method != "auto" or target is not None:
+            raise ValueError(
+                f"of {model}, which answers with a text, the attention is drawn for each row; leave out --summary, --json, "
+                "--method and --target"
+            )
+        _draw_attention(subject, raw, written)
+        return
     if style is not None:
         from zoo.explain.pictures import chosen
 
@@ -171,6 +179,20 @@ def explain(
     for path in written:
         found.save(path) if summary else found.save(path, min(count, 64), style)
         typer.echo(f"written: {path}", err=as_json)
+
+
+def _draw_attention(run: Any, raw: dict[str, Any], written: list[Path]) -> None:
+    """Which tokens of a text each token of its answer looks at, as pictures."""
+    from zoo.explain import crossings
+
+    for path in written:
+        if path.suffix.lower() not in crossings.SUFFIXES:
+            raise ValueError(f"attention is drawn as {', '.join(crossings.SUFFIXES)}, got {str(path)!r}")
+    found = crossings.looked(run.model, run.signature, raw)
+    for text, row in zip(raw["text"], found, strict=True):
+        typer.echo(f"{text} -> {row.written}")
+    for path in written:
+        typer.echo(f"written: {crossings.draw(found, path)}")
 
 
 def _check(path: Path) -> None:

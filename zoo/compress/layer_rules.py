@@ -5,7 +5,7 @@ import numpy as np
 from keras import layers
 
 from zoo.compress.identities import Flow, NotFollowedError, follows
-from zoo.layers.activations import gelu_tanh
+from zoo.layers.activations import gelu_sigmoid, gelu_tanh
 
 ELEMENTWISE = {
     "linear", "relu", "relu6", "leaky_relu", "elu", "celu", "selu", "gelu", "silu", "mish", "tanh", "sigmoid",
@@ -16,7 +16,8 @@ ELEMENTWISE = {
 def is_elementwise(activation):
     """Whether an activation treats each channel by itself; a softmax does not, and nothing is known of a user's own."""
     name = getattr(activation, "__name__", "")
-    return activation is gelu_tanh or (name in ELEMENTWISE and activation is getattr(keras.activations, name, None))
+    own = activation in (gelu_tanh, gelu_sigmoid)
+    return own or (name in ELEMENTWISE and activation is getattr(keras.activations, name, None))
 
 
 def _plain(layer):

@@ -8,18 +8,26 @@ from pathlib import Path
 
 import numpy as np
 
-from zoo.data import audio, corpus, images, lazy, masks, splits, targets
+from zoo.data import audio, corpus, hiding, images, lazy, masks, splits, tagging, targets
 from zoo.data.audio import AudioPreprocess
 from zoo.data.builtin import BUILTIN
 from zoo.data.online import ONLINE
 from zoo.data.rows import TEST, TRAIN, VALIDATION, Rows, digests, fingerprint
 from zoo.data.series import Recording
-from zoo.data.signature import ImagePreprocess, SeriesPreprocess, Signature, TablePreprocess, lengths
+from zoo.data.signature import (
+    CaptionedPreprocess,
+    ImagePreprocess,
+    SeriesPreprocess,
+    Signature,
+    TablePreprocess,
+    lengths,
+)
 from zoo.data.texts import TextPreprocess
 from zoo.registry import suggest
 
 __all__ = [
     "AudioPreprocess",
+    "CaptionedPreprocess",
     "Data",
     "ImagePreprocess",
     "Rows",
@@ -112,6 +120,9 @@ class Data:
             what = f"recordings of up to {step.samples / step.rate:.2f} s at {step.rate} Hz"
         if step.kind == "text":
             what = f"texts as {step.length} of {step.vocabulary:,} tokens"
+            what += f", with answers of up to {step.answer - 2}" * bool(step.answer)
+        if step.kind == "captioned":
+            what = f"images of {shape} pixels with texts as {step.text.length} of {step.text.vocabulary:,} tokens"
         total = sum(map(len, self.splits.values()))
         head = f"{self.name}: {total:,} {'generated ' if self.generated else ''}{what}, {self.signature.task}"
         forecast = self.signature.forecast
@@ -132,7 +143,7 @@ class Data:
                 rows.append((label, *(f"{int(rows_of[index]):,}" for rows_of in present), f"{share:.1%}"))
             whole = [kind.whole(s.y) for s in self.splits.values()]
             if whole[0] is not None:
-                rows.append(("identities", *(f"{len(np.unique(codes)):,}" for codes in whole), ""))
+                rows.append((kind.together[1], *(f"{len(np.unique(codes)):,}" for codes in whole), ""))
             rows.append(("all", *(f"{len(s):,}" for s in self.splits.values()), "100.0%"))
         width = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
         table = [
@@ -154,7 +165,7 @@ class Data:
 
     def _missing(self) -> list[str]:
         step = self.signature.preprocess
-        if step.kind in ("image", "text", "audio"):
+        if step.kind in ("image", "text", "audio", "captioned"):
             return []
         found = {}
         if "series" in self.train.x:
@@ -206,7 +217,8 @@ def load(
         target: column to predict, for CSV and Parquet.
         task: "classification" or "regression", where the target's type does not say it: text, true/false and up to
             20 different integers are classes, other numbers are values; "forecasting" of a table whose rows follow each
-            other in time.
+            other in time; "masked-language-modelling" of any texts, whose labels are then left aside; "text-to-text" of a
+            table whose target is a text.
         text: column of a CSV or Parquet file whose texts are read, and nothing else of it; found where it is the only one
             besides the target.
         tokenizer: of texts: what kind to make from the training texts, such as "bpe:4000", or a `tokenizer.json`, see
@@ -235,7 +247,9 @@ def load(
         return source
     if not isinstance(source, str | Path):
         raise TypeError(f"data must be a name, a path or a zoo.data.Data, got a {type(source).__name__}")
-    rows = _read(source, input_shape, target, task, text)
+    rows = _read(source, input_shape, target, None if task == hiding.TASK else task, text)
+    if task == hiding.TASK:
+        rows = hiding.without_labels(rows)
     if isinstance(rows, Recording):
         rows = rows.cut(context, horizon, season, validation, test)
     elif context or horizon or season:
@@ -269,12 +283,13 @@ def scaled(data: Data, scaling: str) -> Data:
     step = data.signature.preprocess
     if not scaling or (scaling == "fitted" and not getattr(step, "scaling", "")):
         return data
-    if not isinstance(step, ImagePreprocess):
+    if not isinstance(step, ImagePreprocess | CaptionedPreprocess):
         raise ValueError(f"scaling is for images, {data.name!r} has {step.kind} inputs; leave it out")
     if scaling == "fitted":
-        step = ImagePreprocess.fit(data.train.x["image"])
+        pixels = ImagePreprocess.fit(data.train.x["image"])
     else:
-        step = ImagePreprocess.declared(scaling, step.shape)
+        pixels = ImagePreprocess.declared(scaling, step.shape)
+    step = replace(step, image=pixels) if isinstance(step, CaptionedPreprocess) else pixels
     return replace(data, signature=replace(data.signature, preprocess=step))
 
 
@@ -322,7 +337,7 @@ def _check(rows: Rows) -> None:
             f"{rows.source}: identities must be whole numbers (rows, 1 + pairs), got {rows.y.dtype} {rows.y.shape}; "
             "pack them with zoo.data.targets.Identities.packed(identities)"
         )
-    if rows.task.endswith("classification") and len(rows.labels) > 1:
+    if isinstance(targets.of(rows.task), targets.Classes) and len(rows.labels) > 1:
         outside = np.flatnonzero((rows.y < 0) | (rows.y >= len(rows.labels)))
         if len(outside):
             raise ValueError(
@@ -359,7 +374,7 @@ def from_rows(
     if "image" in rows.x:
         resized = images.resize(rows.x["image"], input_shape)
         y = kind.resized(rows.y, rows.x["image"].shape[1:], resized.shape[1:])
-        rows = replace(rows, x={"image": resized}, y=y)
+        rows = replace(rows, x={**rows.x, "image": resized}, y=y)
     elif "series" in rows.x:
         rows = replace(rows, x={"series": _filled(rows, input_shape)})
     elif "audio" in rows.x:
@@ -375,13 +390,25 @@ def from_rows(
         if not kind.timed or split == TRAIN:
             order = random.permutation(order)
         found[split] = Split({key: lazy.pick(values, order) for key, values in rows.x.items()}, y[order])
-    if "text" in rows.x and not tokens and input_shape is not None:
+    if "text" in rows.x and "image" not in rows.x and not tokens and input_shape is not None:
         (tokens,) = input_shape
     signature = _fit(rows, found[TRAIN], tokenizer, tokens)
+    if rows.task == "text-to-text":
+        step = signature.preprocess
+        signature = replace(signature, labels=corpus.spelled(step))
+        found = {key: replace(part, y=step.following(part.x["answer"])) for key, part in found.items()}
     if rows.task == "language-modelling":
         step = signature.preprocess
         signature = replace(signature, labels=corpus.spelled(step))
         found = {key: replace(part, y=corpus.followed(step, part.x["text"])) for key, part in found.items()}
+    if rows.task == tagging.TASK:
+        step = signature.preprocess
+        found = {key: replace(part, y=tagging.tagged(step, part.x["text"], part.y)) for key, part in found.items()}
+    if rows.task == hiding.TASK:
+        step = replace(signature.preprocess, marks=True)
+        signature = replace(signature, preprocess=step, labels=corpus.spelled(step))
+        drawn = {key: np.random.default_rng([seed, key]) for key in found}
+        found = {key: Split(*hiding.of_split(step, part.x, drawn[key])) for key, part in found.items()}
     if input_shape is not None and signature.preprocess.shape != tuple(input_shape):
         raise ValueError(
             f"{rows.source} has {signature.preprocess.shape[0]} features, got input_shape={tuple(input_shape)}; leave it out"
@@ -404,7 +431,10 @@ def _fit(rows: Rows, train: Split, tokenizer: str | TextPreprocess = "", tokens:
     if "text" in train.x:
         made = tokenizer
         if not isinstance(made, TextPreprocess):
-            made = TextPreprocess.fit(train.x["text"].tolist(), made, tokens)
+            more = (train.x[name].tolist() if name in train.x else () for name in ("answer", "second"))
+            made = TextPreprocess.fit(train.x["text"].tolist(), made, tokens, *more)
+        if "image" in train.x:
+            made = CaptionedPreprocess(ImagePreprocess.fit(train.x["image"]), made)
         return Signature(rows.task, rows.labels, made)
     if "image" in train.x:
         step: ImagePreprocess | TablePreprocess | SeriesPreprocess = ImagePreprocess.fit(train.x["image"])

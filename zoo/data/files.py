@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
-from zoo.data import coco, identities, images, masks, text_files
+from zoo.data import coco, identities, images, masks, tagging, text_files
 from zoo.data.rows import OPEN, PARTS, Rows
 from zoo.registry import suggest
 
@@ -30,14 +30,18 @@ def read(path: Path, input_shape: tuple[int, ...] | None, target: str | None, ta
         if target is not None:
             raise ValueError(f"target={target!r} names a column, but {path} has none; leave it out")
         return text_files.read_folder(path)
+    if task in (None, tagging.TASK) and (kind == tagging.SUFFIX or (kind == "folder" and tagging.is_folder(path))):
+        if target is not None:
+            raise ValueError(f"target={target!r} names a column, but {path} has none; leave it out")
+        return tagging.read(path)
     if kind in (".csv", ".tsv", ".parquet") and task == "forecasting":
         from zoo.data import series
 
         return series.read(path, target)
-    if kind in (".csv", ".tsv", ".parquet") and task == "speech-recognition":
+    if kind in (".csv", ".tsv", ".parquet") and task in ("speech-recognition", "image-text", "text-to-text"):
         from zoo.data import tables
 
-        return tables.read(path, target, task, text)
+        return tables.read(path, target, task, text, input_shape)
     if task not in (None, *(f"{of}classification" for of in ("", "image-", "series-", "text-")), "regression"):
         raise ValueError(
             f"task must be 'classification' or 'regression', got {task!r}; 'segmentation' and 'embedding' are for folders "
@@ -46,7 +50,7 @@ def read(path: Path, input_shape: tuple[int, ...] | None, target: str | None, ta
     if kind in (".csv", ".tsv", ".parquet"):
         from zoo.data import tables
 
-        return tables.read(path, target, task, text)
+        return tables.read(path, target, task, text, input_shape)
     if target is not None:
         raise ValueError(f"target={target!r} names a column, but {path} has none; leave it out")
     if kind == ".json" or (kind == "folder" and coco.files_in(path)):

@@ -7,7 +7,8 @@ Raw inputs are a dictionary of arrays, as a client sends them:
   `{"categories": str (batch, columns)}` with "" where missing
 - series: `{"series": float32 (batch, time, columns)}` with NaN where missing, and in all columns behind a row's end
 - text: `{"text": str (batch,)}`
-- audio: `{"audio": float32 (batch, samples)}` in [-1, 1] with NaN behind a row's end.
+- audio: `{"audio": float32 (batch, samples)}` in [-1, 1] with NaN behind a row's end
+- captioned: `{"image": uint8 (batch, height, width, channels), "text": str (batch,)}`
 
 `Signature.inputs(raw)` gives the model's own input: float32, or int32 tokens of a text; or a dictionary of such arrays by
 name, for a model of several inputs. The exported ONNX file holds the same arithmetic; its input is the tokens where a client's
@@ -271,13 +272,58 @@ class SeriesPreprocess:
         return (filled - mean) / np.asarray(self.std, np.float32)
 
 
-Preprocess = ImagePreprocess | TablePreprocess | SeriesPreprocess | TextPreprocess | AudioPreprocess
+@dataclass(frozen=True)
+class CaptionedPreprocess:
+    """Pictures and texts, each by its own step.
+
+    Attributes:
+        image, text: the steps.
+        kind: "captioned".
+    """
+
+    image: ImagePreprocess
+    text: TextPreprocess
+    kind: str = "captioned"
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of one picture, `(height, width, channels)`."""
+        return self.image.shape
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shape of each model input of one row."""
+        return {"image": self.image.shape, "tokens": self.text.shape}
+
+    @property
+    def numbers(self) -> tuple[str, ...]:
+        """None: there are no columns."""
+        return ()
+
+    @property
+    def categories(self) -> dict[str, tuple[str, ...]]:
+        """None, as `numbers`."""
+        return {}
+
+    @property
+    def scaling(self) -> str:
+        """That of the pictures."""
+        return self.image.scaling
+
+    def __call__(self, raw: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        return {"image": self.image(raw), "tokens": self.text(raw)}
+
+
+Preprocess = (
+    ImagePreprocess | TablePreprocess | SeriesPreprocess | TextPreprocess | AudioPreprocess | CaptionedPreprocess
+)
 _STEPS: dict[str, Any] = {
     "image": ImagePreprocess,
     "table": TablePreprocess,
     "series": SeriesPreprocess,
     "text": TextPreprocess,
     "audio": AudioPreprocess,
+    "captioned": CaptionedPreprocess,
 }
 
 
@@ -387,13 +433,22 @@ class Signature:
         found = getattr(self.preprocess, "shapes", {})
         return found if len(found) > 1 else {"": self.preprocess.shape}
 
+    @property
+    def text(self) -> TextPreprocess | None:
+        """The step that makes tokens, None where there is none."""
+        step = self.preprocess.text if isinstance(self.preprocess, CaptionedPreprocess) else self.preprocess
+        return step if isinstance(step, TextPreprocess) else None
+
     def inputs(self, raw: dict[str, np.ndarray]) -> Any:
         """Model input, float32 or int32 tokens, from raw inputs; of several inputs a dictionary by their names."""
         return self.preprocess(raw)
 
     def fed(self, raw: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         """What the exported file takes, from raw inputs: these themselves, but the tokens of a text."""
-        if self.preprocess.kind != "text":
+        step = self.preprocess
+        if step.kind == "captioned":
+            return {"image": raw["image"], "tokens": step.text(raw)}
+        if step.kind != "text":
             return raw
         found = self.inputs(raw)
         return found if isinstance(found, dict) else {"tokens": found}
@@ -411,31 +466,43 @@ class Signature:
     def save(self, path: str | Path) -> None:
         """Write as JSON; a tokenizer to `tokenizer.json` beside it."""
         described = asdict(self)
-        if self.preprocess.kind == "text":
-            Path(path).with_name(TOKENIZER).write_text(self.preprocess.tokenizer, encoding="utf-8")
-            described["preprocess"]["tokenizer"] = TOKENIZER
+        if self.text:
+            Path(path).with_name(TOKENIZER).write_text(self.text.tokenizer, encoding="utf-8")
+            text_of(described["preprocess"])["tokenizer"] = TOKENIZER
         Path(path).write_text(json.dumps(described, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
     @classmethod
     def load(cls, path: str | Path) -> "Signature":
         """Read what `save` wrote."""
         raw = json.loads(Path(path).read_text(encoding="utf-8"))
-        if raw["preprocess"]["kind"] == "text":
-            raw["preprocess"]["tokenizer"] = Path(path).with_name(TOKENIZER).read_text(encoding="utf-8")
+        if text := text_of(raw["preprocess"]):
+            text["tokenizer"] = Path(path).with_name(TOKENIZER).read_text(encoding="utf-8")
         return cls.from_dict(raw)
 
     @classmethod
     def from_dict(cls, raw: dict[str, Any]) -> "Signature":
-        preprocess = dict(raw["preprocess"])
-        for key in ("mean", "std", "order", "numbers"):
-            if key in preprocess:
-                preprocess[key] = tuple(preprocess[key])
-        if "categories" in preprocess:
-            preprocess["categories"] = {key: tuple(values) for key, values in preprocess["categories"].items()}
-        step = _STEPS[preprocess["kind"]](**preprocess)
+        step = _step(raw["preprocess"])
         found = raw.get("calibration")
         if found is not None:
             found = Calibration(found["method"], tuple(found["scale"]), tuple(found["bias"]))
         forecast = None if raw.get("forecast") is None else Forecast(**raw["forecast"])
         known = {"labels": tuple(raw["labels"]), "preprocess": step, "calibration": found, "forecast": forecast}
         return cls(**{**raw, **known})
+
+
+def text_of(described: dict[str, Any]) -> dict[str, Any] | None:
+    """Of a preprocessing in JSON the part that makes tokens, None where there is none."""
+    return {"text": described, "captioned": described.get("text")}.get(described["kind"])
+
+
+def _step(described: dict[str, Any]) -> Any:
+    """A preprocessing from JSON."""
+    found = dict(described)
+    for key in ("mean", "std", "order", "numbers"):
+        if key in found:
+            found[key] = tuple(found[key])
+    if "categories" in found:
+        found["categories"] = {key: tuple(values) for key, values in found["categories"].items()}
+    if found["kind"] == "captioned":
+        found |= {part: _step(found[part]) for part in ("image", "text")}
+    return _STEPS[found["kind"]](**found)

@@ -49,7 +49,7 @@ def assign(rows: Rows, validation: float, test: float, seed: int) -> np.ndarray:
     strata = kind.strata(rows.y, len(rows.labels))
     whole = kind.whole(rows.y)
     group = _groups(rows, free, whole)
-    unit = ("different row", "different rows") if whole is None else ("identity", "identities")
+    unit = ("different row", "different rows") if whole is None else kind.together
     for label in range(len(rows.labels)) if kind.each else np.unique(strata[free]):
         stratum = free[strata[free] == label]
         what = f"class {rows.labels[label]!r}" if kind.each else "the data"

@@ -1,10 +1,11 @@
 """CSV and Parquet files with a target column."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
-from zoo.data import recordings, text_files
+from zoo.data import captions, recordings, text_files
 from zoo.data.files import targets
 from zoo.data.rows import Rows
 from zoo.registry import suggest
@@ -13,22 +14,35 @@ USUAL = ("target", "label", "class", "y")  # columns taken as the target when no
 MISSING = ("", "NA", "N/A", "n/a", "NaN", "nan", "null", "NULL", "None", "?")
 
 
-def read(path: Path, target: str | None, task: str | None, text: str = "") -> Rows:
+def read(
+    path: Path, target: str | None, task: str | None, text: str = "", input_shape: tuple[int, ...] | None = None
+) -> Rows:
     """Rows of a `.csv` (comma, semicolon or tab, with a header) or `.parquet` file.
 
     Text and true/false columns are categories, number columns are numbers; empty cells and the words in `MISSING` are
     missing values. A column of texts, which are several words long and hardly ever the same, is the input alone where it
     is the only one besides the target, or where `text` names it. Columns called audio and text hold the names of
-    recordings and what is said in them, see `zoo.data.recordings`.
+    recordings and what is said in them, see `zoo.data.recordings`; columns called image and caption those of pictures and
+    what they show, see `zoo.data.captions`.
 
     Raises:
         ValueError: the file is empty or damaged, the target is unknown or missing, or a column is of another type.
     """
+    if task == "text-to-text":
+        return _answered(path, target, text)
     table = opened(path)
     names = table.column_names
     if recordings.is_table(names, target) and not text and task in (None, "speech-recognition"):
         files, texts = (_decoded(table[name]).to_pylist() for name in (recordings.COLUMN, recordings.TEXT))
         return recordings.read(path, files, texts)
+    if captions.is_table(names, target) and not text and task in (None, "image-text"):
+        files, texts = (_decoded(table[name]).to_pylist() for name in (captions.COLUMN, captions.TEXT))
+        return captions.read(path, files, texts, input_shape)
+    if task == "image-text":
+        raise ValueError(
+            f"{path} needs a column {captions.COLUMN!r} of image files and a column {captions.TEXT!r} of what they show, its "
+            f"columns are {', '.join(map(repr, names))}"
+        )
     if task == "speech-recognition":
         raise ValueError(
             f"{path} needs a column {recordings.COLUMN!r} of sound files and a column {recordings.TEXT!r} of what is said in "
@@ -43,8 +57,10 @@ def read(path: Path, target: str | None, task: str | None, text: str = "") -> Ro
         task = task.removeprefix("text-")
     chosen, y, labels = targets(target_values(path, target, table[target]), task, str(path), target)
     if prose:
-        others.remove(prose)
-        return text_files.of_column(path, _decoded(table[prose]).to_pylist(), chosen, y, labels, others)
+        read_in = [prose] if prose in others else prose.split(",")
+        others = [name for name in others if name not in read_in]
+        first, *more = (_decoded(table[name]).to_pylist() for name in read_in)
+        return text_files.of_column(path, first, chosen, y, labels, others, *more)
     numbers: dict[str, np.ndarray] = {}
     categories: dict[str, np.ndarray] = {}
     for name in names:
@@ -59,15 +75,32 @@ def read(path: Path, target: str | None, task: str | None, text: str = "") -> Ro
     return Rows(path.stem, chosen, x, y, labels, source=path.name, numbers=tuple(numbers), categories=tuple(categories))
 
 
-def opened(path: Path):
+def _answered(path: Path, target: str | None, text: str) -> Rows:
+    """Rows of a column of texts and one of what they are answered by, "answer" where none is named."""
+    names = opened(path).column_names
+    target = target_column(path, names, target or ("answer" if "answer" in names else None))
+    table = opened(path, names)  # 007 is an answer and no number
+    columns = {name: _texts(path, name, table[name]) for name in names if name != target}
+    chosen = text_files.column_of(path, columns, "text-classification", text)
+    if chosen not in columns:
+        raise ValueError(f"{path}: texts to be answered stand in one column, got text={text!r}; name one")
+    said = _decoded(table[target]).cast("string").to_pylist()
+    return text_files.answered(path, columns[chosen], said, [name for name in columns if name != chosen])
+
+
+def opened(path: Path, texts: Sequence[str] = ()):
     """The pyarrow table in a `.csv` or `.parquet` file, with at least one row.
+
+    Args:
+        path: file.
+        texts: columns of a CSV file whose cells are texts, whatever they look like.
 
     Raises:
         ValueError: it is empty, damaged, or has two columns of one name.
     """
     if not path.stat().st_size:
         raise ValueError(f"{path} is empty; it needs a header and rows")
-    table = _parquet(path) if path.suffix.lower() == ".parquet" else _csv(path)
+    table = _parquet(path) if path.suffix.lower() == ".parquet" else _csv(path, texts)
     names = table.column_names
     twice = {name for name in names if names.count(name) > 1}
     if twice:
@@ -83,8 +116,8 @@ def _texts(path: Path, name: str, column) -> list | None:
     return column.to_pylist() if _kind(path, name, column) == "text" else None
 
 
-def _csv(path: Path):
-    from pyarrow import ArrowInvalid, csv
+def _csv(path: Path, texts: Sequence[str] = ()):
+    from pyarrow import ArrowInvalid, csv, string
 
     text = path.read_bytes()
     header = text.partition(b"\n")[0]
@@ -105,7 +138,9 @@ def _csv(path: Path):
             parse_options=csv.ParseOptions(
                 delimiter=chr(delimiter), newlines_in_values=True, invalid_row_handler=remember
             ),
-            convert_options=csv.ConvertOptions(null_values=MISSING, strings_can_be_null=True),
+            convert_options=csv.ConvertOptions(
+                null_values=MISSING, strings_can_be_null=True, column_types=dict.fromkeys(texts, string())
+            ),
         )
     except ArrowInvalid as error:
         if ragged:

@@ -11,6 +11,9 @@ every task:
 - identities: int64 `(rows, 1 + most)`, whose picture it is and the numbers of the pairs it is judged in, `NOTHING` where
   it is in fewer
 - symbols: int64 `(rows, most)`, index of the label of each symbol of a text, `NOTHING` behind its end
+- tags: int32 `(rows, length)`, index of the label of each word of a text at its first token, `NOTHING` at all others
+- hidden: int32 `(rows, length)`, the token at each place of a text that is hidden, `NOTHING` at all others
+- captions: int64 `(rows, 2)`, the number of the row's picture and that of what its text says
 
 Targets of which a row may hold any number (such as boxes) are padded to the largest number of any row, by entries that
 say so themselves.
@@ -34,12 +37,14 @@ class Kind:
         least: labels that there must be.
         each: whether every label must be in a row of every split that is dealt out.
         timed: whether rows follow each other in time, so that those to be judged by keep their order.
+        together: what rows of one number in `whole` have in common, one and several of them.
     """
 
     dtype: type = np.int64
     least = 1
     each = False
     timed = False
+    together = ("identity", "identities")
 
     def present(self, y: np.ndarray, classes: int) -> np.ndarray:
         """Which labels are in which row, bool `(rows, classes)`; `(rows, 0)` where targets are no labels."""
@@ -190,6 +195,75 @@ class Following(Kind):
         return y[:, 1:]
 
 
+class Captions(Kind):
+    """Which picture and which text belong together: those of one row, and of rows that share either.
+
+    All rows of a picture are in one split.
+    """
+
+    least = 0
+    together = ("picture", "pictures")
+
+    def whole(self, y: np.ndarray) -> np.ndarray | None:
+        return y[:, 0]
+
+    @staticmethod
+    def packed(pictures: np.ndarray, texts: np.ndarray) -> np.ndarray:
+        """Numbers of pictures `(rows,)` and of texts `(rows,)`, equal where they are the same, as one array."""
+        return np.stack([pictures, texts], axis=1).astype(np.int64)
+
+
+class Answers(Following):
+    """Whether its tokens are the whole answer, 0 where it was cut or has parts that the tokenizer does not know; then its
+    tokens with the one that ends it, `NOTHING` behind that. They too follow once a tokenizer is there.
+    """
+
+
+class Hidden(Kind):
+    """The true tokens at the places of a text that are hidden, `NOTHING` at all others; int32 `(rows, length)`.
+
+    They are drawn once a tokenizer is there; until then a row has none.
+    """
+
+    dtype = np.int32
+    least = 0
+
+
+class Tags(Kind):
+    """The label of each word of a text at the place of its first token, `NOTHING` at all others; int32 `(rows, length)`.
+
+    Until a tokenizer is there a row holds the marked parts of its text, int32 `(rows, most, 3)`: first character, the one behind
+    the last, and the label that a part begins with, `NOTHING` where a row has fewer.
+    """
+
+    dtype = np.int32
+    least = 3
+
+    def present(self, y: np.ndarray, classes: int) -> np.ndarray:
+        found = (_labels_in(y)[..., None] == np.arange(classes)).any(axis=1)
+        if y.ndim == 3:  # words outside are everywhere, and any part may go on
+            found[:, 0] = True
+            found[:, 2::2] = found[:, 1::2]
+        return found
+
+    def counts(self, y: np.ndarray, classes: int) -> np.ndarray:
+        found = _labels_in(y)
+        return np.bincount(found[found != NOTHING], minlength=classes)
+
+    @staticmethod
+    def padded(spans: "list[list[tuple[int, int, int]]]") -> np.ndarray:
+        """Marked parts of each text as one array, with room for at least one in each."""
+        y = np.full((len(spans), max([1, *map(len, spans)]), 3), NOTHING, np.int32)
+        for row, own in zip(y, spans, strict=True):
+            if own:
+                row[: len(own)] = own
+        return y
+
+
+def _labels_in(y: np.ndarray) -> np.ndarray:
+    return y[..., 2] if y.ndim == 3 else y
+
+
 class Identities(Kind):
     """Whose picture each row is. No identity is in two splits; those of training have the numbers from 0 on."""
 
@@ -243,6 +317,10 @@ KINDS: dict[str, Kind] = {
     "embedding": Identities(),
     "speech-recognition": Symbols(),
     "language-modelling": Following(),
+    "masked-language-modelling": Hidden(),
+    "token-classification": Tags(),
+    "text-to-text": Answers(),
+    "image-text": Captions(),
 }
 
 

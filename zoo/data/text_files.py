@@ -11,20 +11,20 @@ from zoo.registry import suggest
 _MEMORY = 2**31  # bytes of all texts of a data set, as numpy holds them
 
 
-def as_array(texts: Sequence[str], where: str) -> np.ndarray:
-    """Texts of a data set as an array `(rows,)`.
+def as_array(texts: Sequence[str], where: str, what: str = "text") -> np.ndarray:
+    """Texts of a data set as an array `(rows,)`; `what` they are is for messages.
 
     Raises:
         ValueError: one is blank, or so long that all together would not fit in memory.
     """
     blank = next((row for row, text in enumerate(texts) if not text.strip()), None)
     if blank is not None:
-        raise ValueError(f"{where}: the text in row {blank + 1} is empty; fill or remove the row")
+        raise ValueError(f"{where}: the {what} in row {blank + 1} is empty; fill or remove the row")
     sizes = [len(text) for text in texts]
     if 4 * len(texts) * max(sizes, default=0) > _MEMORY:  # each takes as much as the longest, 4 bytes for a character
         longest = int(np.argmax(sizes))
         raise ValueError(
-            f"{where}: the text in row {longest + 1} has {sizes[longest]:,} characters, too many for {len(texts):,} rows; shorten it"
+            f"{where}: the {what} in row {longest + 1} has {sizes[longest]:,} characters, too many for {len(texts):,} rows; shorten it"
         )
     return np.array(texts, np.str_)
 
@@ -92,6 +92,9 @@ def column_of(path: Path, columns: dict[str, list | None], task: str | None, ask
     Raises:
         ValueError: there is no such column of texts, or several could be meant.
     """
+    if asked.count(",") == 1 and asked not in columns:  # a pair of columns
+        names = [name.strip() for name in asked.split(",")]
+        return ",".join(column_of(path, columns, task, name) for name in names)
     if asked and asked not in columns:
         raise ValueError(
             f"{path} has no column {asked!r} besides its target.{suggest(asked, columns)} It has {', '.join(columns)}"
@@ -124,15 +127,22 @@ def _is_prose(values: list) -> bool:
 
 
 def of_column(
-    path: Path, texts: list, chosen: str, y: np.ndarray, labels: tuple[str, ...], others: Sequence[str]
+    path: Path,
+    texts: list,
+    chosen: str,
+    y: np.ndarray,
+    labels: tuple[str, ...],
+    others: Sequence[str],
+    second: list | None = None,
 ) -> Rows:
-    """Rows of one column of texts; `others` are not read, which the source says.
+    """Rows of one column of texts, or of pairs with those of a second; `others` are not read, which the source says.
 
     Args:
         path: file.
         texts: values of the column, None where missing.
         chosen, y, labels: task, targets and labels, as `zoo.data.files.targets` gives them.
         others: names of the other columns.
+        second: values of the column of the second texts, None where a row is one text.
 
     Raises:
         ValueError: the targets are values, or a text is missing.
@@ -144,4 +154,19 @@ def of_column(
         )
     left_out = f"; columns not used: {', '.join(others)}" if others else ""
     x = {"text": as_array([text or "" for text in texts], str(path))}
+    if second is not None:
+        x["second"] = as_array([text or "" for text in second], str(path))
     return Rows(path.stem, "text-classification", x, y, labels, source=f"{path.name}{left_out}")
+
+
+def answered(path: Path, texts: list, said: list, others: Sequence[str]) -> Rows:
+    """Rows of texts and what they are answered by; `others` are columns that are not read, which the source says.
+
+    Raises:
+        ValueError: a text or an answer is missing.
+    """
+    left_out = f"; columns not used: {', '.join(others)}" if others else ""
+    found = {"text": texts, "answer": said}
+    x = {name: as_array([text or "" for text in part], str(path), name) for name, part in found.items()}
+    y = np.zeros((len(texts), 1), np.int32)
+    return Rows(path.stem, "text-to-text", x, y, (), source=f"{path.name}{left_out}")

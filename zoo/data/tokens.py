@@ -25,7 +25,7 @@ import numpy as np
 
 KINDS = {"wordpiece": 8_000, "bpe": 8_000, "unigram": 8_000, "words": 10_000, "characters": 1_000}
 USUAL = "words"
-PAD, UNKNOWN, CLASS, SEPARATOR, MASK = "[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"
+PAD, UNKNOWN, CLASS, SEPARATOR, MASK, END = "[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "[END]"
 _PADS = (
     PAD,
     "<pad>",
@@ -35,6 +35,7 @@ _PADS = (
     "<eos>",
 )  # as published files name it, or what stands in for it
 _SEPARATORS = (SEPARATOR, "</s>", "<|endoftext|>")
+_MASKS = (MASK, "<mask>")
 _BYTES = 256
 _NEVER = -1e4  # score of a piece that no text is made of
 _LARGEST = 64 * 2**20  # bytes of a tokenizer.json
@@ -117,6 +118,26 @@ def opened(content: str, where: str = "the tokenizer") -> Any:
     return tokenizer
 
 
+def ended(content: str) -> str:
+    """The same tokenizer, with the token `[END]` behind every text, where it has no tokens of its own there."""
+    tokenizer = opened(content)
+    if tokenizer.num_special_tokens_to_add(False):
+        return content
+    tokenizer.add_special_tokens([END])
+    tokenizer.post_processor = _library().processors.TemplateProcessing(
+        single=f"$A {END}", pair=f"$A {END} $B {END}", special_tokens=[(END, tokenizer.token_to_id(END))]
+    )
+    return tokenizer.to_str()
+
+
+def borders(content: str) -> list[int]:
+    """Numbers of the special tokens around every text: before and behind it, or behind it alone, or none."""
+    tokenizer = opened(content)
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    return tokenizer.encode("").ids
+
+
 def fixed(content: str, length: int) -> str:
     """The same tokenizer, which cuts a text behind `length` tokens and fills a shorter one up to as many.
 
@@ -154,6 +175,17 @@ def separator(tokenizer: Any) -> int | None:
     return next((number for number in known if number is not None), None)
 
 
+def mask(tokenizer: Any) -> int | None:
+    """Number of the token that stands for one that is hidden, None where there is none."""
+    known = (tokenizer.token_to_id(name) for name in _MASKS)
+    return next((number for number in known if number is not None), None)
+
+
+def special(tokenizer: Any) -> tuple[int, ...]:
+    """Numbers of the tokens that no text is made of, such as padding and start."""
+    return tuple(number for number, token in tokenizer.get_added_tokens_decoder().items() if token.special)
+
+
 def unknown(tokenizer: Any) -> int | None:
     """Number of the token that stands for what is not known, None where nothing is unknown."""
     model = json.loads(tokenizer.to_str())["model"]
@@ -162,17 +194,38 @@ def unknown(tokenizer: Any) -> int | None:
     return tokenizer.token_to_id(model["unk_token"]) if model.get("unk_token") else None
 
 
-def numbers(tokenizer: Any, texts: Iterable[str]) -> np.ndarray:
-    """Tokens of texts, int32 `(texts, length)`, by a tokenizer that `fixed` gave."""
-    return np.array([each.ids for each in tokenizer.encode_batch_fast(list(texts))], np.int32)
+def numbers(tokenizer: Any, texts: Iterable[str], second: Iterable[str] = ()) -> np.ndarray:
+    """Tokens of texts, or of pairs with their second text, int32 `(texts, length)`, by a tokenizer that `fixed` gave."""
+    return np.array([each.ids for each in tokenizer.encode_batch_fast(_paired(texts, second))], np.int32)
 
 
-def counts(content: str, texts: Sequence[str]) -> np.ndarray:
-    """How many tokens each text has, special ones included, before anything is cut; `(texts,)`."""
+def _paired(texts: Iterable[str], second: Iterable[str]) -> list[Any]:
+    others = list(second)
+    return list(zip(texts, others, strict=True)) if others else list(texts)
+
+
+def check_pairs(content: str, name: str) -> None:
+    """Refuse a tokenizer that puts no token between two texts, so that nobody could tell where the second begins.
+
+    Raises:
+        ValueError: it does not.
+    """
+    tokenizer = opened(content)
+    tokenizer.no_padding()
+    between = separator(tokenizer)
+    first, both = tokenizer.encode("a").ids, tokenizer.encode("a", "a").ids
+    if between is None or both.count(between) <= first.count(between) or both[len(first) - 1] != between:
+        raise ValueError(
+            f"tokenizer={name!r} puts no token between the texts of a pair; take wordpiece:8000, or a tokenizer.json that does"
+        )
+
+
+def counts(content: str, texts: Sequence[str], second: Sequence[str] = ()) -> np.ndarray:
+    """How many tokens each text, or pair with its second text, has, special ones included, before anything is cut; `(texts,)`."""
     tokenizer = opened(content)
     tokenizer.no_truncation()
     tokenizer.no_padding()
-    return np.array([len(each.ids) for each in tokenizer.encode_batch_fast([str(text) for text in texts])])
+    return np.array([len(each.ids) for each in tokenizer.encode_batch_fast(_paired(map(str, texts), map(str, second)))])
 
 
 def _library() -> Any:

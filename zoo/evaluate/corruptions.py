@@ -114,8 +114,12 @@ def _lost_words(raw, strength, signature, generator):
 
 def _reworded(raw, change):
     """Texts whose words are changed one by one; a text of which nothing would be left keeps its first word."""
-    texts = [" ".join(filter(None, map(change, text.split()))) or text.split()[0] for text in raw["text"].tolist()]
-    return {"text": np.array(texts, np.str_)}
+    found = dict(raw)
+    for name in ("text", "second"):
+        if name in raw:
+            rows = [" ".join(filter(None, map(change, text.split()))) or text.split()[0] for text in raw[name].tolist()]
+            found[name] = np.array(rows, np.str_)
+    return found
 
 
 def _missing(raw, strength, signature, generator):

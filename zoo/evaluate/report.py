@@ -7,14 +7,17 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from zoo import tasks
-from zoo.data import Data, load, names
+from zoo.data import Data, hiding, load, names
 from zoo.data.rows import digests
 from zoo.data.signature import Signature
+from zoo.data.texts import TextPreprocess
 from zoo.evaluate import conformal, metrics
+from zoo.machine import cores
 from zoo.tasks import Interval
 
 SPLITS = ("train", "validation", "test")
@@ -42,6 +45,7 @@ class Report:
         name: what was judged.
         history: one row per epoch of the run that was judged; empty where there is none.
         intervals: of a regression, how often intervals set on the validation rows hold the target of these rows.
+        written: of texts that are answered by texts, what the model wrote for the first rows; empty where it did not.
     """
 
     task: str
@@ -59,6 +63,7 @@ class Report:
     name: str = "model"
     history: list[dict[str, float]] = field(default_factory=list, repr=False)
     intervals: "conformal.Coverage | None" = None
+    written: tuple[str, ...] = field(default=(), repr=False)
 
     @cached_property
     def metrics(self) -> dict[str, Interval]:
@@ -128,7 +133,7 @@ class Report:
         if self.x is None or step.kind in ("image", "series"):
             return {}
         if step.kind == "text":
-            return {"text": str(self.x["text"][row])}
+            return {name: str(self.x[name][row]) for name in ("text", "second") if name in self.x}
         found = dict(zip(step.numbers, self.x["numbers"][row].tolist(), strict=True)) if step.numbers else {}
         if step.categories:
             found |= zip(step.categories, self.x["categories"][row].tolist(), strict=True)
@@ -210,6 +215,13 @@ def evaluate(
     if candidate.data.signature.task == "regression" and split == "test" and conformal.needed(0.9) <= len(validation):
         fitted = conformal.fit(validation.y, candidate.answers("validation"), level=0.9, method="residual")
         coverage = conformal.measure(fitted, part.y, found)
+    written: list[str] = []
+    if candidate.data.signature.task == "text-to-text":
+        from zoo.evaluate import translations
+
+        written = translations.completed(
+            candidate.model, candidate.data.signature, part.y, found, part.x, candidate.precision
+        )
     return judge(
         candidate.data.signature,
         part.y,
@@ -219,6 +231,7 @@ def evaluate(
         name=candidate.name,
         history=candidate.history,
         intervals=coverage,
+        written=tuple(written),
     )
 
 
@@ -231,12 +244,15 @@ class Candidate:
         data: splits.
         name: of the model, to print.
         history: of a run.
+        model, precision: what answers, opened.
     """
 
     predict: Callable[[dict[str, np.ndarray], Signature], np.ndarray]
     data: Data
     name: str
     history: list = field(default_factory=list)
+    model: Any = None
+    precision: str | None = None
 
     @classmethod
     def of(cls, model, data=None, *, precision: str | None = None, target: str | None = None) -> "Candidate":
@@ -273,6 +289,7 @@ class Candidate:
                 input_shape=image,
                 target=target,
                 text=text,
+                tokenizer=known.get("tokenizer") or "",
                 rate=known.get("rate") or 0,
                 seed=known.get("seed") or 0,
                 **known.get("windows", {}),
@@ -293,7 +310,8 @@ class Candidate:
             )
         if not name:
             name = str(getattr(model, "folder", None) or getattr(model, "name", "") or type(model).__name__)
-        return cls(predict, data, f"{name} ({precision})" if precision else name, getattr(model, "history", None) or [])
+        shown = f"{name} ({precision})" if precision else name
+        return cls(predict, data, shown, getattr(model, "history", None) or [], model, precision)
 
     def answers(self, split: str) -> np.ndarray:
         """Answers on a split as the task scores them, such as probabilities `(rows, classes)` or values `(rows, 1)`.
@@ -330,7 +348,8 @@ def knowledge(model) -> dict:
         columns = () if step.kind == "image" else (*step.numbers, *step.categories)
         known = {"labels": model.signature.labels, "columns": columns, "rate": getattr(step, "rate", 0)}
         season = model.recipe.season
-        return {**known, "windows": _windows(model.signature, step.shape, season), **model.recipe.data_options}
+        known |= {"windows": _windows(model.signature, step.shape, season), **model.recipe.data_options}
+        return {**known, "tokenizer": step if step.kind == "text" else ""}
     if hasattr(model, "predict_on_batch"):
         return {}
     manifest = opened(model).manifest
@@ -344,14 +363,24 @@ def knowledge(model) -> dict:
         "target": recipe.get("target"),
         "text": recipe.get("text"),
         "rate": manifest.preprocess.get("rate"),
+        "tokenizer": _tokenizer(model) if manifest.kind == "text" else "",
         "windows": _windows(manifest, manifest.inputs[0].shape[1:], recipe.get("season", 0)),
         "seed": seed if isinstance(seed, int) else None,
         **{key: manifest.training.get("data", {}).get(key) for key in ("sha256", "rows")},
     }
 
 
+def _tokenizer(bundle) -> TextPreprocess:
+    """The step from texts to tokens that a bundle was made with."""
+    given = opened(bundle).manifest.preprocess
+    content = (opened(bundle).folder / given["tokenizer"]).read_text(encoding="utf-8")
+    return TextPreprocess(**{**given, "tokenizer": content})
+
+
 def _windows(model, shape: tuple[int, ...], season: int) -> dict:
-    """How `zoo.data.load` cuts a long series for a forecasting model; nothing for others."""
+    """How `zoo.data.load` cuts a long series for a forecasting model, and what else texts are read for; nothing for others."""
+    if model.task in ("text-to-text", hiding.TASK):
+        return {"task": model.task}
     if model.task != "forecasting":
         return {}
     return {"task": model.task, "context": shape[0], "horizon": len(model.labels), "season": season}
@@ -417,18 +446,44 @@ def predictor(model, precision=None):
         return lambda x, _: answers(keras_model, signature, x), signature.preprocess.shape
     if hasattr(model, "predict_on_batch"):
         return lambda x, signature: answers(model, signature, x), tuple(tasks.main_input(model).shape[1:])
+    if opened(model).manifest.task == "text-to-text":
+        return _told(opened(model), precision), None
     from serve.runtime import Model
 
     runtime = Model(opened(model), precision=precision)
     port, batch = runtime.manifest.inputs[0], runtime.max_batch
 
-    def predict(x, _):
+    def predict(x, signature):
         rows = len(next(iter(x.values())))
         chunks = ({name: v[i : i + batch] for name, v in x.items()} for i in range(0, rows, batch))
         task = tasks.get(runtime.manifest.task)
-        return np.concatenate([task.scored(runtime.predict(chunk)) for chunk in chunks])
+        return np.concatenate([_kept(task, runtime, chunk, signature) for chunk in chunks])
 
     return predict, port.shape[1:] if port.name in ("image", "audio") else None
+
+
+def _told(bundle, precision, batch=128):
+    """Answers of the file that is told the true answer up to each place; what a server answers is written by other files."""
+    from serve.session import open_session
+
+    session, task = open_session(bundle.model(precision), "onnxruntime", cores()), tasks.get(bundle.manifest.task)
+
+    def predict(x, signature):
+        parts = []
+        for start in range(0, len(x["text"]), batch):
+            shown = signature.fed({name: values[start : start + batch] for name, values in x.items()})
+            parts.append(task.judged(session.run([task.output], shown)[0], shown))
+        return np.concatenate(parts)
+
+    return predict
+
+
+def _kept(task, runtime, raw, signature) -> np.ndarray:
+    """What is judged of a bundle's answers to raw inputs, of which some tokens may be hidden."""
+    if "tokens" not in raw:
+        return task.scored(runtime.predict(raw))
+    shown = {"tokens": raw["tokens"]}
+    return task.judged(task.scored(runtime.run(runtime.wanted(None), shown)), task.whole(raw, shown, signature))
 
 
 def answers(model, signature, x, batch=128) -> np.ndarray:
@@ -444,7 +499,8 @@ def answers(model, signature, x, batch=128) -> np.ndarray:
     rows = len(next(iter(x.values())))
     parts = []
     for start in range(0, rows, batch):
-        inputs = signature.inputs({name: values[start : start + batch] for name, values in x.items()})
+        some = {name: values[start : start + batch] for name, values in x.items()}
+        inputs = signature.inputs(some)
         count = min(batch, rows - start)
 
         def filled(part, missing=batch - count):
@@ -452,8 +508,8 @@ def answers(model, signature, x, batch=128) -> np.ndarray:
 
         # one shape for all batches of all splits, so that the model is traced once
         raw = model.predict_on_batch(tree.map_structure(filled, inputs))
-        some = [part[:count] for part in raw] if isinstance(raw, list) else np.asarray(raw)[:count]
-        parts.append(task.judged(task.answer(some, signature), inputs))
+        given = [part[:count] for part in raw] if isinstance(raw, list) else np.asarray(raw)[:count]
+        parts.append(task.judged(task.answer(given, signature), task.whole(some, inputs, signature)))
     return np.concatenate(parts)
 
 

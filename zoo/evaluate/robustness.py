@@ -25,6 +25,9 @@ from zoo.tasks import Interval
 EPSILONS = {"image": (1.0, 2.0, 4.0, 8.0, 16.0, 32.0), "table": (0.05, 0.1, 0.25, 0.5, 1.0)}
 _SHOWN = 3  # examples kept of each strength
 
+# tasks whose targets are of tokens
+_AT_TOKENS = ("token-classification", "masked-language-modelling", "language-modelling")
+
 
 @dataclass(frozen=True)
 class Point:
@@ -159,6 +162,10 @@ def corrupted(
     started = time.perf_counter()
     candidate, x, y = _opened(model, data, split, rows, precision, target)
     signature = candidate.data.signature
+    if signature.task in _AT_TOKENS:
+        raise ValueError(
+            f"{signature.task} is judged at each token of a text, and other words have other tokens; judge it by evaluate"
+        )
     known = CORRUPTIONS.get(signature.preprocess.kind, {})
     columns = (*signature.preprocess.numbers, *signature.preprocess.categories) if "missing" in known else ()
     names = (*known, *["without"] * bool(columns))

@@ -234,20 +234,28 @@ def _series(subject: Subject, row: Raw) -> _Parts:
 
 
 def _words(subject: Subject, row: Raw) -> _Parts:
-    text = str(row["text"][0])
-    words = list(subject.split(text)) if subject.split else WORDS.findall(text)
-    if subject.split and "".join(words) != text:
-        raise ValueError(f"the pieces that split gives must join to the text, got {words!r} for {text!r}")
+    of_each = {name: _pieces(subject, str(values[0])) for name, values in row.items()}  # one text, or both of a pair
+    words = [word for own in of_each.values() for word in own]
     pieces = np.array(words, object)
     gaps = np.array([_gap(word, subject.gap) for word in words], object)
+    ends = np.cumsum([len(own) for own in of_each.values()])[:-1]
 
     def build(masks: np.ndarray) -> Raw:
-        shown = np.where(masks, pieces, gaps).tolist()
-        return {"text": np.array(["".join(each).strip() for each in shown])}
+        shown = np.split(np.where(masks, pieces, gaps), ends, axis=1)
+        parts = zip(of_each, shown, strict=True)
+        return {name: np.array(["".join(each).strip() for each in part.tolist()]) for name, part in parts}
 
     settings = {"left_out": "without the word" if subject.gap is None else f"{subject.gap!r} in its place"}
     names = tuple(word.strip() for word in words)
     return _Parts(len(words), build, np.array(pieces != gaps, bool), (1, len(words)), settings=settings, names=names)
+
+
+def _pieces(subject: Subject, text: str) -> list[str]:
+    """What a text is left out by."""
+    words = list(subject.split(text)) if subject.split else WORDS.findall(text)
+    if subject.split and "".join(words) != text:
+        raise ValueError(f"the pieces that split gives must join to the text, got {words!r} for {text!r}")
+    return words
 
 
 def _gap(word: str, gap: str | None) -> str:

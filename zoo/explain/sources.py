@@ -13,6 +13,11 @@ from zoo.registry import suggest
 
 BACKGROUND = 100  # training rows of a run, as a bundle holds
 ACTIVATIONS = 3  # largest layer outputs held at once inside a model, roughly
+_OF_EACH = {  # tasks whose answer is no single one
+    "token-classification": "each word of a text",
+    "masked-language-modelling": "each place of a text",
+    "language-modelling": "each place of a text",
+}
 
 
 def subject_of(
@@ -83,18 +88,33 @@ def _of_kind(subject: Subject, kind: str | None) -> Subject:
     return subject
 
 
-def _check_kind(name: str, kind: str) -> None:
+def _check_kind(name: str, kind: str, task: str) -> None:
     """Refuse what has no single answer to share out."""
     if kind == "audio":
         raise ValueError(
             f"a transcript is no single figure that could be shared out, so {name!r} is not explained; its probabilities say "
             "when each symbol was heard"
         )
+    if kind == "captioned":
+        raise ValueError(
+            f"{name!r} answers with vectors of an image and a text, and explanations share out one answer; make a classifier of it "
+            "with zoo zero-shot, whose labels are explained"
+        )
+    if task == "text-to-text":
+        raise ValueError(
+            f"{name!r} answers with a text, and explanations share out one figure; which tokens of its text an answer looks at is "
+            "drawn for a run: zoo explain RUN, or zoo.explain.crossings"
+        )
+    if task in _OF_EACH:
+        raise ValueError(
+            f"{name!r} answers for {_OF_EACH[task]}, and explanations share out one answer; its probabilities say how sure each "
+            "is"
+        )
 
 
 def _of_bundle(bundle: Any, background: Raw | None, precision: str | None) -> Subject:
     manifest = bundle.manifest
-    _check_kind(manifest.name, manifest.kind)
+    _check_kind(manifest.name, manifest.kind, manifest.task)
     ports = {port.name: port for port in manifest.inputs}
     path = bundle.model(precision)
     live = _session(str(path), path.stat().st_mtime_ns)
@@ -123,6 +143,7 @@ def _of_bundle(bundle: Any, background: Raw | None, precision: str | None) -> Su
         task="regression" if manifest.task == "forecasting" else manifest.task,
         labels=manifest.labels,
         gaps=manifest.kind == "series",
+        paired="second" in ports,
         shape=next((tuple(ports[name].shape[1:]) for name in ("image", "series") if name in ports), ()),
         numbers=next((ports[name].columns for name in ("numbers", "series") if name in ports), ()),
         categories=ports["categories"].columns if "categories" in ports else (),
@@ -141,7 +162,7 @@ def _tokens_of(bundle: Any) -> Callable[[Raw], Raw] | None:
     from zoo.data import tokens
 
     tokenizer = tokens.opened((bundle.folder / name).read_text(encoding="utf-8"), name)
-    return lambda raw: {"tokens": tokens.numbers(tokenizer, map(str, raw["text"]))}
+    return lambda raw: {"tokens": tokens.numbers(tokenizer, map(str, raw["text"]), map(str, raw.get("second", ())))}
 
 
 def _explained(answers: dict[str, np.ndarray], task: str) -> Any:
@@ -241,7 +262,7 @@ def subject_with(
         ValueError: the background does not fit.
     """
     step = signature.preprocess
-    _check_kind(name, step.kind)
+    _check_kind(name, step.kind, signature.task)
     image = step.kind == "image"
     source = "given"
     if step.kind == "text":  # words are left out, and need nothing in their place
@@ -263,6 +284,7 @@ def subject_with(
         task="regression" if signature.valued else signature.task,
         labels=signature.labels,
         gaps=step.kind == "series",
+        paired=getattr(step, "pair", False),
         shape=step.shape if step.kind in ("image", "series") else (),
         numbers=() if image else step.numbers,
         categories=() if image else tuple(step.categories),

@@ -12,7 +12,7 @@ Raw = dict[str, np.ndarray]
 KINDS = {
     "image": (("image",),),
     "table": (("numbers",), ("categories",), ("numbers", "categories")),
-    "text": (("text",), ("tokens",)),
+    "text": (("text",), ("tokens",), ("text", "second")),
     "series": (("series",),),
     "graph": (("nodes", "adjacency"),),
     "pair": (("left", "right"),),
@@ -27,6 +27,7 @@ _AXES = {
     "numbers": ("columns",),
     "categories": ("columns",),
     "text": (),
+    "second": (),
     "tokens": ("length",),
     "series": ("time", "channels"),
     "nodes": ("nodes", "features"),
@@ -42,8 +43,8 @@ class Subject:
     """A model as an explainer sees it.
 
     Raw inputs by kind: image `{"image": (batch, height, width, channels)}`; table `{"numbers": float32 (batch,
-    columns), "categories": str (batch, columns)}`, either or both; text `{"text": str (batch,)}` or `{"tokens": int
-    (batch, length)}`; series `{"series": float32 (batch, time, channels)}`; graph `{"nodes": float32 (batch, nodes,
+    columns), "categories": str (batch, columns)}`, either or both; text `{"text": str (batch,)}`, with `second` where texts
+    are pairs, or `{"tokens": int (batch, length)}`; series `{"series": float32 (batch, time, channels)}`; graph `{"nodes": float32 (batch, nodes,
     features), "adjacency": float32 (batch, nodes, nodes)}`; pair `{"left": …, "right": …}`, each what `of` takes.
 
     Attributes:
@@ -73,6 +74,7 @@ class Subject:
         maps: raw inputs -> class activation maps that a bundle's file gives, of the most probable class (batch, height,
             width) or of all (batch, height, width, classes); None where it gives none.
         gaps: whether a series may hold NaN: a missing value, and in all columns what stands behind a row's end.
+        paired: whether a text is two, `text` and `second`, whose words share one answer.
     """
 
     name: str
@@ -97,6 +99,7 @@ class Subject:
     row_bytes: int = 0
     maps: Callable[[Raw], np.ndarray] | None = None
     gaps: bool = False
+    paired: bool = False
 
     @classmethod
     def of_function(cls, predict: Callable[..., Any], kind: str, **facts: Any) -> Self:
@@ -116,6 +119,8 @@ class Subject:
         if self.kind == "table":
             return (*["numbers"] * bool(self.numbers), *["categories"] * bool(self.categories))
         if self.kind == "text":
+            if self.paired:
+                return ("text", "second")
             return ("tokens",) if self.shape or isinstance(self.gap, int) else ("text",)
         return KINDS[self.kind][0]
 
@@ -187,7 +192,7 @@ class Subject:
         array = self._of_shape(name, array)
         if name == "image":
             return self._image(array)
-        if name in ("text", "categories"):
+        if name in ("text", "second", "categories"):
             if array.dtype.kind not in "US" and not all(isinstance(value, str) for value in array.flat):
                 missing = "; missing values are ''" if name == "categories" else ""
                 raise ValueError(f"input {name!r} of {self.name!r} must be text, got {array.dtype}{missing}")

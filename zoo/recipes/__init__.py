@@ -58,7 +58,15 @@ ABOUT = {  # settings -> the only model inputs that they are about
     **dict.fromkeys(("text", "tokenizer", "tokens"), ("tokens",)),
     "scaling": ("image",),
 }
-FOLLOWING = ("input_shape", "classes", "vocabulary", "pad", "separator")  # arguments of builders that the data decide
+FOLLOWING = (
+    "input_shape",
+    "classes",
+    "vocabulary",
+    "pad",
+    "separator",
+    "end",
+    "places",
+)  # arguments of builders that the data decide
 CHOICES = {
     "optimizer": OPTIMIZERS,
     "schedule": (*SCHEDULES, *SHAPES),
@@ -117,7 +125,7 @@ class Recipe:
             0 for what suits the data.
         text: column of a table whose texts are read alone; "" where the data says it itself.
         tokenizer: of texts, what kind to make from the training texts, such as "wordpiece:8000", or the path of a
-            `tokenizer.json`; "" for plain words. See `zoo.data.tokens`.
+            `tokenizer.json`; "" for plain words, or "bpe" where texts are answered by texts. See `zoo.data.tokens`.
         tokens: that a text is filled up or cut to, 0 for as many as nearly all training texts have.
         arguments: the builder's arguments; `input_shape`, `classes` and `vocabulary` follow from the data.
         epochs: passes over the training split.
@@ -151,6 +159,10 @@ class Recipe:
             and head; "" for none. See `zoo.backbone.parts`.
         unfreeze_every: epochs after which one more part learns, from the head to the input; 0 to keep them still.
         rate_decay: learning rate of each part as a share of that of the part behind it, in (0, 1]; the head has the whole.
+        lora: rank of the adapters that learn in place of the network, 0 for none; see `zoo.training.lora`.
+        lora_alpha: over `lora` it is what an adapter's product is multiplied by; 0 for 1.
+        lora_layers: patterns of the names of dense layers that have adapters; queries and values, as in section 4.2 of the
+            paper.
         literature: name of the published recipe these settings began with, see `zoo.recipes.literature`; "" for none.
         seed: of the weights, the order and the augmentation, and of the split where `split_seed` is None.
         split_seed: of the split; the recipe of a run names the one its data was split with.
@@ -195,6 +207,9 @@ class Recipe:
     freeze: str = ""
     unfreeze_every: int = 0
     rate_decay: float = 1.0
+    lora: int = 0
+    lora_alpha: float = 0.0
+    lora_layers: tuple[str, ...] = ("*query", "*value")
     literature: str = ""
     seed: int = 0
     split_seed: int | None = None
@@ -233,6 +248,8 @@ class Recipe:
             "patience": (self.patience >= 0, "at least 0"),
             "unfreeze_every": (self.unfreeze_every >= 0, "at least 0"),
             "rate_decay": (0 < self.rate_decay <= 1, "in (0, 1]"),
+            "lora": (self.lora >= 0, "at least 1, or 0"),
+            "lora_alpha": (self.lora_alpha >= 0, "above 0, or 0"),
         }
         for name, (holds, wanted) in checks.items():
             if not holds:
@@ -272,7 +289,8 @@ class Recipe:
         """Read what `save` wrote."""
         raw = json.loads(Path(path).read_text(encoding="utf-8"))
         lists = {name: _tuples(value) for name, value in raw["arguments"].items()}
-        return cls(**{**raw, "arguments": lists, "augment": tuple(raw["augment"])})
+        tuples = {name: tuple(raw[name]) for name in ("augment", "lora_layers") if name in raw}
+        return cls(**{**raw, "arguments": lists, **tuples})
 
 
 def _augments(entry: str) -> bool:
@@ -354,6 +372,10 @@ _UNET: dict[str, Any] = dict(
 _ROWS: dict[str, Any] = dict(  # of recurrent networks
     arguments=dict(dropout=0.2), epochs=30, batch_size=64, weight_decay=1e-2, label_smoothing=0.1, warmup=0.1
 )
+_DATES: dict[str, Any] = dict(
+    epochs=20, batch_size=64, learning_rate=5e-3, label_smoothing=0.0, tokenizer="characters", tokens=32
+)
+_DATES_BLOCKS: dict[str, Any] = dict(width=64, depth=2, heads=4, hidden=128, dropout=0.0)
 _YOLO: dict[str, Any] = dict(
     arguments=dict(width=12, depth=(1, 1, 1, 1)),
     epochs=24,
@@ -398,9 +420,11 @@ PROVEN: dict[tuple[str, str], dict[str, Any]] = {
         augment=("rotate", "noise"),
         expected=0.986,
     ),
+    ("simple_rnn", "digits_rows"): _ROWS | dict(expected=0.963),
     ("lstm", "digits_rows"): _ROWS | dict(expected=0.96),
     ("gru", "digits_rows"): _ROWS | dict(expected=0.96),
     ("bidirectional_lstm", "digits_rows"): _ROWS | dict(expected=0.974),
+    ("bidirectional_gru", "digits_rows"): _ROWS | dict(expected=0.988),
     ("lstm", "sunspots"): dict(
         arguments=dict(relative=True), epochs=60, batch_size=16, learning_rate=3e-3, expected=0.622
     ),
@@ -445,7 +469,28 @@ PROVEN: dict[tuple[str, str], dict[str, Any]] = {
         warmup=0.1,
         expected=0.998,
     ),
+    ("bert_tiny", "entailment"): dict(  # of seed 0
+        arguments=dict(width=64, heads=4), epochs=8, learning_rate=1e-3, tokenizer="wordpiece:200", expected=0.99
+    ),
+    ("bert_tiny", "memos"): dict(  # of seed 0
+        arguments=dict(width=64, heads=4), epochs=12, learning_rate=2e-3, tokenizer="wordpiece:1000", expected=0.822
+    ),
+    ("bert_tiny", "spam"): dict(epochs=10, tokenizer="wordpiece:2000", expected=0.921),  # of seed 0
+    ("gpt_nano", "stdlib_text"): dict(  # of seed 0
+        arguments=dict(length=128, depth=2),
+        tokens=128,
+        epochs=6,
+        batch_size=8,
+        learning_rate=3e-3,
+        warmup=0.03,
+        expected=-1.82,
+    ),
+    ("clip_nano", "captioned_shapes"): dict(epochs=30, learning_rate=2e-3, expected=0.52),
     ("lstm", "spam"): dict(epochs=6, learning_rate=3e-3, tokenizer="words:2000", expected=0.993),
+    ("seq2seq", "dates"): _DATES
+    | dict(arguments=dict(width=96, depth=1, score="general", dropout=0.1), expected=0.996),
+    ("t5_small", "dates"): _DATES | dict(arguments=_DATES_BLOCKS, warmup=0.1, expected=0.995),
+    ("transformer", "dates"): _DATES | dict(arguments=_DATES_BLOCKS, warmup=0.1, expected=0.996),
     ("unet", "shapes"): _UNET | dict(epochs=10, expected=0.963),
     ("unet", "cells"): _UNET | dict(epochs=12, expected=0.977),
     ("yolo_nano", "shapes_boxes"): _YOLO

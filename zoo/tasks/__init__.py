@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 
@@ -25,6 +25,10 @@ _FILES = {
     "detection": "detection",
     "speech-recognition": "speech",
     "language-modelling": "language",
+    "text-to-text": "translation",
+    "image-text": "image_text",
+    "masked-language-modelling": "masked_language",
+    "token-classification": "token_classification",
 }
 
 
@@ -67,6 +71,8 @@ class Task(Protocol):
         picture: title of what `plot` draws.
         form: how a figure is printed.
         pictorial: whether answers are best looked at; a report then shows the first rows too.
+        arguments: of builders, that follow from the task where a builder has them.
+        writes: whether the model can be asked for a text, token by token; its bundle then holds a decoder.
         smooth: whether the gradient says all of how the loss answers to a weight; not so where training chooses by the
             weights what answers for what, and passes no gradient through that choice.
     """
@@ -79,7 +85,9 @@ class Task(Protocol):
     picture: str
     form: str = ".4f"
     pictorial: bool = False
+    arguments: ClassVar[dict[str, Any]] = {}
     smooth: bool = True
+    writes: bool = False
 
     # ---- training
 
@@ -112,6 +120,18 @@ class Task(Protocol):
         """In which order an epoch takes the rows of training targets, as `Signature.targets` gives them."""
         return generator.permutation(len(targets))
 
+    def drawn(
+        self, raw: dict[str, np.ndarray], signature: Any, generator: np.random.Generator
+    ) -> tuple[np.ndarray, np.ndarray] | None:
+        """Model input and encoded targets of a training batch, where they are drawn anew each time; None elsewhere.
+
+        Args:
+            raw: inputs of the rows.
+            signature: `zoo.data.Signature`.
+            generator: which follows from seed, epoch and batch.
+        """
+        return None
+
     def metrics(self) -> list[Any]:
         """Fresh Keras metrics on the same."""
 
@@ -136,6 +156,14 @@ class Task(Protocol):
 
         return {name: keras.ops.convert_to_numpy(value) for name, value in self.decode(raw, signature).items()}
 
+    def decode_of(self, raw: Any, inputs: Any, signature: Any) -> dict[str, Any] | None:
+        """`decode` by whoever has the model's own inputs; to be replaced where answers are about these."""
+        return self.decode(raw, signature)
+
+    def answers_of(self, raw: Any, inputs: Any, signature: Any) -> dict[str, np.ndarray]:
+        """`answers`, as `decode_of`."""
+        return self.answers(raw, signature)
+
     def scored(self, answers: dict[str, np.ndarray]) -> np.ndarray:
         """What figures are made from, a row for each row: one of the answers, or several packed into one array."""
         return answers[self.output]
@@ -149,9 +177,13 @@ class Task(Protocol):
 
         Args:
             scored: as `scored` gives them.
-            inputs: the model's, of the same rows.
+            inputs: the model's, of the same rows, with nothing hidden.
         """
         return scored
+
+    def whole(self, raw: dict[str, np.ndarray], inputs: Any, signature: Any) -> Any:
+        """The model's inputs of rows, with what a task hides in them; `inputs` themselves where it hides nothing."""
+        return inputs
 
     # ---- judging
 

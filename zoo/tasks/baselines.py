@@ -65,7 +65,13 @@ def words(data):
     from sklearn.feature_extraction.text import TfidfVectorizer
 
     step = TfidfVectorizer(token_pattern=r"\w+|[^\w\s]")
-    return step.fit_transform(data.train.x["text"]), data.train.y, step.transform(data.test.x["text"])
+    known, new = (_joined(part.x) for part in (data.train, data.test))
+    return step.fit_transform(known), data.train.y, step.transform(new)
+
+
+def _joined(x: dict[str, np.ndarray]) -> list[str]:
+    """Texts, those of a pair one behind the other."""
+    return [" ".join(map(str, row)) for row in zip(*(x[name] for name in ("text", "second") if name in x), strict=True)]
 
 
 def flat(split: Split, signature: Signature) -> np.ndarray:

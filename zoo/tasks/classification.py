@@ -1,5 +1,7 @@
 """Classification of tables and images: one class of several, softmax over logits."""
 
+from typing import ClassVar
+
 import numpy as np
 
 from zoo.data.signature import softmax
@@ -15,6 +17,7 @@ class Classification(Task):
     output = "probabilities"
     baseline_name = "logistic regression"
     picture = "Confusion"
+    arguments: ClassVar = {"head": "classification"}
 
     def loss(self, name, label_smoothing):
         from zoo.tasks import losses

@@ -147,6 +147,8 @@ class Batches(keras.utils.PyDataset):
         signature = self.data.signature
         raw = {name: values[rows] for name, values in self.data.train.x.items()}
         generator = np.random.default_rng([self.recipe.seed, epoch, index])
+        if (drawn := self.task.drawn(raw, signature, generator)) is not None:
+            return rows, *drawn
         if self._pixels:
             raw |= {"image": augment_pixels.apply(self._pixels, raw["image"], generator)}
         x = self._own(raw)

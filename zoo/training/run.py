@@ -22,6 +22,7 @@ from zoo.evaluate.report import Report, answers, judge
 from zoo.machine import cores, processor, versions
 from zoo.recipes import Recipe, literature
 from zoo.training.fit import Method, fit
+from zoo.training.lora import Adapters
 
 JUDGED = 50_000  # training rows that the training score is of, at most
 
@@ -160,7 +161,8 @@ def tune(
         raise ValueError(
             f"a finished model is tuned in float32, got precision={overrides['precision']!r}; leave it out"
         )
-    settings = {**({} if resume else {"freeze": "", "unfreeze_every": 0}), **overrides, "precision": "float32"}
+    alone = {} if resume else {"freeze": "", "unfreeze_every": 0, "lora": 0}  # of what began with pretrained weights
+    settings = {**alone, **overrides, "precision": "float32"}
     recipe = (_resumed(Path(out)) if resume else run.recipe).override(**settings)
     keras.utils.set_random_seed(recipe.seed)
     return _carry_out(
@@ -189,7 +191,7 @@ def load_data(run: Run, source: str | Path | None = None) -> Data:
         ValueError: the data is not there, or has changed since.
     """
     preprocess = run.signature.preprocess
-    shape = preprocess.shape if preprocess.kind in ("image", "audio") else None
+    shape = preprocess.shape if preprocess.kind in ("image", "audio", "captioned") else None
     source = source or run.recipe.data
     if source == run.recipe.data and source not in datasets.names() and not Path(source).expanduser().exists():
         raise ValueError(
@@ -197,13 +199,14 @@ def load_data(run: Run, source: str | Path | None = None) -> Data:
             f"go where it was trained, or say where the data is (--data on the command line)"
         )
     options = dict(run.recipe.data_options)
-    if preprocess.kind == "text":  # as it was made, wherever a file that it was read from is now
-        options["tokenizer"] = preprocess
+    text = run.signature.text
+    if text:  # as it was made, wherever a file that it was read from is now
+        options["tokenizer"] = text
     if preprocess.kind == "audio":
         options["rate"] = preprocess.rate
     splits = datasets.load(source, input_shape=shape, **options)
     splits = datasets.scaled(splits, getattr(preprocess, "scaling", ""))
-    if splits.signature != run.signature or (preprocess.kind == "text" and splits.sha256 != _sha256(run)):
+    if splits.signature != run.signature or (text and splits.sha256 != _sha256(run)):
         raise ValueError(f"data {str(source)!r} differs from what {run.folder} was trained on; train again")
     return splits
 
@@ -318,6 +321,8 @@ def _recipe(
             f"vocabulary follows from the texts, got vocabulary={arguments['vocabulary']!r}; say how large it may be with "
             "tokenizer=..., such as words:5000"
         )
+    if "places" in arguments:
+        raise TypeError(f"places follows from the longest answer, got places={arguments['places']!r}; leave it out")
     if resumed is None:
         recipe = recipes.find(entry.name, data, entry.recipe, published).override(**settings)
         return dataclasses.replace(recipe, arguments={**recipe.arguments, **arguments})
@@ -352,6 +357,8 @@ def _built(entry: registry.Entry, source: Any, recipe: Recipe, fresh: bool = Fal
     if "classes" in entry.signature:  # of which an embedding has none
         arguments["classes"] = signature.outputs
     arguments |= _of_tokens(entry, signature)
+    follows = tasks.get(signature.task).arguments
+    arguments |= {name: value for name, value in follows.items() if name in entry.signature}
     if "rate" in entry.signature:
         arguments["rate"] = signature.preprocess.rate
     keras.utils.set_random_seed(recipe.seed)
@@ -386,11 +393,15 @@ def _check_kind(entry: registry.Entry, splits: Data) -> None:
 
 def _of_tokens(entry: registry.Entry, signature: Signature) -> dict[str, int]:
     """Arguments of a builder that follow from a tokenizer; none where inputs are no texts."""
-    step = signature.preprocess
-    if step.kind != "text":
+    step = signature.text
+    if step is None:
         return {}
     separator = -1 if step.separator is None else step.separator
-    found = {"vocabulary": step.vocabulary, "pad": step.pad, "separator": separator}
+    found = {"vocabulary": step.vocabulary, "pad": step.pad, "separator": separator, "end": separator}
+    if step.answer:
+        found["places"] = step.answer
+    if signature.preprocess.kind == "captioned":  # `input_shape` is that of the pictures
+        found["length"] = step.length
     return {name: value for name, value in found.items() if name in entry.signature}
 
 
@@ -419,6 +430,8 @@ def _carry_out(
     method: Method | None = None,
 ) -> Run:
     """Train a built network and write its run folder."""
+    adapters = Adapters() if recipe.lora and method is None else None
+    method = method or adapters
     if method:
         method.check(network, splits, recipe)
     _prepare(folder, resume, overwrite)
@@ -430,7 +443,8 @@ def _carry_out(
         callbacks = (*callbacks, keras.callbacks.TensorBoard(str(folder / "tensorboard")))
     if not quiet:
         print(splits.summary())
-        for note in network.pretrained.notes if hasattr(network, "pretrained") else ():
+        loaded = network.pretrained.notes if hasattr(network, "pretrained") else ()
+        for note in (*loaded, *(adapters.told if adapters else ())):
             print(note)
     health: list = []
     started = time.perf_counter()
@@ -448,6 +462,8 @@ def _carry_out(
         method=method,
     )
     seconds = time.perf_counter() - started
+    if adapters:
+        adapters.save(folder)
     if recipe.precision != "float32":
         network = _in_float32(network, recipe)
     network.save(folder / "model.keras")

@@ -122,8 +122,10 @@ def _fresh(
     head, top = layouts.head(entry, arguments), layouts.top(entry, arguments)
     if not head:
         return ()
+    if top and not any(name in tensors for name in top):  # without what is in front of it a head says nothing
+        return (*top, *head)
     if head[0] not in tensors:
-        return head if any(name in tensors for name in top) else (*top, *head)
+        return head
     return head if tensors[head[0]].shape[-1] != variables[head[0]].shape[-1] else ()
 
 

@@ -23,6 +23,7 @@ _MISTAKEN = (  # for weights: first bytes, endings for which they are right, wha
 _NAMES = {  # of the variables of a layer, in its order, where they are not kernel and bias
     "batch_normalization": ("gamma", "beta", "moving_mean", "moving_variance"),
     "layer_normalization": ("gamma", "beta"),
+    "rms_normalization": ("scale",),
     "p_re_lu": ("alpha",),
     "class_token": ("token", "position"),
     "positions": ("grid",),
@@ -31,6 +32,7 @@ _NAMES = {  # of the variables of a layer, in its order, where they are not kern
     "learned_positions": ("table",),
     "relative_bias": ("table",),
     "bias": ("bias",),
+    "pairs": ("scale",),
 }
 
 
