@@ -325,7 +325,6 @@ class _Text:
         self._tokenizer, self._stop = tokenizer, stop
         self._tokens = list(before)
         self._known = self._said(self._tokens)
-        self._kept = len(before)  # tokens of which the characters are out
         self._held = ""  # what may be the beginning of a text to stop at
 
     def _said(self, tokens: list[int]) -> str:
@@ -335,11 +334,13 @@ class _Text:
         """New characters, and whether a text to stop at came, which is not among them."""
         self._tokens.append(token)
         said = self._said(self._tokens)
-        if said.endswith(HALF) or len(said) <= len(self._known):
+        whole = said.rstrip(HALF)
+        if len(whole) <= len(self._known):
             return "", False
-        fresh = said[len(self._known) :]
-        self._tokens = self._tokens[-BEFORE:] if len(self._tokens) > 2 * BEFORE else self._tokens
-        self._known = self._said(self._tokens)
+        fresh, self._known = whole[len(self._known) :], whole
+        if whole == said and len(self._tokens) > 2 * BEFORE:
+            self._tokens = self._tokens[-BEFORE:]
+            self._known = self._said(self._tokens)
         return self._until(fresh)
 
     def _until(self, fresh: str) -> tuple[str, bool]:

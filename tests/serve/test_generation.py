@@ -435,23 +435,24 @@ def test_tokens_are_those_of_transformers_live(tmp_path):
 
     torch.manual_seed(3)
     sizes = {"n_embd": 24, "n_layer": 2, "n_head": 3, "n_positions": 40, "initializer_range": 0.4}
-    config = transformers.GPT2Config(vocab_size=STEP.vocabulary, bos_token_id=1, eos_token_id=7, **sizes)
+    config = transformers.GPT2Config(vocab_size=STEP.vocabulary, bos_token_id=1, eos_token_id=None, **sizes)
     theirs = transformers.GPT2LMHeadModel(config).eval()
     theirs.save_pretrained(tmp_path / "hf")
     model = zoo.get("gpt2", weights=tmp_path / "hf", width=24, depth=2, heads=3, input_shape=(40,), dropout=0.0)
-    manifest = small_writers.folder_of(model, STEP, tmp_path / "ours", end=7)
     read = Tokenizer.from_str(STEP.tokenizer)
     read.no_padding()
     read.no_truncation()
+    asked = {"max_new_tokens": 15, "do_sample": False, "pad_token_id": 0}
+    end = int(theirs.generate(torch.tensor([read.encode("the cat").ids]), **asked)[0, -5])  # a token that comes
+    manifest = small_writers.folder_of(model, STEP, tmp_path / "ours", end=end)
     ended = 0
     for beams in (1, 3, 5):
         running, expected = Running(tmp_path / "ours", manifest, threads=1), {}
         for text in ("the cat", "a", "dogs and cats", "x = [1,", "on the mat", "naïve"):
             tokens = read.encode(text).ids
-            made = theirs.generate(
-                torch.tensor([tokens]), max_new_tokens=15, num_beams=beams, do_sample=False, pad_token_id=0
-            )[0, len(tokens) :].tolist()
-            made = made[: made.index(7)] if 7 in made else made
+            found = theirs.generate(torch.tensor([tokens]), num_beams=beams, eos_token_id=end, **asked)
+            made = found[0, len(tokens) :].tolist()
+            made = made[: made.index(end)] if end in made else made
             ended += len(made) < 15
             expected[running.add(text, Ask(most=15, beams=beams))] = said(read, tokens, made)
         assert finished(running)[0] == expected

@@ -266,6 +266,24 @@ def decodes(task: Task) -> bool:
     return type(task).decode is not Task.decode
 
 
+def check_loss(what: str, own: str, name: str, label_smoothing: float) -> None:
+    """Refuse another loss than the one a task has, and smoothed labels where that has none.
+
+    Args:
+        what: the task and "has", for the message.
+        own: name of its loss.
+        name, label_smoothing: what is asked for.
+
+    Raises:
+        ValueError: they are others.
+    """
+    if name not in ("", own) or label_smoothing:
+        raise ValueError(
+            f"{what} the loss {own!r} without label_smoothing, got loss={name!r}, label_smoothing={label_smoothing!r}; "
+            "leave them out"
+        )
+
+
 def check_model(model: Any, signature: Any, advice: str) -> None:
     """Refuse a model whose input is not the data's, or whose output is not what the task needs.
 

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from zoo.tasks import Output, Task
+from zoo.tasks import Output, Task, check_loss
 
 NEAR = 5  # answers among which the right one may be, in the wider of the two figures
 _WAYS = ("image_to_text", "text_to_image")
@@ -33,11 +33,7 @@ class ImageText(Task):
         Raises:
             ValueError: another loss, or smoothed labels.
         """
-        if name not in ("", "contrastive") or label_smoothing:
-            raise ValueError(
-                f"pictures and texts have the loss 'contrastive' without label_smoothing, got loss={name!r}, "
-                f"label_smoothing={label_smoothing!r}; leave them out"
-            )
+        check_loss("pictures and texts have", "contrastive", name, label_smoothing)
         return contrastive_loss
 
     def idle_raw(self, y):

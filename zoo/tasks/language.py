@@ -3,7 +3,7 @@
 import numpy as np
 
 from zoo.data.targets import NOTHING
-from zoo.tasks import Output, Task
+from zoo.tasks import Output, Task, check_loss
 
 ORDER = 5  # tokens that the baseline knows together, the foretold one included
 
@@ -32,11 +32,7 @@ class LanguageModelling(Task):
         Raises:
             ValueError: another loss, or smoothed labels.
         """
-        if name not in ("", "cross_entropy") or label_smoothing:
-            raise ValueError(
-                f"language modelling has the loss 'cross_entropy' without label_smoothing, got loss={name!r}, "
-                f"label_smoothing={label_smoothing!r}; leave them out"
-            )
+        check_loss("language modelling has", "cross_entropy", name, label_smoothing)
         return next_token_loss
 
     def idle_raw(self, y):

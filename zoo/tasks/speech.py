@@ -10,7 +10,7 @@ import numpy as np
 
 from zoo.data.targets import NOTHING
 from zoo.recipes import MIXING
-from zoo.tasks import Output, Task, baselines
+from zoo.tasks import Output, Task, baselines, check_loss
 
 _SLICES = 12  # stretches of a recording that the baseline looks at
 _BANDS = 20  # and bands of each
@@ -40,11 +40,7 @@ class SpeechRecognition(Task):
         Raises:
             ValueError: another loss, or smoothed labels.
         """
-        if name not in ("", "ctc") or label_smoothing:
-            raise ValueError(
-                f"speech recognition has the loss 'ctc' without label_smoothing, got loss={name!r}, "
-                f"label_smoothing={label_smoothing!r}; leave them out"
-            )
+        check_loss("speech recognition has", "ctc", name, label_smoothing)
         import keras
 
         return keras.losses.CTC()

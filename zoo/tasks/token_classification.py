@@ -8,7 +8,7 @@ import numpy as np
 
 from zoo.data import tagging
 from zoo.data.targets import NOTHING
-from zoo.tasks import Output, Task
+from zoo.tasks import Output, Task, check_loss
 from zoo.tasks.language import next_token_loss
 
 
@@ -36,11 +36,7 @@ class TokenClassification(Task):
         Raises:
             ValueError: another loss, or smoothed labels.
         """
-        if name not in ("", "cross_entropy") or label_smoothing:
-            raise ValueError(
-                f"token classification has the loss 'cross_entropy' without label_smoothing, got loss={name!r}, "
-                f"label_smoothing={label_smoothing!r}; leave them out"
-            )
+        check_loss("token classification has", "cross_entropy", name, label_smoothing)
         return next_token_loss
 
     def idle_raw(self, y):
