@@ -198,9 +198,7 @@ def test_an_operation_without_onnx_form_names_its_layer(tmp_path):
 def test_what_cannot_be_right_is_refused(tmp_path):
     path = tmp_path / "model.onnx"
     mlp = registry.get("mlp", input_shape=(4,), classes=3)
-    with pytest.raises(
-        ExportError, match=r"the signature gives \(8, 8, 3\), the model takes \(4,\); build the model"
-    ):
+    with pytest.raises(ExportError, match=r"the signature gives \(8, 8, 3\), the model takes \(4,\); build the model"):
         export.to_onnx(mlp, path, signature=IMAGES)
     with pytest.raises(ExportError, match=r"signature has 3 outputs.*classes=3"):
         export.to_onnx(registry.get("mlp", input_shape=(8, 8, 3), classes=4), path, signature=IMAGES)
