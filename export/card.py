@@ -222,6 +222,11 @@ def _limits(manifest: Manifest, splits: Any) -> str:
             "- It says how near a text is to an image, beside other texts; that the nearest of some texts is true it does not say. "
             "Images and words unlike those of its training have vectors, too, which mean nothing."
         )
+    elif manifest.task == "text-to-image":
+        lines.append(
+            "- It says how likely an image is behind a text; images are painted by the Keras model alone. Images and words unlike "
+            "those of its training cost many bits, whatever they show."
+        )
     elif manifest.task != "regression":
         every = "input gets one of these" if splits.signature.one_label else "answer is made of these"
         lines.append(
@@ -273,9 +278,10 @@ def _query(manifest: Manifest, splits: Any) -> str:
     if manifest.kind == "audio":
         return f"{start}\n\n```sh\ncurl -F audio=@speech.wav {url}\n```"
     if manifest.kind == "captioned":
+        more = " `zoo zero-shot` makes a classifier of it, which image files can be sent to."
         return (
-            f"{start.removesuffix(', then:')}. Its v2 infer route, `/v2/models/{manifest.name}/infer`, takes `image` and `text`. "
-            "`zoo zero-shot` makes a classifier of it, which image files can be sent to."
+            f"{start.removesuffix(', then:')}. Its v2 infer route, `/v2/models/{manifest.name}/infer`, takes `image` and `text`."
+            + more * (manifest.task == "image-text")
         )
     row: dict[str, Any] = {}
     if manifest.kind == "text":

@@ -1,5 +1,6 @@
 """What every entry promises; the tests name no model, so a new file in `zoo/architectures` is tested by being there."""
 
+import math
 from dataclasses import replace
 
 import keras
@@ -59,7 +60,7 @@ def targets_for(entry, model, rows=4):
         return task_for(entry).encode(np.roll(inputs_for(model, rows), -1, axis=1), entry.tiny["vocabulary"])
     if entry.tasks[0] == "text-to-text":
         return task_for(entry).encode(np.roll(inputs_for(model, rows)["answer"], -1, axis=1), entry.tiny["vocabulary"])
-    if entry.tasks[0] == "image-text":
+    if entry.tasks[0] in ("image-text", "text-to-image"):
         return task_for(entry).encode(np.repeat(np.arange(rows)[:, None], 2, axis=1), 0)
     classes = entry.tiny["classes"]
     if entry.tasks[0] == "detection":  # a small, a middling and a large thing in each image of 32 pixels a side
@@ -81,6 +82,9 @@ def shape_of_output(entry, shape, classes, places=None):
         return (entry.tiny["latent"],)
     if entry.tasks[0] == "image-text":
         return (2, entry.tiny["latent"])
+    if entry.tasks[0] == "text-to-image":
+        image = math.prod(size // 2 ** entry.tiny["poolings"] for size in shape[:2])
+        return (entry.tiny["length"] - 1 + 2 * image + 3,)
     if entry.tasks[0] == "speech-recognition":
         return (places, classes)
     if entry.tasks[0] == "text-to-text":
@@ -148,7 +152,9 @@ def test_save_and_load_keep_the_outputs(built, tmp_path):
 
 def test_landmark_logits_gives_the_output(built):
     entry, model = built
-    landmark = {"embedding": "embedding", "image-text": "pairs"}.get(entry.tasks[0], "logits")
+    landmark = {"embedding": "embedding", "image-text": "pairs", "text-to-image": "figures"}.get(
+        entry.tasks[0], "logits"
+    )
     assert model.get_layer(landmark).output is model.output
 
 

@@ -20,6 +20,7 @@ _HOME = {
     "zero_shot": "zoo.matching",
     "explain": "zoo.explain",
     "generate": "zoo.generation",
+    "paint": "zoo.painting",
     "compress": "zoo.compress",
     "data": "zoo.data",
 }

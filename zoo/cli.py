@@ -7,7 +7,19 @@ from typing import Annotated, Any
 
 import typer
 
-from zoo.commands import ablate, debug, evaluate, explain, generate, matrix, robustness, segment, serve, zero_shot
+from zoo.commands import (
+    ablate,
+    debug,
+    evaluate,
+    explain,
+    generate,
+    matrix,
+    paint,
+    robustness,
+    segment,
+    serve,
+    zero_shot,
+)
 from zoo.commands.shared import quiet_backend, read_settings, with_data
 from zoo.remote import traffic
 
@@ -555,6 +567,7 @@ segment.register(app)
 generate.register(app)
 serve.register(app)
 zero_shot.register(app)
+paint.register(app)
 app.add_typer(traffic, name="traffic")
 
 

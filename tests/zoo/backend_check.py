@@ -35,7 +35,8 @@ def every_builder(*, detectors=False):
             continue
         splits = images if "height" in next(iter(entry.inputs.values())).axes else table
         if splits.signature.task not in entry.tasks:  # whose targets no other data have
-            splits = data.load(entry.data, tokenizer=entry.recipe.get("tokenizer", ""))
+            options = {key: entry.recipe[key] for key in ("task", "tokenizer") if key in entry.recipe}
+            splits = data.scaled(data.load(entry.data, **options), entry.recipe.get("scaling", ""))
         part = {
             key: dataclasses.replace(
                 getattr(splits, key),

@@ -98,6 +98,7 @@ def test_show_leaves_out_settings_for_other_inputs(name, shown):
         "explain",
         "segment",
         "zero-shot",
+        "paint",
         "serve",
         "demo",
         "data",

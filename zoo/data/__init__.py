@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from zoo.data import audio, corpus, hiding, images, lazy, masks, splits, tagging, targets
+from zoo.data import audio, captions, corpus, hiding, images, lazy, masks, splits, tagging, targets
 from zoo.data.audio import AudioPreprocess
 from zoo.data.builtin import BUILTIN
 from zoo.data.online import ONLINE
@@ -218,7 +218,7 @@ def load(
         task: "classification" or "regression", where the target's type does not say it: text, true/false and up to
             20 different integers are classes, other numbers are values; "forecasting" of a table whose rows follow each
             other in time; "masked-language-modelling" of any texts, whose labels are then left aside; "text-to-text" of a
-            table whose target is a text.
+            table whose target is a text; "text-to-image" of any images with captions.
         text: column of a CSV or Parquet file whose texts are read, and nothing else of it; found where it is the only one
             besides the target.
         tokenizer: of texts: what kind to make from the training texts, such as "bpe:4000", or a `tokenizer.json`, see
@@ -247,7 +247,10 @@ def load(
         return source
     if not isinstance(source, str | Path):
         raise TypeError(f"data must be a name, a path or a zoo.data.Data, got a {type(source).__name__}")
-    rows = _read(source, input_shape, target, None if task == hiding.TASK else task, text)
+    own = {hiding.TASK: None, captions.PAINTED: "image-text"}
+    rows = _read(source, input_shape, target, own.get(task, task), text)
+    if task == captions.PAINTED:
+        rows = replace(rows, task=task)
     if task == hiding.TASK:
         rows = hiding.without_labels(rows)
     if isinstance(rows, Recording):

@@ -11,6 +11,7 @@ from zoo.data.rows import TEST, TRAIN, VALIDATION, Rows
 from zoo.data.targets import Captions
 
 COLUMN, TEXT = "image", "caption"  # columns of a table of pictures
+PAINTED = "text-to-image"  # the task of the same rows for models that paint
 KINDS = ("circle", "square", "triangle", "ring", "cross")
 COLOURS = {
     "red": (205, 40, 40),

@@ -321,6 +321,7 @@ KINDS: dict[str, Kind] = {
     "token-classification": Tags(),
     "text-to-text": Answers(),
     "image-text": Captions(),
+    "text-to-image": Captions(),
 }
 
 

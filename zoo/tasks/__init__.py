@@ -27,6 +27,7 @@ _FILES = {
     "language-modelling": "language",
     "text-to-text": "translation",
     "image-text": "image_text",
+    "text-to-image": "text_to_image",
     "masked-language-modelling": "masked_language",
     "token-classification": "token_classification",
 }
