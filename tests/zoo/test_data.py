@@ -41,6 +41,10 @@ def _rows(x, y, labels=("no", "yes"), task="classification", **more):
 
 def test_all_names_are_listed():
     assert set(OFFLINE) | {
+        "arithmetic",
+        "captioned_shapes",
+        "coloured_shapes",
+        "dates",
         "digit_identities",
         "digits_rows",
         "sunspots",

@@ -174,7 +174,7 @@ def _shared(run, model):
     """A run's data for a model that knows none, read again where that takes pictures of another size."""
     own = run.data.signature.preprocess.shape
     if hasattr(model, "predict_on_batch"):
-        size = tuple(tasks.main_input(model).shape[1:])
+        size = tasks.main_shape(model)
     else:
         size = next((port.shape[1:] for port in opened(model).manifest.inputs if port.name == "image"), own)
     source = run.recipe.data

@@ -445,7 +445,7 @@ def predictor(model, precision=None):
         signature, keras_model = model.signature, model.model
         return lambda x, _: answers(keras_model, signature, x), signature.preprocess.shape
     if hasattr(model, "predict_on_batch"):
-        return lambda x, signature: answers(model, signature, x), tuple(tasks.main_input(model).shape[1:])
+        return lambda x, signature: answers(model, signature, x), tasks.main_shape(model)
     if opened(model).manifest.task == "text-to-text":
         return _told(opened(model), precision), None
     from serve.runtime import Model

@@ -310,13 +310,21 @@ def check_model(model: Any, signature: Any, advice: str) -> None:
 
 def input_shapes(model: Any) -> dict[str, tuple[int | None, ...]]:
     """Shape of each input of a Keras model without the batch, by name; the name is "" where there is one input alone."""
-    if len(model.inputs) == 1:
-        return {"": tuple(model.inputs[0].shape[1:])}
-    return {tensor.name: tuple(tensor.shape[1:]) for tensor in model.inputs}
+    found = model.input_shape
+    if isinstance(found, dict | list) and len(model.inputs) > 1:
+        return {tensor.name: tuple(tensor.shape[1:]) for tensor in model.inputs}
+    [shape] = found.values() if isinstance(found, dict) else found if isinstance(found, list) else [found]
+    return {"": tuple(shape[1:])}
+
+
+def main_shape(model: Any) -> tuple[int | None, ...]:
+    """Shape without the batch of the only input, or of the image, or else of the tokens: the builder's `input_shape`."""
+    shapes = input_shapes(model)
+    return next(shapes[name] for name in ("", "image", "tokens", *shapes) if name in shapes)
 
 
 def main_input(model: Any) -> Any:
-    """The tensor whose shape is the builder's `input_shape`: the only one, or the image, or else the tokens."""
+    """The tensor of which `main_shape` is the shape."""
     named = {tensor.name: tensor for tensor in model.inputs}
     return named.get("image", named.get("tokens", model.inputs[0]))
 
