@@ -65,6 +65,7 @@ def _found(x, memory, present, attention, score, window):
     recipe=dict(learning_rate=2e-3, clip_norm=1.0),
     skip=dict(
         edge="an answer is written token by token, with files of their own; the device runner asks a model once",
+        explain="an answer is a text and no one figure to share out; zoo explain RUN draws which tokens it looks at",
         int8="nearly all weights are those of recurrent nodes, which have no 8-bit form with fixed ranges; of the rest alone "
         "the file would grow",
     ),

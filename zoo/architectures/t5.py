@@ -71,6 +71,7 @@ def _thought(x, hidden, gated, epsilon, dropout, name):
     data="dates",
     skip=dict(
         edge="an answer is written token by token, with files of their own; the device runner asks a model once",
+        explain="an answer is a text and no one figure to share out; zoo explain RUN draws which tokens it looks at",
     ),
     recipe=dict(learning_rate=1e-3, warmup=0.1, clip_norm=1.0),
 )

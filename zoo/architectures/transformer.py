@@ -49,6 +49,7 @@ def _added(x, y, epsilon, dropout, name):
     data="dates",
     skip=dict(
         edge="an answer is written token by token, with files of their own; the device runner asks a model once",
+        explain="an answer is a text and no one figure to share out; zoo explain RUN draws which tokens it looks at",
     ),
     recipe=dict(learning_rate=1e-3, warmup=0.1, clip_norm=1.0, label_smoothing=0.1),
 )
