@@ -181,25 +181,35 @@ class Asked(ABC):
 
     def say(self, place: int, piece: "Piece") -> bytes:
         """Take the next piece of a text; returns what goes to the client now, b"" if nothing does."""
-        if not self.stream:  # what went out need not be kept
-            self.written[place] += piece.text
+        self.written[place] += piece.text
+        self._count(place, piece)
+        return self.answer() if self.ended else b""
+
+    def _count(self, place: int, piece: "Piece") -> None:
         self.tokens[place], self.ends[place] = piece.tokens, piece.done
         if piece.note:
             self.notes[piece.note if len(self.texts) == 1 else f"row {place + 1}: {piece.note}"] = None
-        if self.stream:
-            return self.event(place, piece) if piece.text or piece.done else b""
-        return self.answer() if self.ended else b""
-
-    def event(self, place: int, piece: "Piece") -> bytes:
-        """A piece as an event, the last one with what belongs to the end."""
-        raise NotImplementedError
 
     @abstractmethod
     def answer(self) -> bytes:
         """The body of the answer, once every text has ended."""
 
 
-class Generate(Asked):
+class Streamed(Asked):
+    """A request whose answer goes out as it comes, where `stream` says so."""
+
+    def say(self, place: int, piece: "Piece") -> bytes:
+        if not self.stream:
+            return super().say(place, piece)
+        self._count(place, piece)  # what went out need not be kept
+        return self.event(place, piece) if piece.text or piece.done else b""
+
+    @abstractmethod
+    def event(self, place: int, piece: "Piece") -> bytes:
+        """A piece as an event, the last one with what belongs to the end."""
+
+
+class Generate(Streamed):
     """A request of the generate extension: one text."""
 
     def __init__(self, body: bytes | memoryview, model: "Declared", *, stream: bool) -> None:
@@ -238,7 +248,7 @@ class Generate(Asked):
         return msgspec.json.encode({**self._told, "text_output": self.written[0], **self._end()})
 
 
-class Completions(Asked):
+class Completions(Streamed):
     """A request of OpenAI's completions: one prompt or several."""
 
     def __init__(self, body: bytes | memoryview, model: "Declared") -> None:

@@ -79,8 +79,8 @@ class Task(Protocol):
     """
 
     metric: str
-    monitor: str
-    mode: str
+    monitor: str = "val_loss"
+    mode: str = "min"
     output: str
     baseline_name: str
     picture: str
@@ -107,11 +107,8 @@ class Task(Protocol):
         return self.loss(name, label_smoothing)
 
     def idle_raw(self, y: np.ndarray) -> np.ndarray | None:
-        """Raw outputs for encoded targets that never change, with the least loss; None where there are none to give.
-
-        Here the logarithm of the shares of the classes.
-        """
-        return np.repeat(np.log(np.maximum(y.mean(axis=0, keepdims=True), 1e-7)), len(y), axis=0)
+        """Raw outputs for encoded targets that never change, with the least loss; None where there are none to give."""
+        return None
 
     def learner(self, model: Any, data: Any, recipe: Any) -> Any:
         """The model to train: the given one, with what only training needs behind it; it shares all layers."""
@@ -134,10 +131,12 @@ class Task(Protocol):
         return None
 
     def metrics(self) -> list[Any]:
-        """Fresh Keras metrics on the same."""
+        """Fresh Keras metrics on the same; none where the loss says enough while training."""
+        return []
 
     def encode(self, targets: np.ndarray, outputs: int) -> np.ndarray:
         """Targets of a batch, as `Signature.targets` gives them, as the loss wants them; float32, batch first."""
+        return np.asarray(targets, np.float32)
 
     # ---- answers
 
@@ -265,6 +264,11 @@ def get(name: str) -> Task:
 def decodes(task: Task) -> bool:
     """Whether the task writes its `decode` in `keras.ops`."""
     return type(task).decode is not Task.decode
+
+
+def log_shares(y: np.ndarray) -> np.ndarray:
+    """Logarithm of the share of each class among one-hot targets (rows, …, classes), for each row."""
+    return np.repeat(np.log(np.maximum(y.mean(axis=0, keepdims=True), 1e-7)), len(y), axis=0)
 
 
 def check_loss(what: str, own: str, name: str, label_smoothing: float) -> None:

@@ -5,7 +5,7 @@ from typing import ClassVar
 import numpy as np
 
 from zoo.data.signature import softmax
-from zoo.tasks import Output, Task, baselines
+from zoo.tasks import Output, Task, baselines, log_shares
 
 
 class Classification(Task):
@@ -23,6 +23,9 @@ class Classification(Task):
         from zoo.tasks import losses
 
         return losses.get(name or "cross_entropy", label_smoothing)
+
+    def idle_raw(self, y):
+        return log_shares(y)
 
     def metrics(self):
         import keras

@@ -64,16 +64,10 @@ class Detection(Task):
         name = name or "simota"
         return SimOTA(model.get_layer("logits").places(), l1=_LOSSES[name], name=name)
 
-    def idle_raw(self, y):
-        return None
-
     def metrics(self):
         from zoo.tasks.rough_precision import RoughPrecision
 
         return [RoughPrecision()]
-
-    def encode(self, targets, outputs):
-        return targets
 
     def outputs(self, signature):
         count, last = (COUNT,), signature.outputs - 1

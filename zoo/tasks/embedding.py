@@ -54,9 +54,6 @@ class Embedding(Task):
             return embedding_losses.ArcFace(**options)
         return embedding_losses.Triplet(**options, mining="semi_hard" if form.startswith("semi") else "hard")
 
-    def idle_raw(self, y):
-        return None
-
     def metrics(self):
         from zoo.tasks.embedding_losses import PairArea
 

@@ -17,8 +17,6 @@ class ImageText(Task):
     """
 
     metric = "recall_at_1"
-    monitor = "val_loss"
-    mode = "min"
     output = "image_embedding"
     baseline_name = "chance"
     picture = "Similarity of pictures and texts"
@@ -36,9 +34,6 @@ class ImageText(Task):
         check_loss("pictures and texts have", "contrastive", name, label_smoothing)
         return contrastive_loss
 
-    def idle_raw(self, y):
-        return None
-
     def learner(self, model, data, recipe):
         """The model itself.
 
@@ -51,12 +46,6 @@ class ImageText(Task):
                 "leave it out"
             )
         return model
-
-    def metrics(self):
-        return []
-
-    def encode(self, targets, outputs):
-        return np.asarray(targets, np.float32)
 
     def outputs(self, signature):
         unit = "coordinate on the unit sphere"

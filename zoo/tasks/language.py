@@ -17,8 +17,6 @@ class LanguageModelling(Task):
     """
 
     metric = "minus_bits_per_character"
-    monitor = "val_loss"
-    mode = "min"
     output = "log_probabilities"
     baseline_name = f"{ORDER}-gram with Witten-Bell smoothing"
     picture = "Bits by place"
@@ -34,15 +32,6 @@ class LanguageModelling(Task):
         """
         check_loss("language modelling has", "cross_entropy", name, label_smoothing)
         return next_token_loss
-
-    def idle_raw(self, y):
-        return None
-
-    def metrics(self):
-        return []
-
-    def encode(self, targets, outputs):
-        return targets.astype(np.float32)
 
     def outputs(self, signature):
         shape = (signature.preprocess.length, signature.outputs)

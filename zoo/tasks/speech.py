@@ -24,8 +24,6 @@ class SpeechRecognition(Task):
     """
 
     metric = "word_accuracy"
-    monitor = "val_loss"
-    mode = "min"
     output = "probabilities"
     baseline_name = "the text of the most similar training recording"
     picture = "Errors by length"
@@ -44,9 +42,6 @@ class SpeechRecognition(Task):
         import keras
 
         return keras.losses.CTC()
-
-    def idle_raw(self, y):
-        return None
 
     def learner(self, model, data, recipe):
         """The model itself, if each training text can be said in the steps that it has for the recording.
@@ -71,9 +66,6 @@ class SpeechRecognition(Task):
                 "recording that is not spoken so fast"
             )
         return model
-
-    def metrics(self):
-        return []
 
     def encode(self, targets, outputs):
         return np.where(targets == NOTHING, 0, targets).astype(np.float32)

@@ -22,8 +22,6 @@ class TextToImage(Task):
     """
 
     metric = "bits_saved"
-    monitor = "val_loss"
-    mode = "min"
     output = "code_nats"
     baseline_name = "each code as likely as it is common"
     picture = "Bits of the codes by place"
@@ -64,9 +62,6 @@ class TextToImage(Task):
 
         return loss
 
-    def idle_raw(self, y):
-        return None
-
     def learner(self, model, data, recipe):
         """The model itself.
 
@@ -84,12 +79,6 @@ class TextToImage(Task):
                 f"pictures must be drawn from pixels in [0, 1], got scaling={image.scaling!r}; leave scaling at 0/255"
             )
         return model
-
-    def metrics(self):
-        return []
-
-    def encode(self, targets, outputs):
-        return np.asarray(targets, np.float32)
 
     def outputs(self, signature):
         return (

@@ -20,8 +20,6 @@ class TokenClassification(Task):
     """
 
     metric = "f1"
-    monitor = "val_loss"
-    mode = "min"
     output = "probabilities"
     baseline_name = "each word's commonest label"
     picture = "Texts with their labels"
@@ -38,15 +36,6 @@ class TokenClassification(Task):
         """
         check_loss("token classification has", "cross_entropy", name, label_smoothing)
         return next_token_loss
-
-    def idle_raw(self, y):
-        return None
-
-    def metrics(self):
-        return []
-
-    def encode(self, targets, outputs):
-        return targets.astype(np.float32)
 
     def outputs(self, signature):
         shape = (signature.preprocess.length, signature.outputs)

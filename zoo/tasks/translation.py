@@ -19,8 +19,6 @@ class TextToText(Task):
     """
 
     metric = "exact_match"
-    monitor = "val_loss"
-    mode = "min"
     output = "log_probabilities"
     baseline_name = "the answer to the most similar training text"
     picture = "Bits by place"
@@ -43,15 +41,6 @@ class TextToText(Task):
             return next_token_loss(y, logits, label_smoothing)
 
         return loss
-
-    def idle_raw(self, y):
-        return None
-
-    def metrics(self):
-        return []
-
-    def encode(self, targets, outputs):
-        return targets.astype(np.float32)
 
     def outputs(self, signature):
         shape = (signature.preprocess.answer, signature.outputs)
