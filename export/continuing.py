@@ -21,6 +21,7 @@ FILES = {  # of the forms in which the weights of a decoder are stored; 8 bits a
     "w4": ("decoder.w4.onnx", "encoder.w4.onnx"),
 }
 _FORM = {"int8": "w8"}
+_BLOCKS = {"w8": 128, "w4": 64}  # weights that share a scale; larger ones are read faster
 _VALUES = 2**28  # logits that are compared at most
 _END = "<|endoftext|>"  # behind every text that published GPT models have learned from
 
@@ -136,8 +137,8 @@ def _shortened(folder: Path, form: str, trial: "Trial") -> None:
                 continue
             if form == "fp16":
                 lowbit.to_float16(source, path, golden=feed)
-            else:  # with a range for each row: one for all at once would let a row change another's answer
-                lowbit.to_low_bit(source, path, bits=int(form[1:]), by_row=True, golden=feed)
+            else:  # in blocks: a range for the whole batch would let a row change another's answer
+                lowbit.to_low_bit(source, path, bits=int(form[1:]), block=_BLOCKS[form], golden=feed)
     except ExportError:
         for name in FILES[form]:
             for left in (folder / name, files.weights_of(folder / name)):

@@ -5,7 +5,8 @@ It needs Python 3.9 or newer, numpy, and onnxruntime (or ai-edge-litert, for .tf
 tokenizers for models of text.
 
     python run.py                      check, replay, time and report
-    python run.py digit.png rows.csv   answers for rows of your own (pictures, .npy, .npz, .json, .csv, .txt)
+    python run.py digit.png rows.csv   answers for rows of your own (pictures, .wav, .npy, .npz, .json, .csv, .txt)
+    python run.py speech.wav --beams 8     the likeliest of the transcripts that are followed at once
     python run.py --precision int8 --threads 1 --json
     python run.py --continue "def main("   what a model that writes texts puts behind one, the likeliest tokens
 """
@@ -50,7 +51,7 @@ def main() -> int:
 
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("rows", nargs="*", help="files to answer: pictures, .npy, .npz, .json, .csv or .txt")
+    parser.add_argument("rows", nargs="*", help="files to answer: pictures, .wav, .npy, .npz, .json, .csv or .txt")
     parser.add_argument("--bundle", help="folder of the bundle (default: where this file is)")
     parser.add_argument("--precision", help="fp32, fp16, int8, w8 or w4 (default: the bundle's)")
     parser.add_argument("--format", choices=("onnx", "ort", "tflite"), default="onnx", help="which of its files to run")
@@ -62,6 +63,9 @@ def arguments() -> argparse.Namespace:
         "--seconds", type=float, default=1.0, help="how long to time each batch size (default: %(default)s)"
     )
     parser.add_argument("--top", type=positive, default=3, help="labels to name for each row (default: %(default)s)")
+    parser.add_argument(
+        "--beams", type=positive, default=1, help="transcripts followed at once, for the likeliest (default: %(default)s)"
+    )
     parser.add_argument("--time", action="store_true", help="time itself also when there are rows to answer")
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.add_argument("--continue", dest="begun", metavar="TEXT", help="a text to go on with, or to answer")
@@ -90,6 +94,8 @@ def work(given: argparse.Namespace) -> dict[str, Any]:
             f"model.json has format {manifest.get('format')!r}, this file knows {FORMATS}; use the bundle's run.py"
         )
     path, precision, facts = choose(folder, manifest, given.precision, given.format)
+    if given.beams > 1 and manifest["task"] != "speech-recognition":
+        raise Refusal(f"--beams is for recordings, and this model is for {manifest['task']}; leave it out")
     if given.begun is not None:
         writer = Writer(folder, manifest, precision, given.threads)
         started = time.perf_counter()
@@ -137,6 +143,8 @@ def work(given: argparse.Namespace) -> dict[str, Any]:
             for name in given.rows
             for answer in answers(session, read(Path(name), manifest), manifest, given)
         ]
+        if manifest["task"] == "embedding":
+            compare(report["answers"], manifest.get("verification", {}).get("thresholds", {}).get(precision))
     if given.time or not given.rows:
         report["latency"] = [clock(session, examples, rows, given.seconds) for rows in sorted({1, given.batch})]
     report["peak_mb"] = peak_mb()
@@ -482,6 +490,8 @@ def read(path: Path, manifest: dict[str, Any]) -> dict[str, Any]:
         elif kind == ".npz":
             stored = archive(path)
             found = {name: stored[key] for name in names for key in (name, f"input/{name}") if key in stored}
+        elif kind == ".wav":
+            found = {names[0]: sound(path, manifest)}
         elif kind == ".npy":
             found = {names[0]: array(path)}
         elif kind == ".txt" and manifest["kind"] == "text":
@@ -492,7 +502,7 @@ def read(path: Path, manifest: dict[str, Any]) -> dict[str, Any]:
             with path.open(newline="", encoding="utf-8-sig") as file:
                 found = table(list(csv.DictReader(file)), manifest)
         else:
-            raise Refusal(f"{path.name} is no picture, .npy, .npz, .json, .csv or .txt file; convert it to one")
+            raise Refusal(f"{path.name} is no picture, .wav, .npy, .npz, .json, .csv or .txt file; convert it to one")
     except (ValueError, TypeError, OSError) as error:
         raise Refusal(f"{path.name} cannot be read: {error}") from None
     return {port["name"]: checked(path, port, found, manifest) for port in manifest["inputs"]}
@@ -519,7 +529,7 @@ def picture(path: Path, manifest: dict[str, Any]) -> Any:
     import numpy as np
 
     if manifest["kind"] != "image":
-        raise Refusal(f"the model takes columns, not pictures such as {path.name}; give a .csv or .json file")
+        raise Refusal(f"the model takes {taken(manifest)}, not pictures such as {path.name}")
     try:
         from PIL import Image, ImageOps
     except ImportError:
@@ -541,6 +551,39 @@ def picture(path: Path, manifest: dict[str, Any]) -> Any:
         if upright.size != size:
             upright = upright.resize(size, Image.Resampling.BILINEAR)
         return np.asarray(upright, np.uint8).reshape(1, size[1], size[0], channels)
+
+
+def taken(manifest: dict[str, Any]) -> str:
+    """What a model takes, and in which files."""
+    return {
+        "image": "pictures",
+        "audio": "recordings, of .wav files",
+        "text": "texts, of .txt, .json or .csv files",
+        "captioned": "pictures with texts, of .npz files",
+    }.get(manifest["kind"], "columns, of .csv or .json files")
+
+
+def sound(path: Path, manifest: dict[str, Any]) -> Any:
+    """Amplitudes of a 16-bit WAV file at the model's rate, the mean of its channels."""
+    import wave
+
+    import numpy as np
+
+    if manifest["kind"] != "audio":
+        raise Refusal(f"the model takes {taken(manifest)}, not recordings such as {path.name}")
+    try:
+        with wave.open(str(path)) as file:
+            width, rate, channels = file.getsampwidth(), file.getframerate(), file.getnchannels()
+            frames = file.readframes(file.getnframes())
+    except (wave.Error, EOFError) as error:
+        raise Refusal(f"{path.name} cannot be read: {error or 'it is empty'}; save it as 16-bit WAV") from None
+    wanted = int(manifest["preprocess"]["rate"])
+    if width != 2 or rate != wanted:
+        raise Refusal(
+            f"{path.name} has {8 * width} bits and {rate} samples per second; convert it to 16 bits and {wanted}"
+        )
+    frames = frames[: len(frames) // (2 * channels) * 2 * channels]  # a file may end within a sample
+    return (np.frombuffer(frames, "<i2").reshape(-1, channels) / np.float32(32768)).mean(axis=1)
 
 
 def from_json(body: Any, manifest: dict[str, Any]) -> dict[str, Any]:
@@ -603,6 +646,8 @@ def checked(path: Path, port: dict[str, Any], found: dict[str, Any], manifest: d
             f"{path.name} has no {name!r}; the model takes {', '.join(p['name'] for p in manifest['inputs'])}"
         )
     values = np.asarray(found[name])
+    if manifest["kind"] == "audio" and values.ndim == 1 and len(values) < shape[1]:  # NaN stands behind the end
+        values = np.pad(values.astype(np.float32), (0, shape[1] - len(values)), constant_values=np.nan)
     if (
         manifest["kind"] == "image" and shape[-1] == 1 and values.shape[-1:] != (1,)
     ):  # grey pixels without an axis for it
@@ -640,12 +685,16 @@ def answers(
     if manifest["task"] == "image-text":
         cosines = (outputs["image_embedding"] * outputs["text_embedding"]).sum(axis=1)
         return [{"cosine": float(one), "logit": float(other)} for one, other in zip(cosines, outputs["logit"])]  # noqa: B905
+    if manifest["task"] == "speech-recognition":
+        return [{"text": heard(shares, manifest["labels"], given.beams)} for shares in outputs["probabilities"]]
+    if manifest["task"] == "embedding":
+        return [{"embedding": row.tolist()} for row in outputs["embedding"]]
     output = outputs[manifest["outputs"][0]["name"]]
     if manifest["task"] == "token-classification":
         texts = inputs[manifest["inputs"][0]["name"]].tolist()
         return [tagged(text, own, session.tokenizer, manifest["labels"]) for text, own in zip(texts, output)]  # noqa: B905
-    if manifest["task"] == "masked-language-modelling":
-        raise Refusal(f"{manifest['task']} has an answer for each place of a text, which nothing is told of here")
+    if manifest["task"] in ("masked-language-modelling", "text-to-image"):
+        raise Refusal(f"{manifest['task']} has an answer for each place of a row, which nothing is told of here")
     found: list[dict[str, Any]] = []
     if output.dtype.kind == "U":
         return [{"text": str(row)} for row in output]
@@ -663,6 +712,41 @@ def answers(
             ranked = [{"label": manifest["labels"][i], "probability": round(float(row[i]), 6)} for i in best]
             found.append({**ranked[0], "top": ranked})
     return found
+
+
+def heard(shares: Any, labels: list[str], beams: int) -> str:
+    """What is said in a recording: along the likeliest symbol of each step, or the likeliest of some texts that are followed.
+
+    Source: Hannun et al. 2014 (arXiv:1408.2873), algorithm 1, without a language model; the first symbol is the blank.
+    """
+    import numpy as np
+
+    best = shares.argmax(axis=1).tolist()
+    said = tuple(one for place, one in enumerate(best) if one and (not place or one != best[place - 1]))
+    if beams > 1:
+        texts = {(): (1.0, 0.0)}  # text -> probability of its ways that end in a blank, and of the others
+        for line in shares.astype(np.float64):
+            new: dict[Any, list[float]] = {}
+            for text, (blank, other) in texts.items():
+                for symbol in np.flatnonzero(line >= 1e-6).tolist():
+                    again = text[-1:] == (symbol,)  # a symbol twice needs a blank between
+                    if symbol:
+                        new.setdefault((*text, symbol), [0.0, 0.0])[1] += line[symbol] * (blank + other * (not again))
+                    if again or not symbol:
+                        new.setdefault(text, [0.0, 0.0])[again] += line[symbol] * (other + blank * (not symbol))
+            ranked = sorted(new, key=lambda text: (-sum(new[text]), text))[:beams]
+            whole = sum(new[ranked[0]])  # so that no number becomes too small
+            texts = {text: (new[text][0] / whole, new[text][1] / whole) for text in ranked}
+        said = next(iter(texts))
+    return " ".join("".join(labels[symbol] for symbol in said).split())
+
+
+def compare(told: list[dict[str, Any]], limit: float | None) -> None:
+    """Add to each embedding but the first how near it is to that, and whether both are of one identity."""
+    for one in told[1:]:
+        one["similarity"] = sum(a * b for a, b in zip(told[0]["embedding"], one["embedding"]))  # noqa: B905
+        if limit is not None:
+            one["same"] = one["similarity"] > limit
 
 
 def tagged(text: str, shares: Any, tokenizer: Any, labels: list[str]) -> dict[str, Any]:
@@ -735,6 +819,14 @@ def text(report: dict[str, Any]) -> str:
             lines.append(f"{answer['source']}: cosine {answer['cosine']:.4f}, logit {answer['logit']:.3f}")
         elif "value" in answer:
             lines.append(f"{answer['source']}: {answer['target']} {answer['value']:.6g}")
+        elif "embedding" in answer:
+            numbers = ", ".join(f"{number:.4f}" for number in answer["embedding"][:3])
+            told = f"{len(answer['embedding'])} numbers, {numbers} ..."
+            if "similarity" in answer:
+                told += f"; similarity to the first row {answer['similarity']:.4f}"
+            if "same" in answer:
+                told += ", the same" if answer["same"] else ", another"
+            lines.append(f"{answer['source']}: {told}")
         elif "boxes" in answer:
             boxes = ", ".join(f"{each['label']} {each['score']:.2f} {each['box']}" for each in answer["boxes"])
             lines.append(f"{answer['source']}: {boxes or 'nothing'}")

@@ -167,6 +167,8 @@ def _changes(splits: Any, before: np.ndarray, after: np.ndarray) -> dict[str, An
         return {"mean_change": float(moved.mean()), "largest_change": float(moved.max())}
     if splits.signature.task in ("speech-recognition", "token-classification"):
         before, after = before[..., 0], after[..., 0]  # the labels of all places, without their probabilities
+    if tasks.get(splits.signature.task).writes:
+        before, after = before[..., 1], after[..., 1]  # and without the likelihood of what follows
     if splits.signature.valued:
         moved = np.abs(after - before)
         return {"mean_change": float(moved.mean()), "largest_change": float(moved.max())}

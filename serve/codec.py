@@ -50,6 +50,7 @@ READERS = {
 
 
 WORDED = ("token-classification", "masked-language-modelling")  # whose answers are about the words of a text
+SEARCHED = ("speech-recognition",)  # whose answers are looked for among several
 
 
 class Batch:
@@ -487,6 +488,7 @@ def answers(
     precision: str | None = None,
     form: str = "",
     read: list[texts.Read] | None = None,
+    beams: int = 1,
 ) -> list[dict[str, Any]]:
     """Outputs as people read them, one per row.
 
@@ -497,6 +499,7 @@ def answers(
         precision: stored form that answered, whose conformal threshold is taken; the manifest's default if None.
         form: one of `forms`, the usual one if empty.
         read: what `read` gives of the inputs.
+        beams: answers that are followed at once, of a task in `SEARCHED`.
 
     Returns:
         `{"label", "probability", "top": [{"label", "probability"}, …]}`, or `{"value", "target"}` for regression. A
@@ -505,7 +508,8 @@ def answers(
     """
     reader = READERS.get(manifest.task)
     if reader is not None:
-        return reader.answers(outputs, manifest, form or reader.FORMS[0], *([] if read is None else [read]))
+        more = [read] if read is not None else [beams] if manifest.task in SEARCHED else []
+        return reader.answers(outputs, manifest, form or reader.FORMS[0], *more)
     (values,) = (outputs[port.name] for port in manifest.outputs[:1])
     limit = sets.threshold(manifest, precision)
     if manifest.task == "regression":

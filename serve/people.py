@@ -13,7 +13,7 @@ from flask import Flask, Response, g, has_request_context, request
 
 from serve import codec, continuations, masks, texts
 from serve.codec import Batch, Inputs
-from serve.errors import RequestError
+from serve.errors import RequestError, shown
 from serve.explainer import Explainer
 from serve.gallery import Gallery
 from serve.heads import LONGEST_WAIT, deadline_of
@@ -169,7 +169,7 @@ def _answer_routes(
     def predict(model: str) -> Response:
         """Answer image files, JSON rows, a CSV file or a text with labels, values, or masks of images."""
         found = _model(store, model)
-        top, form, table = _whole("top", 5), _form(found), _wants_csv()
+        top, form, beams, table = _whole("top", 5), _form(found), _beams(found), _wants_csv()
         picture = found.manifest.task == "segmentation" and request.accept_mimetypes.best_match([JSON, CSV, PNG]) == PNG
         batch = bodies.read(found)
         if batch.count > found.max_batch:
@@ -190,7 +190,9 @@ def _answer_routes(
             monitor.rows(found.name, found.version, 1)
             return Response(masks.png(answered["mask"][0], found.manifest.labels), mimetype=PNG)
         read = codec.read(found.bundle.folder, found.manifest, inputs)
-        predictions = codec.answers(answered, found.manifest, top=top, precision=found.precision, form=form, read=read)
+        predictions = codec.answers(
+            answered, found.manifest, top=top, precision=found.precision, form=form, read=read, beams=beams
+        )
         monitor.rows(found.name, found.version, len(predictions))
         if table:
             return _csv(codec.answers_csv(predictions, found.manifest))
@@ -230,7 +232,7 @@ def _job_routes(
         if kind == "explain" and guard is not None:
             guard.admit(request.headers, "explain", request.remote_addr or "", model)
         found = _model(store, model)
-        top, form = _whole("top", 5), _form(found)
+        top, form, beams = _whole("top", 5), _form(found), _beams(found)
         if kind == "explain":
             _check_explained(found)
         options = _explanation(found)
@@ -252,7 +254,7 @@ def _job_routes(
             answered = model.predict(inputs, codec.needed(model.manifest))
             read = codec.read(model.bundle.folder, model.manifest, inputs)
             predictions = codec.answers(
-                answered, model.manifest, top=top, precision=model.precision, form=form, read=read
+                answered, model.manifest, top=top, precision=model.precision, form=form, read=read, beams=beams
             )
             monitor.rows(model.name, model.version, len(predictions))
             return predictions
@@ -408,6 +410,17 @@ def _form(model: ModelLike) -> str:
         what = f"one of {', '.join(known)}" if known else f"left out for {model.name!r}"
         raise RequestError("bad_parameter", f"form must be {what}, got {form[:40]!r}")
     return form
+
+
+def _beams(model: ModelLike) -> int:
+    """How many answers are followed at once, as the request asks; texts that are written have it among `_parameters`."""
+    given = _parameters().get("beams")
+    if given is None or model.manifest.generation:
+        return 1
+    if model.manifest.task not in codec.SEARCHED:
+        message = f"beams must be left out for {model.name!r}, whose answers are not searched for, got {shown(given)}"
+        raise RequestError("bad_parameter", message)
+    return int(continuations.PARAMETERS["beams"].read("beams", given))
 
 
 def _explanation(model: ModelLike) -> dict[str, Any]:

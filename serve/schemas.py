@@ -337,7 +337,10 @@ GENERATED = {
     "description": "`data:` and an answer's JSON for each piece of the text; the last one says why it ended",
 }
 WRITTEN = (
-    *((name, schema, f"of a model that writes texts: {schema['description']}") for name, schema in WRITING.items()),
+    *(
+        (name, schema, f"of a model that writes texts{' or transcripts' * (name == 'beams')}: {schema['description']}")
+        for name, schema in WRITING.items()
+    ),
     ("stop", list_of(TEXT), "of a model that writes texts: where it ends; may be given several times"),
 )
 PACKED = {"description": "the same JSON, and behind it the raw little-endian bytes of its binary tensors"}

@@ -5,20 +5,23 @@ from typing import Any
 
 import numpy as np
 
+from serve.beam_search import BLANK, SPACE, paths
 from serve.manifest import Manifest
 
 NEEDED = ("probabilities",)  # outputs of the model that are asked for
 FORMS = ("words", "text")
-BLANK, SPACE = 0, 1  # indices of labels
 
 
-def answers(outputs: dict[str, np.ndarray], manifest: Manifest, form: str = "words") -> list[dict[str, Any]]:
+def answers(
+    outputs: dict[str, np.ndarray], manifest: Manifest, form: str = "words", beams: int = 1
+) -> list[dict[str, Any]]:
     """Texts along the best path, one per row.
 
     Args:
         outputs: `probabilities` (batch, steps, symbols).
         manifest: the model's.
         form: "words" or "text".
+        beams: texts that are followed at once, for the likeliest of them; its words are where its own likeliest path has them.
 
     Returns:
         `{"text", "confidence"}`; "words" adds `words`, `[{"word", "start", "end", "confidence"}, …]`, in seconds from the
@@ -27,21 +30,19 @@ def answers(outputs: dict[str, np.ndarray], manifest: Manifest, form: str = "wor
     """
     seconds = manifest.inputs[0].shape[1] / manifest.preprocess["rate"] / outputs["probabilities"].shape[1]
     told = []
-    for shares in outputs["probabilities"]:
-        words = _words(shares, manifest.labels, seconds)
+    for shares, best in zip(outputs["probabilities"], paths(outputs["probabilities"], beams), strict=True):
+        sure = np.take_along_axis(shares, best[:, None], axis=1)[:, 0]
+        words = _words(best.tolist(), sure.tolist(), manifest.labels, seconds)
         row: dict[str, Any] = {
             "text": " ".join(word["word"] for word in words),
-            "confidence": min(
-                (word["confidence"] for word in words), default=round(float(shares.max(axis=1).min()), 6)
-            ),
+            "confidence": min((word["confidence"] for word in words), default=round(float(sure.min()), 6)),
         }
         told.append(row | ({"words": words} if form == "words" else {}))
     return told
 
 
-def _words(shares: np.ndarray, labels: tuple[str, ...], seconds: float) -> list[dict[str, Any]]:
-    """Words of one row `(steps, symbols)`; each step lasts so many seconds."""
-    best, sure = shares.argmax(axis=1).tolist(), shares.max(axis=1).tolist()
+def _words(best: list[int], sure: list[float], labels: tuple[str, ...], seconds: float) -> list[dict[str, Any]]:
+    """Words of one row, by the symbol of each step and its probability; each step lasts so many seconds."""
     words: list[dict[str, Any]] = []
     step, inside = 0, False
     for symbol, run in groupby(best):

@@ -12,6 +12,10 @@ import numpy as np
 import pytest
 
 
+def pytest_configure(config):
+    config.addinivalue_line("markers", "also_jax: passes on JAX too, where tests/zoo/test_on_jax.py runs it once more")
+
+
 @pytest.fixture(autouse=True)
 def seed():
     random.seed(0)

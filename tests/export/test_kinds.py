@@ -88,6 +88,17 @@ def test_the_node_that_onnx_has(name, operator, count, tmp_path):
     assert operators(path).count(operator) == count
 
 
+@pytest.mark.parametrize(("name", "operator"), [("activation_gelu_tanh", "FastGelu"), ("activation_gelu_erf", "Gelu")])
+def test_the_node_that_onnx_runtime_makes_of_several(name, operator, tmp_path):
+    kind = KINDS[name]
+    path = export.to_onnx(kind.model(), tmp_path / "model.onnx", golden=kind.inputs(rows=2, size=8))
+    options = onnxruntime.SessionOptions()
+    options.optimized_model_filepath = str(tmp_path / "optimized.onnx")
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
+    onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    assert operators(tmp_path / "optimized.onnx").count(operator) == 1
+
+
 def test_tracing_leaves_keras_and_the_model_as_they_were(tmp_path):
     kind = KINDS["transformer_translation"]
     model = kind.model()

@@ -5,8 +5,6 @@
 The file holds no weights, see make_resnet.py.
 """
 
-import os
-import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -45,10 +43,7 @@ def segments(given):
 
 
 def model_of(kind):
-    references.torchvision()  # transformers imports it where it is there
-    os.environ["HF_HUB_OFFLINE"] = "1"
-    import transformers
-
+    transformers = references.transformers()
     name, width, depth, heads, hidden, _ = SIZES[kind]
     config = transformers.BertConfig(
         vocab_size=VOCABULARY,
@@ -66,16 +61,8 @@ def model_of(kind):
 def torch_answers(kind, seed=0):
     """Shapes in the file that the library writes, and answers to `tokens()`, 0 where there is no token."""
     import torch
-    from safetensors.torch import load_file, save_file
 
-    model = model_of(kind)
-    with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / "model.safetensors"
-        model.save_pretrained(folder)
-        shapes = {name: tuple(tensor.shape) for name, tensor in load_file(file).items()}
-        weights = references.weights(shapes, seed)
-        save_file({name: torch.from_numpy(tensor) for name, tensor in weights.items()}, file, {"format": "pt"})
-        model = type(model).from_pretrained(folder, attn_implementation="eager").eval()
+    shapes, model = references.rewritten(model_of(kind), seed, attn_implementation="eager")
     given = tokens()
     present = given != 0
     with torch.no_grad():

@@ -5,8 +5,6 @@
 The file holds no weights, see make_resnet.py.
 """
 
-import os
-import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -30,10 +28,7 @@ def inputs(kind):
 
 
 def model_of(kind):
-    references.torchvision()  # transformers imports it where it is there
-    os.environ["HF_HUB_OFFLINE"] = "1"
-    import transformers
-
+    transformers = references.transformers()
     def tower(width, depth, heads, hidden):
         return {
             "hidden_size": width,
@@ -59,18 +54,8 @@ def torch_answers(kind, seed=0):
     The answer is (rows, latent + latent + rows).
     """
     import torch
-    from safetensors.torch import load_file, save_file
 
-    model = model_of(kind)
-    with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / "model.safetensors"
-        model.save_pretrained(folder)
-        shapes = {name: tuple(tensor.shape) for name, tensor in load_file(file).items()}
-        weights = references.weights(shapes, seed)
-        save_file(
-            {name: torch.from_numpy(np.asarray(tensor)) for name, tensor in weights.items()}, file, {"format": "pt"}
-        )
-        model = type(model).from_pretrained(folder, attn_implementation="eager").eval()
+    shapes, model = references.rewritten(model_of(kind), seed, attn_implementation="eager")
     pictures, tokens = inputs(kind)
     with torch.no_grad():
         found = model(

@@ -5,8 +5,6 @@
 The file holds no weights, see make_resnet.py.
 """
 
-import os
-import tempfile
 from pathlib import Path
 
 import references
@@ -22,10 +20,7 @@ BUCKETS, DISTANCE = 8, 10
 
 
 def model_of(kind):
-    references.torchvision()  # transformers imports it where it is there
-    os.environ["HF_HUB_OFFLINE"] = "1"
-    import transformers
-
+    transformers = references.transformers()
     width, depth, heads, units, hidden, gated = SIZES[kind]
     config = transformers.T5Config(
         vocab_size=VOCABULARY,
@@ -53,16 +48,9 @@ def weights_of(shapes, seed=0):
 def torch_answers(kind, seed=0):
     """Shapes in the file that the library writes, and logits for `given()` (rows, places, tokens)."""
     import torch
-    from safetensors.torch import load_file, save_file
 
-    model = model_of(kind)
-    with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / "model.safetensors"
-        model.save_pretrained(folder)
-        shapes = {name: tuple(tensor.shape) for name, tensor in load_file(file).items()}
-        weights = weights_of(shapes, seed)
-        save_file({name: torch.from_numpy(tensor) for name, tensor in weights.items()}, file, {"format": "pt"})
-        model = type(model).from_pretrained(folder, config=model.config).eval()
+    made = model_of(kind)
+    shapes, model = references.rewritten(made, seed, weights_of, config=made.config)
     raw = {name: torch.from_numpy(numbers).long() for name, numbers in given().items()}
     with torch.no_grad():
         found = model(

@@ -1,7 +1,10 @@
 """What every comparison with a reference library needs: the libraries themselves, and weights that a seed gives."""
 
 import importlib.util
+import os
 import sys
+import tempfile
+from pathlib import Path
 
 import numpy as np
 
@@ -41,6 +44,15 @@ def timm():
     return timm
 
 
+def transformers():
+    """The package transformers, which imports torchvision where it is there; it may ask nobody for files."""
+    torchvision()
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    import transformers
+
+    return transformers
+
+
 def weights(shapes, seed=0):
     """Weights by torch name for the shapes of a state dictionary: activations stay near 1, and nothing is 0 or symmetric."""
     random = np.random.RandomState(seed)
@@ -76,6 +88,30 @@ def answers(model, side, seed=0):
         return shapes, model.eval()(torch.from_numpy(images(side).transpose(0, 3, 1, 2).copy())).numpy()
 
 
+def rewritten(model, seed=0, make=weights, **settings):
+    """A model of transformers in the file that it writes, and read from there with the weights of a seed.
+
+    Args:
+        model: what the library made.
+        seed: of the weights.
+        make: weights by name, given the shapes by name and the seed.
+        settings: of reading the file.
+
+    Returns:
+        Shapes in the file by name, and the model.
+    """
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "model.safetensors"
+        model.save_pretrained(folder)
+        shapes = {name: tuple(tensor.shape) for name, tensor in load_file(file).items()}
+        tensors = {name: torch.from_numpy(np.asarray(tensor)) for name, tensor in make(shapes, seed).items()}
+        save_file(tensors, file, {"format": "pt"})
+        return shapes, type(model).from_pretrained(folder, **settings).eval()
+
+
 def save(place, kinds, ask, **more):
     """Write names, shapes and logits of each kind, which `ask(kind)` gives, and further arrays, and say how large they are."""
     golden = dict(more)
@@ -89,3 +125,11 @@ def save(place, kinds, ask, **more):
         f"{place.name}: {place.stat().st_size:,} bytes",
         {kind: np.abs(golden[f"{kind}/logits"]).max() for kind in kinds},
     )
+
+
+def golden(place, kind, make=weights):
+    """Weights of a kind that `save` has written, which `make` gives for their shapes, and what the reference answered."""
+    with np.load(place) as file:
+        names, sizes = file[f"{kind}/names"].tolist(), file[f"{kind}/shapes"].tolist()
+        shapes = {name: tuple(filter(None, size)) for name, size in zip(names, sizes, strict=True)}
+        return make(shapes), file[f"{kind}/logits"]

@@ -1,9 +1,7 @@
-"""Attention of recurrent translators against the paper's equations in plain numpy; run by test_layers_alignment.py, also as a
-script on another backend."""
+"""Attention of recurrent translators against the paper's equations in plain numpy; run by test_layers_alignment.py."""
 
 import itertools
 
-import keras
 import numpy as np
 from keras import ops
 
@@ -74,8 +72,3 @@ KINDS = [
     ("concat", 3, True),
 ]
 CHECKS = {**{str(kind): (lambda kind=kind: check(*kind)) for kind in KINDS}, "one_by_one": one_by_one}
-
-if __name__ == "__main__":
-    for each in CHECKS.values():
-        each()
-    print(keras.backend.backend(), len(CHECKS))

@@ -1,8 +1,7 @@
-"""Attention and positions against plain numpy; run by test_layers_attention.py, also as a script on another backend."""
+"""Attention and positions against plain numpy; run by test_layers_attention.py."""
 
 import itertools
 
-import keras
 import numpy as np
 from keras import ops
 
@@ -175,8 +174,3 @@ CHECKS = {
     **{check.__name__: check for check in (cross_attention, cached_attention, padding_has_no_influence)},
     **{check.__name__: check for check in (waves, rotary, learned, relative)},
 }
-
-if __name__ == "__main__":
-    for check in CHECKS.values():
-        check()
-    print(keras.backend.backend(), len(CHECKS))

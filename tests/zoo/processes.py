@@ -23,5 +23,5 @@ def python(*arguments, backend=None, timeout=900):
         [sys.executable, *map(str, arguments)],
         env=environment, capture_output=True, text=True, timeout=timeout, check=False,
     )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.returncode == 0, (done.stdout + done.stderr)[-3000:]
     return done.stdout.strip()

@@ -2,21 +2,52 @@
 
 import subprocess
 import sys
+import warnings
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+
+from zoo.cli import main
 
 ZOO = str(Path(sys.executable).with_name("zoo"))
 
 
-def zoo(*arguments, folder=None):
+def typed(*arguments, folder=None):
+    """A command in a process of its own."""
     return subprocess.run([ZOO, *arguments], cwd=folder, capture_output=True, text=True, timeout=240, check=False)
+
+
+@pytest.fixture
+def zoo(monkeypatch, capsys):
+    """The same in this process, which has loaded already what commands load."""
+    for name, module in list(sys.modules.items()):
+        if name.startswith("zoo.") and hasattr(module, "quiet_backend"):  # it takes the standard error of its process
+            monkeypatch.setattr(module, "quiet_backend", lambda: None)
+    monkeypatch.setattr(warnings, "showwarning", warnings.showwarning)  # commands set their own
+    monkeypatch.setenv("COLUMNS", "80")
+
+    def run(*arguments, folder=None):
+        if folder:
+            monkeypatch.chdir(folder)
+        monkeypatch.setattr(sys, "argv", ["zoo", *arguments])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as end:
+            main()
+        said, code = capsys.readouterr(), end.value.code
+        return SimpleNamespace(
+            returncode=1 if isinstance(code, str) else code or 0,
+            stdout=said.out,
+            stderr=said.err + (code if isinstance(code, str) else ""),
+        )
+
+    return run
 
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     folder = tmp_path_factory.mktemp("cli")
-    done = zoo(
+    done = typed(
         "train", "mlp", "--data", "wine", "--epochs", "15", "--set", "width=(16,)", "--out", "run", folder=folder
     )
     assert done.returncode == 0, done.stderr
@@ -24,7 +55,7 @@ def trained(tmp_path_factory):
     return folder
 
 
-def test_road_on_a_table(trained):
+def test_road_on_a_table(trained, zoo):
     for arguments, expected in (
         (("evaluate", "run"), "accuracy on"),
         (("compress", "run", "--channels", "0.5", "--epochs", "3", "--out", "small", "-q"), "on test rows"),
@@ -49,7 +80,7 @@ def test_road_on_a_table(trained):
     assert done.returncode == 1 and "the model was trained for the labels" in done.stderr
 
 
-def test_export_writes_the_forms_asked_for(trained):
+def test_export_writes_the_forms_asked_for(trained, zoo):
     asked = ("--float16", "--weight-bits", "8", "--edge", "--precision", "fp16", "--max-drop", "0.1")
     done = zoo("export", "run", "store/forms/1", *asked, folder=trained)
     assert done.returncode == 0, done.stderr
@@ -72,7 +103,7 @@ def test_export_writes_the_forms_asked_for(trained):
     assert [path.name for path in (trained / "store/forms").iterdir()] == ["1"]
 
 
-def test_show_lists_what_set_takes():
+def test_show_lists_what_set_takes(zoo):
     told = zoo("show", "mlp").stdout
     for part in ("dropout=0.3", "learning_rate=0.002", "cosine", "mixed_bfloat16"):
         assert part in told
@@ -80,7 +111,7 @@ def test_show_lists_what_set_takes():
 
 
 @pytest.mark.parametrize(("name", "shown"), [("lenet", {"scaling"}), ("lstm", {"task", "horizon", "tokenizer"})])
-def test_show_leaves_out_settings_for_other_inputs(name, shown):
+def test_show_leaves_out_settings_for_other_inputs(name, shown, zoo):
     found = {line.strip().partition("=")[0] for line in zoo("show", name).stdout.splitlines() if "=" in line}
     assert found & {"scaling", "task", "horizon", "tokenizer"} == shown
 
@@ -104,7 +135,7 @@ def test_show_leaves_out_settings_for_other_inputs(name, shown):
         "data",
     ],
 )
-def test_help_teaches(command):
+def test_help_teaches(command, zoo):
     done = zoo(command, "--help")
     assert done.returncode == 0
     assert len(done.stdout) > 200
@@ -135,11 +166,17 @@ def test_help_teaches(command):
         (("serve", "nowhere"), "nowhere"),
     ],
 )
-def test_mistakes_end_in_one_line(arguments, message, tmp_path):
+def test_mistakes_end_in_one_line(arguments, message, tmp_path, zoo):
     done = zoo(*arguments, folder=tmp_path)
     assert done.returncode == 1
     assert message in done.stderr
     assert "Traceback" not in done.stderr and done.stderr.startswith("error: ")
+
+
+def test_a_mistake_ends_its_process_in_one_line(tmp_path):
+    done = typed("evaluate", "nowhere", folder=tmp_path)  # behind what loads TensorFlow and quietens it
+    assert done.returncode == 1 and done.stdout == "" and "Traceback" not in done.stderr
+    assert done.stderr.startswith("error: nowhere is neither a run folder nor a bundle")
 
 
 def test_names_load_nothing_heavy():

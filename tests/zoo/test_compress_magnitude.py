@@ -1,12 +1,9 @@
 """Magnitude pruning: zeros as many as scheduled, held through training on both backends."""
 
-from pathlib import Path
-
 import keras
 import numpy as np
 import pytest
 from keras import layers
-from processes import python
 
 import zoo
 from zoo.compress import MagnitudePruning, compressed_bytes, sparsity
@@ -57,8 +54,9 @@ def train(pruning, epochs=4, eager=True, optimizer="adam", model=None, **compile
     return model, watch, history.history
 
 
-def check_that_zeros_hold():
-    """The whole promise, compiled; also run by the JAX test in its own process."""
+@pytest.mark.also_jax
+def test_zeros_hold():
+    """The whole promise, compiled."""
     model, watch, history = train(MagnitudePruning(0.6, every=1), eager=False)
     kernels = {row.layer: row for row in sparsity(model)}
     pruned, size = kernels["conv"].zeros + kernels["hidden"].zeros, kernels["conv"].weights + kernels["hidden"].weights
@@ -67,17 +65,6 @@ def check_that_zeros_hold():
     assert not watch.came_back
     assert history["sparsity"][-1] == 0.6 and history["sparsity"] == sorted(history["sparsity"])
     assert kernels["logits"].zeros == kernels["depthwise"].zeros == 0
-
-
-def test_zeros_hold_on_tensorflow():
-    check_that_zeros_hold()
-
-
-def test_zeros_hold_on_jax():
-    pytest.importorskip("jax")
-    name = Path(__file__).stem
-    code = f"import {name} as test; test.check_that_zeros_hold(); print(test.keras.backend.backend())"
-    assert python("-c", code, backend="jax") == "jax"
 
 
 def test_schedules():

@@ -1,13 +1,10 @@
 """Attention of recurrent translators: the paper's equations on both backends, through ONNX, in the network, refused."""
 
-from pathlib import Path
-
 import alignment_check
 import keras
 import numpy as np
 import onnxruntime
 import pytest
-from processes import python
 
 import export
 import zoo
@@ -15,14 +12,10 @@ from zoo.architectures.seq2seq import ATTENTIONS, SCORES
 from zoo.layers.alignment import Alignment
 
 
+@pytest.mark.also_jax
 @pytest.mark.parametrize("name", list(alignment_check.CHECKS))
 def test_the_layer_is_what_the_paper_says(name):
     alignment_check.CHECKS[name]()
-
-
-def test_the_layer_is_what_the_paper_says_on_the_other_backend():
-    found = python(Path(alignment_check.__file__), backend="jax")
-    assert found == f"jax {len(alignment_check.CHECKS)}"
 
 
 def network(attention, score, **more):

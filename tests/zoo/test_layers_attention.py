@@ -1,14 +1,11 @@
 """Attention and positions: against plain numpy on both backends, through ONNX, saved, pruned, refused."""
 
-from pathlib import Path
-
 import attention_check
 import keras
 import numpy as np
 import onnxruntime
 import pytest
 from keras import layers, ops
-from processes import python
 
 import export
 import zoo
@@ -20,14 +17,10 @@ from zoo.layers.attention import Attention
 from zoo.layers.positions import LearnedPositions, RelativeBias, Rotary, WavePositions
 
 
+@pytest.mark.also_jax
 @pytest.mark.parametrize("check", list(attention_check.CHECKS))
 def test_layers_agree_with_plain_numpy(check):
     attention_check.CHECKS[check]()
-
-
-def test_layers_agree_with_plain_numpy_on_the_other_backend():
-    told = python(Path(attention_check.__file__), backend="jax")
-    assert told == f"jax {len(attention_check.CHECKS)}"
 
 
 def network(length, causal=False, window=0, pairs="halves"):

@@ -1,7 +1,6 @@
 """Recurrent networks answer as PyTorch's do with its weights, and padded rows as they do alone, in Keras and in ONNX."""
 
-import json
-from pathlib import Path
+from functools import partial
 
 import keras
 import make_recurrent
@@ -9,13 +8,12 @@ import numpy as np
 import onnxruntime
 import pytest
 import references
-from processes import python
 from safetensors.numpy import save_file
 
 import export
 import zoo
 
-GOLDEN = Path(__file__).parent.parent / "golden" / "recurrent.npz"
+golden = partial(references.golden, make_recurrent.PLACE)  # weights of the reference, and what it answers
 NAMES = ("simple_rnn", "lstm", "gru", "bidirectional_lstm", "bidirectional_gru")
 SMALL = dict(width=4, depth=2, classes=3)
 
@@ -23,13 +21,6 @@ SMALL = dict(width=4, depth=2, classes=3)
 def answers(model, rows):
     return keras.ops.convert_to_numpy(model(rows, training=False))
 
-
-def golden(kind):
-    """Weights of the reference, and what it answers."""
-    with np.load(GOLDEN) as file:
-        names, sizes = file[f"{kind}/names"].tolist(), file[f"{kind}/shapes"].tolist()
-        shapes = {name: tuple(filter(None, size)) for name, size in zip(names, sizes, strict=True)}
-        return references.weights(shapes), file[f"{kind}/logits"]
 
 
 def loaded(folder, kind, weights):
@@ -57,18 +48,12 @@ def words(lengths, vocabulary=9, pad=2):
     return rows
 
 
+@pytest.mark.also_jax
 @pytest.mark.parametrize("kind", list(make_recurrent.KINDS))
 def test_answers_are_those_of_torch(tmp_path, kind):
     weights, expected = golden(kind)
     assert np.abs(expected).max() > 0.1
     assert np.abs(answers(loaded(tmp_path, kind, weights), make_recurrent.series()) - expected).max() <= 1e-5
-
-
-def test_answers_are_those_of_torch_on_jax(tmp_path):
-    told = python(Path(__file__).with_name("recurrent_check.py"), tmp_path, backend="jax", timeout=600)
-    gaps = json.loads(told.splitlines()[-1])
-    assert set(gaps) == set(make_recurrent.KINDS)
-    assert max(gaps.values()) <= 1e-5, gaps
 
 
 @pytest.mark.slow

@@ -1,5 +1,6 @@
 """GPT-2 with the weights of Hugging Face files gives the answers of transformers, on both backends."""
 
+from functools import partial
 from pathlib import Path
 
 import keras
@@ -8,22 +9,14 @@ import numpy as np
 import onnxruntime
 import pytest
 import references
-from processes import python
 from safetensors.numpy import save_file
 
 import export
 import zoo
 from zoo import registry
 
-GOLDEN = Path(__file__).parent.parent / "golden" / "gpt.npz"
+golden = partial(references.golden, make_gpt.PLACE)  # weights of the reference, and what it answers
 
-
-def golden(kind):
-    """Weights of the reference, and what it answers."""
-    with np.load(GOLDEN) as file:
-        names, sizes = file[f"{kind}/names"].tolist(), file[f"{kind}/shapes"].tolist()
-        shapes = {name: tuple(filter(None, size)) for name, size in zip(names, sizes, strict=True)}
-        return references.weights(shapes), file[f"{kind}/logits"]
 
 
 def loaded(kind, folder, weights=None, **more):
@@ -45,18 +38,10 @@ def compare(folder, kind, weights, expected):
     assert np.abs(answers(model, make_gpt.tokens()) - expected).max() <= 1e-5
 
 
+@pytest.mark.also_jax
 @pytest.mark.parametrize("kind", list(make_gpt.SIZES))
 def test_answers_are_those_of_the_reference(tmp_path, kind):
     compare(tmp_path, kind, *golden(kind))
-
-
-def test_answers_are_those_of_the_reference_on_the_other_backend(tmp_path):
-    code = (
-        "import test_weights_gpt as t, sys\n"
-        "for kind in t.make_gpt.SIZES: t.compare(sys.argv[1], kind, *t.golden(kind))\n"
-        "print(t.keras.backend.backend(), kind)"
-    )
-    assert python("-c", code, tmp_path, backend="jax") == "jax one_head"
 
 
 @pytest.mark.slow

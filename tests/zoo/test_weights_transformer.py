@@ -1,29 +1,21 @@
 """The transformer gives the answers of nn.Transformer of PyTorch with the same weights, on both backends."""
 
 import re
-from pathlib import Path
+from functools import partial
 
 import keras
 import make_transformer
 import numpy as np
 import pytest
 import references
-from processes import python
 
 import zoo
 
-GOLDEN = Path(__file__).parent.parent / "golden" / "transformer.npz"
+golden = partial(references.golden, make_transformer.PLACE)  # weights of the reference, and what it answers
 PARTS = {"self_attn": "_self", "multihead_attn": "_cross"}
 NORMS = {"encoder": ("_self", ""), "decoder": ("_self", "_cross", "")}
 DENSE = {"linear1": "hidden", "linear2": "output"}
 
-
-def golden(kind):
-    """Weights of the reference, and what it answers."""
-    with np.load(GOLDEN) as file:
-        names, sizes = file[f"{kind}/names"].tolist(), file[f"{kind}/shapes"].tolist()
-        shapes = {name: tuple(filter(None, size)) for name, size in zip(names, sizes, strict=True)}
-        return references.weights(shapes), file[f"{kind}/logits"]
 
 
 def ours(weights):
@@ -71,18 +63,10 @@ def compare(kind, weights, expected):
     assert np.abs(answers(loaded(kind, weights)) - expected).max() <= 1e-5
 
 
+@pytest.mark.also_jax
 @pytest.mark.parametrize("kind", list(make_transformer.SIZES))
 def test_answers_are_those_of_the_reference(kind):
     compare(kind, *golden(kind))
-
-
-def test_answers_are_those_of_the_reference_on_the_other_backend():
-    code = (
-        "import test_weights_transformer as t\n"
-        "for kind in t.make_transformer.SIZES: t.compare(kind, *t.golden(kind))\n"
-        "print(t.keras.backend.backend(), kind)"
-    )
-    assert python("-c", code, backend="jax") == "jax odd"
 
 
 @pytest.mark.slow

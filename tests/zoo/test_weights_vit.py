@@ -1,7 +1,7 @@
 """Vision transformers with the weights of timm, Hugging Face and torchvision give their answers."""
 
 import logging
-from pathlib import Path
+from functools import partial
 
 import keras
 import make_vit
@@ -14,7 +14,7 @@ import zoo
 from zoo.compress import macs
 from zoo.weights.layouts.vit import resampled
 
-GOLDEN = Path(__file__).parent.parent / "golden" / "vit.npz"
+golden = partial(references.golden, make_vit.PLACE)  # weights of the reference, and what it answers
 ARGUMENTS = {"width": 24, "depth": 2, "heads": 3}
 SIZE = (make_vit.SIDE, make_vit.SIDE, 3)
 
@@ -22,13 +22,6 @@ SIZE = (make_vit.SIDE, make_vit.SIDE, 3)
 def answers(model, images):
     return keras.ops.convert_to_numpy(model(images, training=False))
 
-
-def golden(kind):
-    """Weights of the reference, and what it answers."""
-    with np.load(GOLDEN) as file:
-        names, sizes = file[f"{kind}/names"].tolist(), file[f"{kind}/shapes"].tolist()
-        shapes = {name: tuple(filter(None, size)) for name, size in zip(names, sizes, strict=True)}
-        return references.weights(shapes), file[f"{kind}/logits"]
 
 
 @pytest.fixture
@@ -74,7 +67,7 @@ def test_the_comparison_would_notice_what_the_file_does_not_say(file, change):
 
 @pytest.mark.parametrize(("side", "size"), make_vit.GRIDS)
 def test_positions_are_resampled_as_timm_does(side, size):
-    with np.load(GOLDEN) as file:
+    with np.load(make_vit.PLACE) as file:
         expected = file[f"resampled/{side}/{size}"]
     assert np.abs(resampled(make_vit.positions(side), *size) - expected).max() <= 1e-5
 

@@ -3,8 +3,11 @@
 - Encoder and decoder of LSTM layers: Sutskever, Vinyals & Le, "Sequence to Sequence Learning with Neural Networks", NeurIPS
   2014 (arXiv:1409.3215).
 - Attention: Bahdanau, Cho & Bengio 2014 (arXiv:1409.0473); Luong, Pham & Manning, "Effective Approaches to Attention-based
-  Neural Machine Translation", EMNLP 2015 (arXiv:1508.04025), sections 3.1 and 3.2. Departure: no input feeding (section
-  3.3), for which the recurrent layers would have to wait for the attention at every step.
+  Neural Machine Translation", EMNLP 2015 (arXiv:1508.04025), sections 3.1 and 3.2. Departures: no scores by place alone (the
+  "location" of section 3.1, which knows one length of texts), and no input feeding (section 3.3), for which the recurrent
+  layers would have to wait for the attention at every step.
+- An encoder that reads both ways: Bahdanau et al., section 3.2. Departure: the decoder begins where both ways ended; there
+  it begins with a layer on the state of the backward one.
 
 Padding of a text changes nothing: a padded row is answered as it is alone.
 """
@@ -81,6 +84,7 @@ def seq2seq(
     window: int = 10,
     pad: int = 0,
     dropout: float = 0.2,
+    bidirectional: bool = False,
 ) -> keras.Model:
     """Build a recurrent encoder and decoder with attention.
 
@@ -96,6 +100,7 @@ def seq2seq(
         window: tokens to either side that local attention sees.
         pad: token that fills up short texts; nothing reads it there.
         dropout: share of what each layer is given that is dropped in training, in [0, 1).
+        bidirectional: whether half of each encoder layer's units read from the end to the beginning.
 
     Returns:
         Functional model, tokens `(batch, length)` and the answer so far `(batch, places)` -> `(batch, places, vocabulary)`
@@ -114,6 +119,8 @@ def seq2seq(
             f"vocabulary, width, depth and window must be at least 1, got vocabulary={vocabulary!r}, width={width!r}, "
             f"depth={depth!r}, window={window!r}"
         )
+    if bidirectional and width % 2:
+        raise ValueError(f"width must be even where the encoder reads both ways, got width={width!r}")
     tokens = keras.Input(input_shape, dtype="int32", name="tokens")
     answer = keras.Input((places,), dtype="int32", name="answer")
     start = keras.initializers.RandomNormal(stddev=1.0)
@@ -121,8 +128,12 @@ def seq2seq(
     states = []
     for index in range(depth):
         name = f"encoder_layer{index}"
-        layer = layers.LSTM(width, return_sequences=True, return_state=True, name=name)
+        layer = layers.LSTM(width // (1 + bidirectional), return_sequences=True, return_state=True, name=name)
+        if bidirectional:
+            layer = layers.Bidirectional(layer, name=name)
         memory, *last = layer(dropped(memory, dropout, name))
+        if bidirectional:  # output and carry of one way, then of the other
+            last = [layers.Concatenate(name=f"{name}_state{place}")(last[place::2]) for place in range(2)]
         states.append(last)
     start = keras.initializers.RandomNormal(stddev=1.0)
     x = layers.Embedding(vocabulary, width, embeddings_initializer=start, name="decoder_words")(answer)

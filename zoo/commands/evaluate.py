@@ -27,6 +27,9 @@ def evaluate(
     target: Target = None,
     split: Annotated[str, typer.Option(help="test, validation or train.")] = "test",
     precision: Form = None,
+    beams: Annotated[
+        int, typer.Option(help="Transcripts, or a bundle's written answers, followed at once for the likeliest.")
+    ] = 1,
     gap: Annotated[bool, typer.Option("--gap", help="Scores of all splits, and how far training is ahead.")] = False,
     out: Annotated[Path | None, typer.Option(help="Folder for a page with all pictures and the worst answers.")] = None,
     picture: Annotated[Path | None, typer.Option(help="Write the confusion picture here.")] = None,
@@ -34,7 +37,8 @@ def evaluate(
 ) -> None:
     """Judge a run or a bundle on rows it never saw: every metric with a 95 % interval, and per class.
 
-    Example: zoo evaluate store/digits/1 --data digits --precision int8 --out judged
+    Examples: zoo evaluate store/digits/1 --data digits --precision int8 --out judged;
+    zoo evaluate runs/speech_ctc-spoken_digits --beams 8
     """
     quiet_backend()
     from zoo.evaluate import evaluate as judge
@@ -42,11 +46,11 @@ def evaluate(
 
     model = run_or_bundle(what, data)
     if gap:
-        if out or picture or split != "test":
-            raise ValueError("--gap is a table of all splits; leave out --out, --picture and --split")
+        if out or picture or split != "test" or beams != 1:
+            raise ValueError("--gap is a table of all splits; leave out --out, --picture, --split and --beams")
         _tell(between(model, data, precision=precision, target=target), as_json)
         return
-    found = judge(model, data, split=split, precision=precision, target=target)
+    found = judge(model, data, split=split, precision=precision, target=target, beams=beams)
     _tell(found, as_json)
     if picture:
         typer.echo(f"picture: {found.plot(picture)}", err=as_json)

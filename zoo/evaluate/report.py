@@ -184,7 +184,13 @@ def defined(figures):
 
 
 def evaluate(
-    model, data=None, *, split: str = "test", precision: str | None = None, target: str | None = None
+    model,
+    data=None,
+    *,
+    split: str = "test",
+    precision: str | None = None,
+    target: str | None = None,
+    beams: int = 1,
 ) -> Report:
     """Score a model, a run or a bundle.
 
@@ -195,17 +201,19 @@ def evaluate(
         split: "test" (held out), "validation" or "train".
         precision: form of a bundle, such as "fp32" or "int8", its default if None.
         target: target column of a table; a run and a bundle know the one they were trained on.
+        beams: answers that are followed at once, for the likeliest of them: of a recording, see `serve.beam_search`; of a
+            bundle that answers texts with texts, those that it writes.
 
     Returns:
         The report. That of a regression on the test split also tells how often 90 % intervals, set on the validation
         split, hold the true value.
 
     Raises:
-        ValueError: model and data do not fit together, or the split does not exist or has no rows.
+        ValueError: model and data do not fit together, the split does not exist or has no rows, or beams are of no use.
     """
     if split not in SPLITS:
         raise ValueError(f"split must be 'train', 'validation' or 'test', got {split!r}")
-    candidate = Candidate.of(model, data, precision=precision, target=target)
+    candidate = Candidate.of(model, data, precision=precision, target=target, beams=beams)
     part = getattr(candidate.data, split)
     if not len(part):
         raise ValueError(f"data {candidate.data.name!r} has no {split} rows; choose another split")
@@ -220,7 +228,7 @@ def evaluate(
         from zoo.evaluate import translations
 
         written = translations.completed(
-            candidate.model, candidate.data.signature, part.y, found, part.x, candidate.precision
+            candidate.model, candidate.data.signature, part.y, found, part.x, candidate.precision, beams
         )
     return judge(
         candidate.data.signature,
@@ -255,8 +263,12 @@ class Candidate:
     precision: str | None = None
 
     @classmethod
-    def of(cls, model, data=None, *, precision: str | None = None, target: str | None = None) -> "Candidate":
+    def of(
+        cls, model, data=None, *, precision: str | None = None, target: str | None = None, beams: int = 1
+    ) -> "Candidate":
         """Open a model and its data; the arguments are those of `evaluate`."""
+        if beams < 1:
+            raise ValueError(f"beams must be at least 1, got beams={beams!r}")
         name = str(model) if isinstance(model, str | Path) else ""
         if isinstance(model, str | Path) and (Path(model) / "recipe.json").exists():
             from zoo.training import load as load_run
@@ -276,7 +288,7 @@ class Candidate:
             raise ValueError(
                 f"a precision is one of a bundle's forms, got precision={precision!r} for {name or 'a model'}; leave it out"
             )
-        predict, shape = predictor(model, precision)
+        predict, shape = predictor(model, precision, beams)
         known = knowledge(model)
         text = ""
         if not isinstance(data, Data) and str(data) not in names():
@@ -310,7 +322,8 @@ class Candidate:
             )
         if not name:
             name = str(getattr(model, "folder", None) or getattr(model, "name", "") or type(model).__name__)
-        shown = f"{name} ({precision})" if precision else name
+        told = ", ".join([*([precision] if precision else []), *([f"{beams} beams"] if beams > 1 else [])])
+        shown = f"{name} ({told})" if told else name
         return cls(predict, data, shown, getattr(model, "history", None) or [], model, precision)
 
     def answers(self, split: str) -> np.ndarray:
@@ -439,27 +452,34 @@ def judge(signature: Signature, y: np.ndarray, answers: np.ndarray, split: str, 
     )
 
 
-def predictor(model, precision=None):
+def predictor(model, precision=None, beams=1):
     """A function `(raw inputs, signature) -> answers` and the model's input shape if it is known."""
     if hasattr(model, "model") and hasattr(model, "signature"):  # a run
         signature, keras_model = model.signature, model.model
-        return lambda x, _: answers(keras_model, signature, x), signature.preprocess.shape
+        _task(signature, beams)  # before anything is read
+        return lambda x, _: answers(keras_model, signature, x, beams=beams), signature.preprocess.shape
     if hasattr(model, "predict_on_batch"):
-        return lambda x, signature: answers(model, signature, x), tasks.main_shape(model)
+        return lambda x, signature: answers(model, signature, x, beams=beams), tasks.main_shape(model)
     if opened(model).manifest.task == "text-to-text":
         return _told(opened(model), precision), None
     from serve.runtime import Model
 
+    task = _task(opened(model).manifest, beams)
     runtime = Model(opened(model), precision=precision)
     port, batch = runtime.manifest.inputs[0], runtime.max_batch
 
     def predict(x, signature):
         rows = len(next(iter(x.values())))
         chunks = ({name: v[i : i + batch] for name, v in x.items()} for i in range(0, rows, batch))
-        task = tasks.get(runtime.manifest.task)
         return np.concatenate([_kept(task, runtime, chunk, signature) for chunk in chunks])
 
     return predict, port.shape[1:] if port.name in ("image", "audio") else None
+
+
+def _task(described, beams):
+    """The task of a signature or a manifest, which follows so many answers at once."""
+    task = tasks.get(described.task)
+    return task.searching(beams) if beams > 1 else task
 
 
 def _told(bundle, precision, batch=128):
@@ -467,12 +487,14 @@ def _told(bundle, precision, batch=128):
     from serve.session import open_session
 
     session, task = open_session(bundle.model(precision), "onnxruntime", cores()), tasks.get(bundle.manifest.task)
+    names = list(session.outputs)
 
     def predict(x, signature):
         parts = []
         for start in range(0, len(x["text"]), batch):
             shown = signature.fed({name: values[start : start + batch] for name, values in x.items()})
-            parts.append(task.judged(session.run([task.output], shown)[0], shown))
+            found = dict(zip(names, session.run(names, shown), strict=True))
+            parts.append(task.judged(task.scored(found), shown))
         return np.concatenate(parts)
 
     return predict
@@ -486,8 +508,8 @@ def _kept(task, runtime, raw, signature) -> np.ndarray:
     return task.judged(task.scored(runtime.run(runtime.wanted(None), shown)), task.whole(raw, shown, signature))
 
 
-def answers(model, signature, x, batch=128) -> np.ndarray:
-    """A Keras model's answers to raw inputs, preprocessed batch by batch.
+def answers(model, signature, x, batch=128, beams=1) -> np.ndarray:
+    """A Keras model's answers to raw inputs, preprocessed batch by batch; `beams` is that of `evaluate`.
 
     Raises:
         ValueError: the model was built for other inputs or outputs than the data has.
@@ -495,7 +517,7 @@ def answers(model, signature, x, batch=128) -> np.ndarray:
     from keras import tree
 
     tasks.check_model(model, signature, "give the data the model was trained on")
-    task = tasks.get(signature.task)
+    task = _task(signature, beams)
     rows = len(next(iter(x.values())))
     parts = []
     for start in range(0, rows, batch):

@@ -22,6 +22,13 @@ class Edits(NamedTuple):
         return sum(self)
 
 
+def paths(probabilities: np.ndarray, beams: int = 1) -> np.ndarray:
+    """A symbol for each step of recordings, see `serve.beam_search.paths`."""
+    from serve import beam_search
+
+    return beam_search.paths(probabilities, beams)
+
+
 def collapsed(best: np.ndarray) -> list[int]:
     """Symbols of the best path of one row `(steps,)`: repeats joined, then blanks left out (Graves et al. 2006)."""
     best = np.asarray(best, np.int64)

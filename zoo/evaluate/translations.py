@@ -16,7 +16,9 @@ MOST = 500  # rows that answers are written for
 _BATCH = 128
 
 
-def written(model: Any, signature: Signature, texts: Sequence[str], precision: str | None = None) -> list[str]:
+def written(
+    model: Any, signature: Signature, texts: Sequence[str], precision: str | None = None, beams: int = 1
+) -> list[str]:
     """What a model answers to texts.
 
     Args:
@@ -24,12 +26,17 @@ def written(model: Any, signature: Signature, texts: Sequence[str], precision: s
         signature: with the tokenizer; a bundle has its own.
         texts: to be answered.
         precision: form of a bundle, its default if None.
+        beams: answers that a bundle follows at once, see `serve.sampling.Ask`.
 
     Raises:
-        ValueError: the bundle has no files that write texts.
+        ValueError: the bundle has no files that write texts, or several beams are asked of a run.
     """
     if hasattr(model, "manifest"):
-        return _by_files(model, list(map(str, texts)), precision)
+        return _by_files(model, list(map(str, texts)), precision, beams)
+    if beams > 1:
+        raise ValueError(
+            f"a run writes the likeliest token after the likeliest, got beams={beams}; export it and judge the bundle"
+        )
     network = getattr(model, "model", model)
     return [
         text
@@ -38,7 +45,7 @@ def written(model: Any, signature: Signature, texts: Sequence[str], precision: s
     ]
 
 
-def _by_files(bundle: Any, texts: list[str], precision: str | None) -> list[str]:
+def _by_files(bundle: Any, texts: list[str], precision: str | None, beams: int) -> list[str]:
     from serve.generation import Ask, Running
 
     if not bundle.manifest.generation:
@@ -46,7 +53,7 @@ def _by_files(bundle: Any, texts: list[str], precision: str | None) -> list[str]
             f"bundle {bundle.manifest.name!r} has no files that write texts; export the run again, or judge the run"
         )
     running, said = Running(bundle.folder, bundle.manifest, precision), {}
-    ask = Ask(most=bundle.manifest.generation["length"] - 1)  # one place is the start's
+    ask = Ask(most=bundle.manifest.generation["length"] - 1, beams=beams)  # one place is the start's
     for start in range(0, len(texts), _BATCH):
         own = {running.add(text, ask): start + place for place, text in enumerate(texts[start : start + _BATCH])}
         said |= dict.fromkeys(own.values(), "")
@@ -71,21 +78,29 @@ def _by_network(network: Any, signature: Signature, texts: Sequence[str]) -> lis
 
 
 def completed(
-    model: Any, signature: Signature, y: np.ndarray, scored: np.ndarray, x: dict[str, np.ndarray], precision: str | None
+    model: Any,
+    signature: Signature,
+    y: np.ndarray,
+    scored: np.ndarray,
+    x: dict[str, np.ndarray],
+    precision: str | None,
+    beams: int = 1,
 ) -> list[str]:
-    """What a model writes for the first 500 rows; where each likeliest token is the true one that is the true answer itself.
+    """What a model writes for the first 500 rows.
+
+    Where each likeliest token is the true one, that is the true answer itself; several beams may have found a likelier one.
 
     Args:
-        model, signature, precision: as of `written`.
+        model, signature, precision, beams: as of `written`.
         y: targets, see `zoo.data.targets.Answers`.
         scored: as `zoo.tasks.translation` scores.
         x: raw inputs.
     """
-    exact = right(y[:MOST], scored[:MOST])
+    exact = right(y[:MOST], scored[:MOST]) & (beams == 1)
     said = x["answer"][:MOST].tolist()
     wrong = np.flatnonzero(~exact)
     for row, text in zip(
-        wrong, written(model, signature, x["text"][wrong], precision) if len(wrong) else [], strict=True
+        wrong, written(model, signature, x["text"][wrong], precision, beams) if len(wrong) else [], strict=True
     ):
         said[row] = text
     return said

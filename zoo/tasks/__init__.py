@@ -172,6 +172,20 @@ class Task(Protocol):
         """`scored` of raw outputs; to be replaced where that needs less than all answers."""
         return self.scored(self.answers(raw, signature))
 
+    def searching(self, beams: int) -> "Task":
+        """The task where so many answers are followed at once, for the likeliest of them.
+
+        Args:
+            beams: at least 2.
+
+        Raises:
+            ValueError: its answers are not put together from parts.
+        """
+        raise ValueError(
+            "beams are for models that write down speech, and for bundles that answer texts with texts, "
+            f"got beams={beams}; leave it out"
+        )
+
     def judged(self, scored: np.ndarray, inputs: np.ndarray) -> np.ndarray:
         """What is kept of scored answers until they are judged; to be replaced where they are large.
 

@@ -8,6 +8,56 @@ from zoo.tasks import Output, Task, check_loss
 ORDER = 5  # tokens that the baseline knows together, the foretold one included
 
 
+class Followed:
+    """What files and bundles say of each place of a text: of the token that follows in the row alone.
+
+    A vocabulary of numbers for each place would be hundreds of megabytes for a few hundred rows. Of the last place, which
+    nothing follows, answers say something of the row's first token; nobody counts that.
+
+    Attributes:
+        likeliest: datatype and meaning of the answer of that name, which `likeliest_of` gives.
+    """
+
+    writes = True
+    likeliest = ("INT32", "number of the token that was expected most")
+
+    def likeliest_of(self, token, following):
+        """What is said of the tokens that were expected most, and of those that follow, int32 (batch, places) each."""
+        return token
+
+    def outputs(self, signature):
+        step = signature.preprocess
+        (dtype, what), shape = self.likeliest, (step.answer or step.length,)
+        unit = "natural logarithm of the probability of the token that follows"
+        return (
+            Output("log_probability", "FP32", shape, ("places",), unit=unit),
+            Output("likeliest", dtype, shape, ("places",), unit=what),
+        )
+
+    def decode_of(self, raw, inputs, signature):
+        from keras import ops
+
+        tokens = ops.cast(inputs["answer"] if isinstance(inputs, dict) else inputs, "int32")
+        following = ops.concatenate([tokens[:, 1:], tokens[:, :1]], axis=1)
+        own = ops.take_along_axis(raw, following[..., None], axis=-1)[..., 0]
+        return {
+            "log_probability": own - ops.logsumexp(raw, axis=-1),
+            "likeliest": self.likeliest_of(ops.cast(ops.argmax(raw, axis=-1), "int32"), following),
+        }
+
+    def answers_of(self, raw, inputs, signature):
+        from keras import ops, tree
+
+        given = tree.map_structure(ops.convert_to_tensor, inputs)
+        made = self.decode_of(ops.convert_to_tensor(raw), given, signature)
+        return {name: ops.convert_to_numpy(value) for name, value in made.items()}
+
+    def scored(self, answers):
+        if self.output in answers:
+            return answers[self.output]
+        return np.stack([answers["log_probability"], answers["likeliest"]], axis=-1).astype(np.float32)
+
+
 class LanguageModelling(Task):
     """Cross-entropy of each token that follows; logarithms of the probabilities of all tokens at all places out.
 
@@ -195,44 +245,15 @@ def _longer(contexts, inputs, others, new, length, vocabulary):
     return made, np.where((found >= 0) & (names[place] == found), place, -1)
 
 
-class NextToken(LanguageModelling):
-    """Language modelling in files and bundles: of each place only what is said of the token that follows in the row.
+class NextToken(Followed, LanguageModelling):
+    """Language modelling in files and bundles."""
 
-    A vocabulary of numbers for each place would be hundreds of megabytes for a few hundred rows. Of the last place, which
-    nothing follows, answers say something of the row's first token; nobody counts that.
-    """
+    likeliest = ("BOOL", "whether that token was expected most")
 
-    writes = True
-
-    def outputs(self, signature):
-        shape = (signature.preprocess.length,)
-        unit = "natural logarithm of the probability of the token that follows"
-        return (
-            Output("log_probability", "FP32", shape, ("places",), unit=unit),
-            Output("likeliest", "BOOL", shape, ("places",), unit="whether that token was expected most"),
-        )
-
-    def decode_of(self, raw, inputs, signature):
+    def likeliest_of(self, token, following):
         from keras import ops
 
-        following = ops.concatenate([inputs[:, 1:], inputs[:, :1]], axis=1)
-        own = ops.take_along_axis(raw, following[..., None], axis=-1)[..., 0]
-        likeliest = ops.cast(ops.argmax(raw, axis=-1), following.dtype)
-        return {
-            "log_probability": own - ops.logsumexp(raw, axis=-1),
-            "likeliest": ops.equal(likeliest, following),
-        }
-
-    def answers_of(self, raw, inputs, signature):
-        from keras import ops
-
-        made = self.decode_of(ops.convert_to_tensor(raw), ops.convert_to_tensor(inputs), signature)
-        return {name: ops.convert_to_numpy(value) for name, value in made.items()}
-
-    def scored(self, answers):
-        if self.output in answers:
-            return answers[self.output]
-        return np.stack([answers["log_probability"], answers["likeliest"]], axis=-1).astype(np.float32)
+        return ops.equal(token, following)
 
 
 TASK = NextToken()

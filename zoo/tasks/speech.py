@@ -1,9 +1,10 @@
 """Speech recognition: what is said in a recording, from logits `(batch, steps, symbols)` of which the first is a blank.
 
 The loss sums the probability of all ways in which a text may be timed (Graves et al. 2006, "Connectionist Temporal
-Classification"). Answers are read along the best path; `zoo.evaluate.beam_search` looks further.
+Classification"). Answers are read along the best path, or along that of the likeliest text, see `serve.beam_search`.
 """
 
+import copy
 from collections import Counter
 
 import numpy as np
@@ -19,8 +20,9 @@ _BANDS = 20  # and bands of each
 class SpeechRecognition(Task):
     """Connectionist temporal classification; symbols, the best path's probability and those of each step out.
 
-    Scored answers are float32 `(rows, steps, 2)`: the likeliest symbol of each step, and its probability. Targets are
-    those of `Symbols`: the first label is the blank, the second the space.
+    Scored answers are float32 `(rows, steps, 2)`: the likeliest symbol of each step, and its probability; with several
+    beams those of the likeliest text's path. Targets are those of `Symbols`: the first label is the blank, the second the
+    space.
     """
 
     metric = "word_accuracy"
@@ -28,6 +30,7 @@ class SpeechRecognition(Task):
     baseline_name = "the text of the most similar training recording"
     picture = "Errors by length"
     pictorial = True
+    beams = 1
 
     def raw_shape(self, signature):
         return None
@@ -95,8 +98,17 @@ class SpeechRecognition(Task):
         }
 
     def scored(self, answers):
+        from zoo.evaluate import transcripts
+
         shares = answers["probabilities"]
-        return np.stack([shares.argmax(axis=-1), shares.max(axis=-1)], axis=-1).astype(np.float32)
+        best = transcripts.paths(shares, self.beams)
+        sure = np.take_along_axis(shares, best[..., None], axis=-1)[..., 0]
+        return np.stack([best, sure], axis=-1).astype(np.float32)
+
+    def searching(self, beams):
+        found = copy.copy(self)
+        found.beams = beams
+        return found
 
     def measures(self, y, scored):
         """One minus the errors in words over the words there are, and the same of characters; whole texts that are right.

@@ -8,10 +8,11 @@ greedily, the likeliest token after the likeliest token, is the true answer. So 
 import numpy as np
 
 from zoo.data.targets import NOTHING
-from zoo.tasks import Output, Task, baselines
+from zoo.tasks import Task, baselines
+from zoo.tasks.language import Followed, next_token_loss
 
 
-class TextToText(Task):
+class TextToText(Followed, Task):
     """Cross-entropy of each token of an answer; logarithms of the probabilities of all tokens at all places out.
 
     Targets are those of `Answers`. Scored answers are float32 `(rows, places, 2)`: the logarithm of the true token's
@@ -22,7 +23,6 @@ class TextToText(Task):
     output = "log_probabilities"
     baseline_name = "the answer to the most similar training text"
     picture = "Bits by place"
-    writes = True
 
     def raw_shape(self, signature):
         return (signature.preprocess.answer, signature.outputs)
@@ -35,16 +35,11 @@ class TextToText(Task):
         """
         if name not in ("", "cross_entropy"):
             raise ValueError(f"text to text has the loss 'cross_entropy', got loss={name!r}; leave it out")
-        from zoo.tasks.language import next_token_loss
 
         def loss(y, logits):
             return next_token_loss(y, logits, label_smoothing)
 
         return loss
-
-    def outputs(self, signature):
-        shape = (signature.preprocess.answer, signature.outputs)
-        return (Output(self.output, "FP32", shape, ("places", "tokens"), unit="natural logarithm of the probability"),)
 
     def decode(self, raw, signature):
         from keras import ops

@@ -19,6 +19,7 @@ from zoo.weights import files, layouts
 __all__ = ["Pretrained", "Source", "build_with", "to_convert"]
 
 log = logging.getLogger("zoo.weights")
+_WORDS = "words/embeddings"  # end of the names of matrices with a row for each token
 
 
 @dataclass(frozen=True)
@@ -99,6 +100,10 @@ def build_with(entry: Any, weights: str | Path, arguments: dict[str, Any]) -> An
         more = sorted({name.partition("/")[0] for name in fresh if name in layouts.top(entry, arguments)}, reverse=True)
         what = f"the layers {', '.join(more)} and the head for {classes} classes are fresh: train them"
         notes.append(f"the file has {had}, so {what if more else f'the head for {classes} classes is fresh: train it'}")
+    for name, tensor in given.items():
+        if name.endswith(_WORDS) and len(tensor) < len(tensors[name]):
+            over = len(tensors[name]) - len(tensor)
+            notes.append(f"the last {over} rows of {name}, which no token has, are left out")
     for name, tensor in adapted.items():
         how = (
             "summed over its channels"
@@ -250,7 +255,15 @@ def _compare(
     given: dict[str, np.ndarray],
     unknown: list[str],
 ) -> None:
-    """Raise a ValueError that lists every way in which file and model differ."""
+    """Raise a ValueError that lists every way in which file and model differ, or names the vocabulary that is another one."""
+    for name in wanted:
+        if name.endswith(_WORDS) and name in given and len(given[name]) != wanted[name][0]:
+            beside = path.with_name("tokenizer.json")
+            raise ValueError(
+                f"{path} ({layout.title}) has a vocabulary of {len(given[name]):,} tokens, the model one of {wanted[name][0]:,}, and "
+                "what the rows of the embeddings stand for is known to the file's own tokenizer alone. Nothing was loaded; leave "
+                f"vocabulary out, and take that tokenizer: tokenizer={beside if beside.is_file() else 'FOLDER/tokenizer.json'}"
+            )
     missing = [name for name in wanted if name not in given]
     surplus = [*(name for name in given if name not in wanted), *unknown]
     shapes = [
