@@ -21,7 +21,6 @@ FILES = {  # of the forms in which the weights of a decoder are stored; 8 bits a
     "w4": ("decoder.w4.onnx", "encoder.w4.onnx"),
 }
 _FORM = {"int8": "w8"}
-_BLOCKS = {"w8": 128, "w4": 64}  # weights that share a scale; larger ones are read faster
 _VALUES = 2**28  # logits that are compared at most
 _END = "<|endoftext|>"  # behind every text that published GPT models have learned from
 
@@ -137,8 +136,8 @@ def _shortened(folder: Path, form: str, trial: "Trial") -> None:
                 continue
             if form == "fp16":
                 lowbit.to_float16(source, path, golden=feed)
-            else:  # in blocks: a range for the whole batch would let a row change another's answer
-                lowbit.to_low_bit(source, path, bits=int(form[1:]), block=_BLOCKS[form], golden=feed)
+            else:  # with a range for each row: one for all at once would let a row change another's answer
+                lowbit.to_low_bit(source, path, bits=int(form[1:]), by_row=True, golden=feed)
     except ExportError:
         for name in FILES[form]:
             for left in (folder / name, files.weights_of(folder / name)):
@@ -192,7 +191,7 @@ class Trial:
         feed = {"tokens": tokens, "cached": np.zeros((len(tokens), 1), np.int32)}
         for one in block["caches"]:
             heads, _, size = one["shape"]
-            feed[one["name"]] = np.zeros((len(tokens), heads, 1, size), np.float32)
+            feed[one["name"]] = np.zeros((len(tokens), heads, length, size), np.float32)
         for one in block["states"]:
             first = crossed[one["first"]][rows] if one["first"] else np.zeros((len(tokens), *one["shape"]), np.float32)
             feed[one["name"]] = first
@@ -237,7 +236,7 @@ class Trial:
                     continue
                 largest = max(largest, parity.distance(found["logits"][row], self.whole[row, read[row]]))
                 for name in caches:
-                    feed[name][row, :, read[row]] = found[f"{name}{stepwise.NEW}"][row, :, 0]
+                    feed[name][row] = found[f"{name}{stepwise.NEW}"][row]
                 for name in states:
                     feed[name][row] = found[f"{name}{stepwise.NEW}"][row]
                 read[row] += 1

@@ -246,7 +246,8 @@ def _convert(
         names = [*names, maps.NAME]
     imports = [helper.make_opsetid("", graph.opset), *(helper.make_opsetid(*entry) for entry in graph.domains.items())]
     body = helper.make_graph(_needed(graph.nodes, names), model.name, described, answers)
-    return helper.make_model(body, opset_imports=imports, ir_version=helper.find_min_ir_version_for(imports))
+    version = helper.find_min_ir_version_for(imports, ignore_unknown=True)
+    return helper.make_model(body, opset_imports=imports, ir_version=version)
 
 
 def _decoded(

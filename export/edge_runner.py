@@ -64,7 +64,10 @@ def arguments() -> argparse.Namespace:
     )
     parser.add_argument("--top", type=positive, default=3, help="labels to name for each row (default: %(default)s)")
     parser.add_argument(
-        "--beams", type=positive, default=1, help="transcripts followed at once, for the likeliest (default: %(default)s)"
+        "--beams",
+        type=positive,
+        default=1,
+        help="transcripts followed at once, for the likeliest (default: %(default)s)",
     )
     parser.add_argument("--time", action="store_true", help="time itself also when there are rows to answer")
     parser.add_argument("--json", action="store_true", help="print JSON")
@@ -101,7 +104,8 @@ def work(given: argparse.Namespace) -> dict[str, Any]:
         started = time.perf_counter()
         said, count = writer(given.begun, given.most)
         took = time.perf_counter() - started
-        return {"name": manifest["name"], "text": said, "tokens": count, "tokens_a_second": count / took}
+        noted = {"note": writer.note} if writer.note else {}
+        return {"name": manifest["name"], "text": said, "tokens": count, "tokens_a_second": count / took, **noted}
     started = time.perf_counter()
     live: Any = LiteRT if path.suffix == ".tflite" else Onnx
     engine = live.engine()
@@ -141,7 +145,7 @@ def work(given: argparse.Namespace) -> dict[str, Any]:
         report["answers"] = [
             {"source": name, **answer}
             for name in given.rows
-            for answer in answers(session, read(Path(name), manifest), manifest, given)
+            for answer in noted_answers(session, read(Path(name), manifest), manifest, given)
         ]
         if manifest["task"] == "embedding":
             compare(report["answers"], manifest.get("verification", {}).get("thresholds", {}).get(precision))
@@ -297,14 +301,19 @@ class Texts:
         import numpy as np
 
         others = {name: values for name, values in inputs.items() if values.dtype.kind not in "UO"}
-        rows = list(zip(*(texts.tolist() for name, texts in inputs.items() if name not in others)))  # noqa: B905
-        tokens = [each.ids for each in self.tokenizer.encode_batch([row if len(row) > 1 else row[0] for row in rows])]
+        tokens = [each.ids for each in self.tokenizer.encode_batch(texts_of(inputs))]
         return self.session({"tokens": np.array(tokens, np.int32), **others})
 
     def sizes(self, inputs: dict[str, Any]) -> list[int]:
         """How many tokens each text has, without those that fill it up."""
         (texts,) = inputs.values()
         return [sum(each.attention_mask) for each in self.tokenizer.encode_batch(texts.tolist())]
+
+
+def texts_of(inputs: dict[str, Any]) -> list[Any]:
+    """Texts, or pairs of them, as a tokenizer takes them."""
+    columns = [values.tolist() for values in inputs.values() if values.dtype.kind in "UO"]
+    return columns[0] if len(columns) == 1 else list(zip(*columns))  # noqa: B905
 
 
 class Writer:
@@ -326,6 +335,7 @@ class Writer:
         self.version = engine.__version__
         self.outputs = [port["name"] for port in manifest["outputs"]]
         self.most = manifest["preprocess"].get("answer") or 64
+        self.note = ""
 
     def __call__(self, inputs: Any, most: int = 0) -> Any:
         """Text and number of tokens behind a text; or of golden rows the texts as the bundle names them."""
@@ -335,7 +345,7 @@ class Writer:
             (texts,) = inputs.values()
             return {self.outputs[0]: np.array([self(str(one), self.most)[0] for one in texts.ravel()], str)}
         read = self.texts.encode(inputs)
-        block, held = self.block, {}
+        block, held, self.note = self.block, {}, ""
         if self.encoder is None:
             before = [token for token, special in zip(read.ids, read.special_tokens_mask) if not special]  # noqa: B905
             before = before or block["start"]
@@ -343,25 +353,28 @@ class Writer:
                 raise Refusal("the text is empty; write how it begins")
             room = min(most, block["length"] // 2) if block["length"] else 0
             tokens = before[-(block["length"] - room) :] if block["length"] else before
+            if len(tokens) < len(before):
+                self.note = f"only the last {len(tokens)} of the text's {len(before)} tokens were read"
         else:
+            if not inputs.strip():
+                raise Refusal("the text is blank; write what is to be answered")
+            if read.overflowing:
+                self.note = cut(read)
             before, tokens = [], list(block["start"])
             held = self.encoder({block["source"]: np.array([read.ids], np.int32)})
         feed = {name: held[name] for name in block["crossing"]}
         for one in block["states"]:
             zeros = np.zeros((1, *one["shape"]), np.float32)
             feed[one["name"]] = held[one["first"]] if one["first"] else zeros
+        most = min(most, block["length"] - len(tokens) + 1) if block["length"] else most
         for one in block["caches"]:
-            feed[one["name"]] = np.zeros((1, one["shape"][0], 1, one["shape"][2]), np.float32)
+            feed[one["name"]] = np.zeros((1, one["shape"][0], len(tokens) + most, one["shape"][2]), np.float32)
         made: list[int] = []
         cached = 0
-        most = min(most, block["length"] - len(tokens) + 1) if block["length"] else most
         while len(made) < most:
             given = {"tokens": np.array([tokens], np.int32), "cached": np.array([[cached]], np.int32), **feed}
             found = self.decoder({name: values for name, values in given.items() if name in self.asked})
-            for one in block["caches"]:
-                old = feed[one["name"]][:, :, :cached]  # without the place that stood for none
-                feed[one["name"]] = np.concatenate([old, found[one["name"] + "_new"]], axis=2)
-            for one in block["states"]:
+            for one in block["caches"] + block["states"]:
                 feed[one["name"]] = found[one["name"] + "_new"]
             cached += len(tokens)
             tokens = [int(found["logits"][0].argmax())]
@@ -646,8 +659,10 @@ def checked(path: Path, port: dict[str, Any], found: dict[str, Any], manifest: d
             f"{path.name} has no {name!r}; the model takes {', '.join(p['name'] for p in manifest['inputs'])}"
         )
     values = np.asarray(found[name])
-    if manifest["kind"] == "audio" and values.ndim == 1 and len(values) < shape[1]:  # NaN stands behind the end
-        values = np.pad(values.astype(np.float32), (0, shape[1] - len(values)), constant_values=np.nan)
+    ends = manifest["kind"] in ("audio", "series") and manifest["task"] != "forecasting"
+    if ends and values.dtype.kind in "buif" and values.ndim == len(shape) - 1 and 0 < len(values) < shape[1]:
+        behind = ((0, shape[1] - len(values)), *[(0, 0)] * (values.ndim - 1))  # NaN stands behind a row's end
+        values = np.pad(values.astype(np.float32), behind, constant_values=np.nan)
     if (
         manifest["kind"] == "image" and shape[-1] == 1 and values.shape[-1:] != (1,)
     ):  # grey pixels without an axis for it
@@ -668,6 +683,23 @@ def checked(path: Path, port: dict[str, Any], found: dict[str, Any], manifest: d
     if target.kind in "iu" and ((values != np.rint(values)).any() or (values < low).any() or (values > high).any()):
         raise Refusal(f"{path.name}: {name!r} must hold whole numbers in {low:g} ... {high:g}")
     return values.astype(target)
+
+
+def noted_answers(
+    session: Any, inputs: dict[str, Any], manifest: dict[str, Any], given: argparse.Namespace
+) -> list[dict[str, Any]]:
+    """The same as `answers`, and of each text that the model did not read to its end how far it did."""
+    found = answers(session, inputs, manifest, given)
+    tokenizer = getattr(session, "tokenizer", None) or getattr(session, "texts", None)
+    if tokenizer is None:
+        return found
+    read = tokenizer.encode_batch(texts_of(inputs))
+    return [{**one, "note": cut(each)} if each.overflowing else one for one, each in zip(found, read)]  # noqa: B905
+
+
+def cut(read: Any) -> str:
+    """What is said of a text that has more tokens than the model reads."""
+    return f"only the first {len(read.ids)} tokens were read, the rest was cut off"
 
 
 def answers(
@@ -724,7 +756,8 @@ def heard(shares: Any, labels: list[str], beams: int) -> str:
     best = shares.argmax(axis=1).tolist()
     said = tuple(one for place, one in enumerate(best) if one and (not place or one != best[place - 1]))
     if beams > 1:
-        texts = {(): (1.0, 0.0)}  # text -> probability of its ways that end in a blank, and of the others
+        # text -> probability of its ways that end in a blank, and of the others
+        texts: dict[Any, tuple[float, float]] = {(): (1.0, 0.0)}
         for line in shares.astype(np.float64):
             new: dict[Any, list[float]] = {}
             for text, (blank, other) in texts.items():
@@ -792,7 +825,8 @@ def boxed(boxes: Any, scores: Any, classes: list[int], labels: list[str]) -> dic
 def text(report: dict[str, Any]) -> str:
     """The report as a person reads it."""
     if "text" in report:
-        return f"{report['text']}\n({report['tokens']} tokens, {report['tokens_a_second']:.1f} a second)"
+        noted = f"; {report['note']}" if "note" in report else ""
+        return f"{report['text']}\n({report['tokens']} tokens, {report['tokens_a_second']:.1f} a second{noted})"
     same = report["replay"]
     score = "" if report["score"] is None else f", {report['metric']} {report['score']:.4f} where it was made"
     peak = "not known on this system" if report["peak_mb"] is None else f"{report['peak_mb']:.0f} MB at most"
@@ -817,6 +851,9 @@ def text(report: dict[str, Any]) -> str:
             lines.append(f"{answer['source']}: {answer['bits']:.1f} bits in {answer['tokens']} tokens")
         elif "cosine" in answer:
             lines.append(f"{answer['source']}: cosine {answer['cosine']:.4f}, logit {answer['logit']:.3f}")
+        elif "forecast" in answer:
+            values = ", ".join(f"{value:.6g}" for value in answer["forecast"])
+            lines.append(f"{answer['source']}: {answer['target']} {values}")
         elif "value" in answer:
             lines.append(f"{answer['source']}: {answer['target']} {answer['value']:.6g}")
         elif "embedding" in answer:
@@ -839,6 +876,8 @@ def text(report: dict[str, Any]) -> str:
         else:
             ranked = ", ".join(f"{best['label']} {best['probability']:.4f}" for best in answer["top"])
             lines.append(f"{answer['source']}: {ranked}")
+        if "note" in answer:
+            lines[-1] += f" ({answer['note']})"
     return "\n".join(lines)
 
 

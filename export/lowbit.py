@@ -27,6 +27,12 @@ _SHARES = (1.0, 0.95, 0.9, 0.85, 0.8, 0.75)  # of a block's range that are tried
 TOLERANCES = {16: 0.01, 8: 0.05, 4: 0.5}
 
 
+_ROWS: dict[str, np.ndarray] = {  # constants of `_Rows`
+    "axis": np.array([-1], np.int64),
+    "step": np.array(1 / 127, np.float32),
+    "zero": np.array(128, np.uint8),
+}
+
 
 class _ChangedError(ExportError):
     """The answers change more than is allowed."""
@@ -91,6 +97,7 @@ def to_low_bit(
     *,
     bits: int = 8,
     block: int | None = None,
+    by_row: bool = False,
     golden: parity.Arrays | None = None,
     score: Score | None = None,
     max_drop: float = MAX_DROP,
@@ -106,6 +113,8 @@ def to_low_bit(
         source: float ONNX file as `export.to_onnx` writes it.
         path: file to write; it appears only when its answers agree, and an older one stays otherwise.
         bits: 8 or 4.
+        by_row: in 8 bits without blocks, round each row of what is multiplied with the range of its own, so that no row of a
+            batch changes another's answer; slightly slower than `DynamicQuantizeMatMul`, and more exact.
         block: weights that share a scale: 16, 32, 64, 128 or 256; None for what is said above, with blocks of 64.
         golden: raw inputs to compare on, by name; drawn at random if None.
         score: answers on `golden` -> figure, larger is better; it decides instead of `tolerance` where given.
@@ -129,7 +138,7 @@ def to_low_bit(
     allowed = TOLERANCES[bits] if tolerance is None else tolerance
 
     def write(form: int | None) -> Path:
-        proto, stored = _shortened(source, bits, form)
+        proto, stored = _shortened(source, bits, form, by_row)
         return _keep(proto, stored, Path(source), Path(path), rows, allowed, score, max_drop)
 
     if block is None and bits == 8:
@@ -138,14 +147,18 @@ def to_low_bit(
     return write(block or _BLOCK)
 
 
-def _shortened(source: str | Path, bits: int, block: int | None) -> tuple[onnx.ModelProto, dict[str, np.ndarray]]:
+def _shortened(
+    source: str | Path, bits: int, block: int | None, by_row: bool = False
+) -> tuple[onnx.ModelProto, dict[str, np.ndarray]]:
     """A file's graph with integer weights, and its weights apart."""
     proto, weights = _read(source)
     stored = dict(weights)
     nodes: list[onnx.NodeProto] = []
     changed = 0
+    opset = next((entry.version for entry in proto.opset_import if not entry.domain), 18)
+    rounded = _Rows(opset < 18) if by_row else None
     for node in proto.graph.node:
-        made = _matrix(node, weights, stored, bits, block) or _table(node, weights, stored)
+        made = _matrix(node, weights, stored, bits, block, rounded) or _table(node, weights, stored)
         changed += made is not None
         nodes += made or [node]
     if not changed:
@@ -172,6 +185,7 @@ def _matrix(
     stored: dict[str, np.ndarray],
     bits: int,
     block: int | None,
+    rounded: "_Rows | None" = None,
 ) -> list[onnx.NodeProto] | None:
     """A product with a large constant matrix, with integer weights; None if it is none."""
     if node.op_type not in ("MatMul", "Gemm") or node.domain or len(node.input) < 2:
@@ -191,6 +205,9 @@ def _matrix(
     if block is None:
         scale = _row_scales(rows)
         stored |= dict(zip(names, (np.round(rows / scale).astype(np.int8).T, scale[:, 0]), strict=True))
+        if rounded is not None:
+            made = [*rounded.nodes(node.input[0], stored), *_of_rows(node, names, result)]
+            return made if not biased else [*made, _biased(node, result)]
         product = helper.make_node(
             "DynamicQuantizeMatMul", [node.input[0], *names], [result], node.name, domain=_CONTRIB
         )
@@ -207,6 +224,45 @@ def _matrix(
 
 def _biased(node: onnx.NodeProto, product: str) -> onnx.NodeProto:
     return helper.make_node("Add", [product, node.input[2]], [node.output[0]], f"{node.name}/bias")
+
+
+class _Rows:
+    """Tensors that are rounded by row, each once however many matrices it is multiplied with."""
+
+    def __init__(self, attribute: bool) -> None:
+        self._attribute = attribute  # whether axes are one, as before version 18 of the operator set
+        self._done: set[str] = set()
+
+    def nodes(self, name: str, stored: dict[str, np.ndarray]) -> list[onnx.NodeProto]:
+        """Nodes that give a tensor in unsigned 8 bits around 128, and the peak of each of its rows; none the second time.
+
+        A row of zeros is divided by its peak, 0, and what comes of it multiplied by that again.
+        """
+        if name in self._done:
+            return []
+        self._done.add(name)
+        stored |= {f"rows/{key}": values for key, values in _ROWS.items()}
+        own = f"{name}/rows"
+        axes: dict[str, Any] = {"axes": [-1]} if self._attribute else {}
+        largest = [f"{own}/size", *([] if self._attribute else ["rows/axis"])]
+        return [
+            helper.make_node("Abs", [name], [f"{own}/size"], f"{own}/Abs"),
+            helper.make_node("ReduceMax", largest, [f"{own}/peak"], f"{own}/ReduceMax", **axes),
+            helper.make_node("Div", [name, f"{own}/peak"], [f"{own}/share"], f"{own}/Div"),
+            helper.make_node(
+                "QuantizeLinear", [f"{own}/share", "rows/step", "rows/zero"], [f"{own}/values"], f"{own}/values"
+            ),
+        ]
+
+
+def _of_rows(node: onnx.NodeProto, names: list[str], result: str) -> list[onnx.NodeProto]:
+    """The product of a rounded tensor and a rounded matrix: the matrix' steps inside, the rows' peaks behind."""
+    own, product = f"{node.input[0]}/rows", f"{node.output[0]}/columns"
+    inputs = [f"{own}/values", names[0], "rows/step", names[1], "rows/zero"]
+    return [
+        helper.make_node("MatMulIntegerToFloat", inputs, [product], node.name, domain=_CONTRIB),
+        helper.make_node("Mul", [product, f"{own}/peak"], [result], f"{node.name}/rows"),
+    ]
 
 
 def _row_scales(rows: np.ndarray) -> np.ndarray:

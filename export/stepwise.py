@@ -20,7 +20,6 @@ from export import ExportError
 from export.convert import OPSET, in_float32, write
 from export.files import EXTERNAL_ABOVE
 from export.lowering import lowers
-from export.lowering.arguments import scalar
 from export.lowering.graph import Graph
 from export.lowering.walk import nodes_of
 from zoo.layers.attention import AWAY, Attention
@@ -28,6 +27,7 @@ from zoo.layers.positions import LearnedPositions, RelativeBias
 
 WRITTEN = ("answer", "tokens")  # inputs that hold the text that is being written; the first that a model has
 NEW = "_new"
+MICROSOFT = "com.microsoft"  # operators of ONNX Runtime
 
 
 class Steps(NamedTuple):
@@ -35,7 +35,7 @@ class Steps(NamedTuple):
 
     Attributes:
         decoder: `tokens` (batch, new), `cached` (batch, 1), caches, states and what crosses -> `logits` (batch, vocabulary)
-            of what follows the last new token, and by the name of each cache and state with `_new` behind it what is new.
+            of what follows the last new token, and by the name of each cache and state with `_new` behind it the one after.
         encoder: the model's other inputs -> what crosses; None where there are none.
         block: `caches`, `states`, `crossing`, `source` and `length` of a manifest's `generation`.
     """
@@ -46,135 +46,120 @@ class Steps(NamedTuple):
 
 
 @keras.saving.register_keras_serializable("zoo")
-class Seen(layers.Layer):  # type: ignore[misc]
-    """What is added to scores: 0 for what a new token may see, far below else; (batch, 1, new, places and new) float32.
+class Ends(layers.Layer):  # type: ignore[misc]
+    """Where each row's last new token stands: (batch, 1) int32."""
 
-    Args:
-        window: how many places back a token sees; 0 for all.
-    """
+    def call(self, tokens: Any, cached: Any) -> Any:
+        return cached + (ops.shape(tokens)[1] - 1)
 
-    def __init__(self, window: int = 0, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        self.window = window
-
-    def call(self, tokens: Any, cached: Any, past: Any) -> Any:
-        own, stands, known = _stand(tokens, cached, past)
-        back = own - stands
-        seen = ops.logical_and(known, back >= 0)
-        if self.window:
-            seen = ops.logical_and(seen, back <= self.window)
-        return ops.where(seen, 0.0, AWAY)[:, None]
-
-    def compute_output_spec(self, tokens: Any, cached: Any, past: Any) -> KerasTensor:
-        return KerasTensor((tokens.shape[0], 1, tokens.shape[1], None), "float32")
-
-    def get_config(self) -> dict[str, Any]:
-        return {**super().get_config(), "window": self.window}
+    def compute_output_spec(self, tokens: Any, cached: Any) -> KerasTensor:
+        return KerasTensor(cached.shape, "int32")
 
 
 @keras.saving.register_keras_serializable("zoo")
 class StepBias(layers.Layer):  # type: ignore[misc]
-    """What a `RelativeBias` adds to the scores of new tokens: (batch, heads, new, places and new)."""
+    """What a `RelativeBias` adds to the scores of new tokens, (batch, heads, new, places), up to the last that any row has."""
 
     def __init__(self, of: Any, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.of = of
 
-    def call(self, tokens: Any, cached: Any, past: Any) -> Any:
-        own, stands, _ = _stand(tokens, cached, past)
-        return ops.transpose(self.of.between(stands - own), (0, 3, 1, 2))
+    def call(self, tokens: Any, ends: Any) -> Any:
+        new = ops.shape(tokens)[1]
+        own = ends + (ops.arange(new) + (1 - new))  # (batch, new)
+        stands = ops.arange(ops.max(ends) + 1)
+        return ops.transpose(self.of.between(stands - own[:, :, None]), (0, 3, 1, 2))
 
-    def compute_output_spec(self, tokens: Any, cached: Any, past: Any) -> KerasTensor:
+    def compute_output_spec(self, tokens: Any, ends: Any) -> KerasTensor:
         return KerasTensor((tokens.shape[0], self.of.heads, tokens.shape[1], None), "float32")
 
     def get_config(self) -> dict[str, Any]:
         return {**super().get_config(), "of": keras.saving.serialize_keras_object(self.of)}
 
 
-def _stand(tokens: Any, cached: Any, past: Any) -> tuple[Any, Any, Any]:
-    """Places of new tokens (batch, new, 1) and of keys (batch, 1, places and new), and which keys there are, as these."""
-    new, room = ops.arange(ops.shape(tokens)[1]), ops.arange(ops.shape(past)[2])
-    own = cached + new  # (batch, new)
-    before = room + ops.zeros_like(cached)  # (batch, places): a row's places stand from the first on
-    stands = ops.concatenate([before, own], axis=1)
-    known = ops.concatenate([before < cached, own >= 0], axis=1)
-    return own[:, :, None], stands[:, None], known[:, None]
-
-
 @keras.saving.register_keras_serializable("zoo")
 class StepAttention(layers.Layer):  # type: ignore[misc]
-    """Causal attention of new tokens to themselves and to cached places, of which nothing is copied.
+    """Causal attention of new tokens to themselves and to cached places, among which they are written.
 
     Args:
-        heads, scale: of the `Attention` that it stands for.
+        heads, scale, window: of the `Attention` that it stands for.
     """
 
-    def __init__(self, heads: int, scale: float = 0.0, **kwargs: Any) -> None:
+    def __init__(self, heads: int, scale: float = 0.0, window: int = 0, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self.heads, self.scale = heads, scale
+        self.heads, self.scale, self.window = heads, scale, window
 
-    def call(self, query: Any, key: Any, value: Any, keys: Any, values: Any, seen: Any, bias: Any = None) -> Any:
-        """What the new tokens find, (batch, new, width), and their own keys and values (batch, heads, new, size).
+    def call(self, query: Any, key: Any, value: Any, keys: Any, values: Any, ends: Any, bias: Any = None) -> Any:
+        """What the new tokens find, (batch, new, width), and the caches with their keys and values in them.
 
         Args:
             query, key, value: of new tokens, (batch, new, width).
-            keys, values: cached ones, (batch, heads, places, size).
-            seen: of `Seen`.
+            keys, values: caches, (batch, heads, places, `padded(size of a head)`), with room for the new tokens.
+            ends: of `Ends`.
             bias: of `StepBias`, or None.
         """
-        size = query.shape[-1] // self.heads
-        query, key, value = (self._split(x, size) for x in (query, key, value))
-        query = query * (self.scale or size**-0.5)
-        scores = [ops.matmul(query, ops.transpose(x, (0, 1, 3, 2))) for x in (keys, key)]
-        scores = ops.concatenate(scores, axis=-1) + (seen if bias is None else seen + bias)
-        weights = ops.softmax(scores, axis=-1)  # (batch, heads, new, places and new)
-        room = ops.shape(keys)[2]
-        found = ops.matmul(weights[..., :room], values) + ops.matmul(weights[..., room:], value)
-        found = ops.transpose(found, (0, 2, 1, 3))
-        return ops.reshape(found, (-1, ops.shape(found)[1], self.heads * size)), key, value
-
-    def _split(self, x: Any, size: int) -> Any:
-        """(batch, new, width) -> (batch, heads, new, size)."""
-        return ops.transpose(ops.reshape(x, (-1, ops.shape(x)[1], self.heads, size)), (0, 2, 1, 3))
+        width, new, room = query.shape[-1], ops.shape(query)[1], ops.shape(keys)[2]
+        size = width // self.heads
+        own = ends + (ops.arange(new) + (1 - new))  # (batch, new)
+        placed = ops.one_hot(own, room)  # (batch, new, places)
+        split = (ops.reshape(x, (-1, new, self.heads, size)) for x in (query, key, value))
+        query, key, value = (ops.pad(x, ((0, 0), (0, 0), (0, 0), (0, padded(size) - size))) for x in split)
+        free = 1 - ops.sum(placed, axis=1)[:, None, :, None]
+        keys, values = (
+            old * free + ops.einsum("bnp,bnhd->bhpd", placed, x) for old, x in ((keys, key), (values, value))
+        )
+        scores = ops.einsum("bnhd,bhpd->bhnp", query, keys) * (self.scale or size**-0.5)
+        back = own[:, :, None] - ops.arange(room)
+        seen = ops.logical_and(back >= 0, back <= (self.window or room))[:, None]
+        if bias is not None:
+            scores = scores + ops.pad(bias, ((0, 0), (0, 0), (0, 0), (0, room - ops.shape(bias)[3])))
+        found = ops.einsum("bhnp,bhpd->bnhd", ops.softmax(ops.where(seen, scores, AWAY), axis=-1), values)
+        return ops.reshape(found[..., :size], (-1, new, width)), keys, values
 
     def compute_output_spec(
-        self, query: Any, key: Any, value: Any, keys: Any, values: Any, seen: Any, bias: Any = None
+        self, query: Any, key: Any, value: Any, keys: Any, values: Any, ends: Any, bias: Any = None
     ) -> tuple[KerasTensor, ...]:
-        shape = (query.shape[0], self.heads, query.shape[1], query.shape[-1] // self.heads)
-        own = KerasTensor(shape, self.compute_dtype)
-        return KerasTensor(query.shape, self.compute_dtype), own, KerasTensor(shape, self.compute_dtype)
+        caches = (KerasTensor(one.shape, self.compute_dtype) for one in (keys, values))
+        return KerasTensor(query.shape, self.compute_dtype), *caches
 
     def get_config(self) -> dict[str, Any]:
-        return {**super().get_config(), "heads": self.heads, "scale": self.scale}
+        return {**super().get_config(), "heads": self.heads, "scale": self.scale, "window": self.window}
+
+
+def padded(size: int) -> int:
+    """Values of a head in a cache: those behind its own are 0, since ONNX Runtime's attention wants a multiple of 8."""
+    return size + -size % 8
 
 
 @lowers(StepAttention)
 def _attention(
-    graph: Graph, call: Any, query: Any, key: Any, value: Any, keys: Any, values: Any, seen: Any, bias: Any = None
+    graph: Graph, call: Any, query: Any, key: Any, value: Any, keys: Any, values: Any, ends: Any, bias: Any = None
 ) -> tuple[str, ...]:
-    """The same with fewer nodes than the operations of `call` have, since a reshape here can keep sizes of any number."""
+    """One node, which computes for the places alone that a row has, and writes into the caches where they are bound as outputs."""
     width = query.shape[-1]
     size = width // call.heads
+    more = padded(size) - size
 
-    def heads(x: Any) -> str:
+    def wide(x: Any) -> Any:
+        if not more:
+            return x
         split = graph.add("Reshape", x, np.array([0, 0, call.heads, size], np.int64))
-        return graph.add("Transpose", split, perm=[0, 2, 1, 3])
+        split = graph.add("Pad", split, np.array([0] * 7 + [more], np.int64))
+        return graph.add("Reshape", split, np.array([0, 0, call.heads * padded(size)], np.int64))
 
-    own, key, value = heads(query), heads(key), heads(value)
-    own = graph.add("Mul", own, scalar(call.scale or size**-0.5))
-    parts = [graph.add("MatMul", own, graph.add("Transpose", x, perm=[0, 1, 3, 2])) for x in (keys, key)]
-    if bias is not None:
-        seen = graph.add("Add", seen, bias)
-    weights = graph.add("Softmax", graph.add("Add", graph.add("Concat", *parts, axis=-1), seen), axis=-1)
-    zero, end, axis = np.array([0], np.int64), np.array([2**31 - 1], np.int64), np.array([3], np.int64)
-    room = graph.size(keys, 2)
-    found = graph.add(
-        "Add",
-        graph.add("MatMul", graph.add("Slice", weights, zero, room, axis), values),
-        graph.add("MatMul", graph.add("Slice", weights, room, end, axis), value),
-    )
-    found = graph.add("Transpose", found, perm=[0, 2, 1, 3])
-    return graph.add("Reshape", found, np.array([0, 0, width], np.int64)), key, value
+    lengths = graph.reshape(ends, [None])
+    total = graph.add("Add", graph.add("ReduceMax", lengths, keepdims=0), np.array(1, np.int32))
+    graph.domains[MICROSOFT] = 1
+    found, *caches = graph.add_many(
+        "GroupQueryAttention", 3, *(wide(x) for x in (query, key, value)), keys, values, lengths, total, None, None, None,
+        bias, domain=MICROSOFT, num_heads=call.heads, kv_num_heads=call.heads, scale=call.scale or size**-0.5,
+        local_window_size=call.window + 1 if call.window else -1,
+    )  # fmt: skip
+    if more:
+        found = graph.add("Reshape", found, np.array([0, 0, call.heads, padded(size)], np.int64))
+        found = graph.add("Slice", found, np.array([0]), np.array([size]), np.array([3]))
+        found = graph.add("Reshape", found, np.array([0, 0, width], np.int64))
+    return found, *caches
 
 
 def split(model: Any) -> Steps:
@@ -213,7 +198,7 @@ class _Walk:
         self.begin: dict[str, str] = {}  # state -> what crosses, which it begins with
         self.groups: dict[int, list[Any]] = {}  # node -> linear layers on the same tensor, itself included
         self.parts: dict[int, Any] = {}  # node of such a layer -> what it gives
-        self.seen: dict[int, Any] = {}
+        self.ends: Any = None
         self.last: dict[int, Any] = {}
 
     def _error(self, what: str) -> ExportError:
@@ -325,7 +310,7 @@ class _Walk:
             given = inspect.signature(operation.call).bind_partial(*args, **kwargs).arguments
             return self._attention(node, self._cross(given))
         if isinstance(operation, RelativeBias):
-            return StepBias(operation, name=f"{operation.name}_step")(self.tokens, self.cached, self._places())
+            return StepBias(operation, name=f"{operation.name}_step")(self.tokens, self._ends())
         if isinstance(operation, layers.RNN):
             given = inspect.signature(operation.call).bind_partial(*args, **kwargs).arguments
             return self._recurrent(operation, given)
@@ -380,26 +365,23 @@ class _Walk:
         self.past[id(node)] = []
         for what in ("keys", "values"):
             name = self._unique(f"{layer.name}_{what}")
-            self.caches[name] = keras.Input((layer.heads, None, width // layer.heads), name=name)
+            self.caches[name] = keras.Input((layer.heads, None, padded(width // layer.heads)), name=name)
             self.past[id(node)].append(name)
 
-    def _places(self) -> Any:
-        """A cache, which has as many places as the others."""
-        if not self.caches:
-            raise self._error("it has a bias by distance, and no causal Attention that could use it")
-        return next(iter(self.caches.values()))
+    def _ends(self) -> Any:
+        """Where the last new tokens stand."""
+        if self.ends is None:
+            self.ends = Ends(name="ends")(self.tokens, self.cached)
+        return self.ends
 
     def _attention(self, node: Any, given: dict[str, Any]) -> Any:
         """A causal layer. Which of its keys exist needs no saying: there is no padding among new tokens."""
         layer = node.operation
-        if layer.window not in self.seen:
-            seen = Seen(layer.window, name=f"seen{layer.window or ''}")
-            self.seen[layer.window] = seen(self.tokens, self.cached, self._places())
-        parts = [given[name] for name in ("query", "key", "value")]
         past = [self.caches[name] for name in self.past[id(node)]]
-        step = StepAttention(layer.heads, layer.scale, name=layer.name)
-        found, *own = step(*parts, *past, self.seen[layer.window], bias=given.get("bias"))
-        self.results |= {f"{name}{NEW}": one for name, one in zip(self.past[id(node)], own, strict=True)}
+        step = StepAttention(layer.heads, layer.scale, layer.window, name=layer.name)
+        parts = [given[name] for name in ("query", "key", "value")]
+        found, *caches = step(*parts, *past, self._ends(), bias=given.get("bias"))
+        self.results |= {f"{name}{NEW}": one for name, one in zip(self.past[id(node)], caches, strict=True)}
         return found
 
     def _recurrent(self, layer: Any, given: dict[str, Any]) -> Any:

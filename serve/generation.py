@@ -19,7 +19,8 @@ from serve.sampling import Ask, Beams, drawn
 
 __all__ = ["Ask", "Piece", "Running", "generate"]
 
-STEP = 64  # places by which the arrays grow
+STEP = 64  # places by which the arrays grow; four times as many are made at first, where a row may need them
+KEPT = 2**27  # bytes of caches that are kept for the next text when there is none
 BEFORE = 8  # tokens in front of the answer that are read again with it: how it joins the text is theirs to say
 HALF = "\ufffd"  # what stands where a character is not whole yet
 
@@ -90,9 +91,6 @@ class Running:
         self._tokenizer, self._cut = _tokenizer(folder, manifest, encoder != "")
         self.length: int = block["length"]
         self._end: int = block["end"]
-        others = (port.name for port in self._decoder.get_outputs() if port.name != "logits")
-        self._outputs = ["logits", *others]
-        self._inputs = {port.name for port in self._decoder.get_inputs()}  # a recurrent one asks for no places
         self._numbers = 0
         self._waiting: list[_Row] = []
         self._owners: list[_Row] = []  # one for each row of the arrays, several for one with beams
@@ -102,6 +100,8 @@ class Running:
             one["name"]: np.zeros((0, one["shape"][0], 0, one["shape"][2]), np.float32) for one in block["caches"]
         }
         self._held: dict[str, np.ndarray] = {}  # states, and what the encoder gave
+        self._call: _Call | None = None  # the last step, and what it is of
+        self._call_of: tuple[int, ...] = ()
 
     @property
     def idle(self) -> bool:
@@ -178,13 +178,11 @@ class Running:
         if self._owners:
             count = len(self._owners)
             self._reserve(count, int(self._cached.max()) + 1)
-            feed = {name: array[:count] for name, array in (*self._caches.items(), *self._held.items())}
-            logits, new = self._run({"tokens": self._tokens, "cached": self._cached, **feed})
-            rows, places = np.arange(count), self._cached[:, 0]
-            for name, array in self._caches.items():
-                array[rows, :, places] = new[name][:, :, 0]
-            for one in self.block["states"]:
-                self._held[one["name"]][:count] = new[one["name"]]
+            arrays = (*self._caches.values(), *self._held.values())
+            key = (count, *map(id, arrays))
+            if self._call is None or self._call_of != key:
+                self._call, self._call_of = self._bound(slice(0, count), 1), key
+            logits = self._call(self._tokens, self._cached)
             self._cached += 1
             pieces += self._choose(logits, 0)
         while self._waiting:
@@ -207,30 +205,24 @@ class Running:
         for one in self.block["states"]:
             held[one["name"]] = found[one["first"]] if one["first"] else np.zeros((size, *one["shape"]), np.float32)
         tokens = np.array([row.tokens for row in group], np.int32)
-        # one place that does not count: an engine need not know arrays without any
-        empty = {
-            name: np.zeros((size, array.shape[1], 1, array.shape[3]), np.float32)
-            for name, array in self._caches.items()
-        }
-        logits, new = self._run({"tokens": tokens, "cached": np.zeros((size, 1), np.int32), **empty, **held})
-        self._owners += group
-        self._reserve(begin + size, length)
-        for name, array in self._caches.items():
-            array[begin : begin + size, :, :length] = new[name]
+        self._reserve(begin + size, length + min(max(row.most for row in group), 4 * STEP))
         for name, value in held.items():
             if name not in self._held:
                 self._held[name] = np.zeros((0, *value.shape[1:]), value.dtype)
             self._held[name] = _longer(self._held[name], begin + size)
-            self._held[name][begin : begin + size] = new.get(name, value)
+            self._held[name][begin : begin + size] = value
+        logits = self._bound(slice(begin, begin + size), length)(tokens, np.zeros((size, 1), np.int32))
+        self._owners += group
         self._tokens = np.concatenate([self._tokens, tokens[:, -1:]])
         self._cached = np.concatenate([self._cached, np.full((size, 1), length, np.int32)])
         return logits
 
-    def _run(self, feed: dict[str, np.ndarray]) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-        """Logits (rows, vocabulary), and by the name of a cache or state what is new of it."""
-        feed = {name: array for name, array in feed.items() if name in self._inputs}
-        logits, *others = self._decoder.run(self._outputs, feed)
-        return logits, {name.removesuffix("_new"): value for name, value in zip(self._outputs[1:], others, strict=True)}
+    def _bound(self, rows: slice, new: int) -> "_Call":
+        """The decoder on some rows of the arrays, and so many new tokens of each."""
+        caches, held = ({name: x[rows] for name, x in arrays.items()} for arrays in (self._caches, self._held))
+        return _Call(
+            self._decoder, caches, held, [one["name"] for one in self.block["states"]], rows.stop - rows.start, new
+        )
 
     def _choose(self, logits: np.ndarray, begin: int) -> list[tuple[int, Piece]]:
         """The next token of each row from `begin` on; rows that have ended leave."""
@@ -301,21 +293,67 @@ class Running:
                 array[moved] = array[old]
         self._tokens, self._cached = self._tokens[list(places)], self._cached[list(places)]
         self._owners = owners
-        if not owners:  # idle: what one long row needed is not kept for ever
+        if not owners and sum(array.nbytes for array in self._caches.values()) > KEPT:
             self._caches = {name: array[:0, :, :0].copy() for name, array in self._caches.items()}
-            self._held = {}
+            self._held, self._call = {}, None
 
     def _reserve(self, rows: int, places: int) -> None:
         """Make the arrays large enough."""
+        filled = int(self._cached.max(initial=0))
         for name, array in self._caches.items():
             size, room = array.shape[0], array.shape[2]
             if rows <= size and places <= room:
                 continue
             wider = max(room, -(-places // STEP) * STEP)
             made = np.zeros((max(rows, size), array.shape[1], wider, array.shape[3]), np.float32)
-            made[:size, :, :room] = array
+            made[:size, :, :filled] = array[:, :, :filled]
             self._caches[name] = made
         self._held = {name: _longer(array, rows) for name, array in self._held.items()}
+
+
+class _Call:
+    """A decoder with its arrays bound: a further step of the same rows binds nothing again.
+
+    Args:
+        session: of the decoder.
+        caches: arrays in which new places are written.
+        held: what else it reads, by name.
+        states: names among `held` of what is another after each run.
+        rows, new: how many rows there are, and new tokens of each.
+    """
+
+    def __init__(
+        self,
+        session: Any,
+        caches: dict[str, np.ndarray],
+        held: dict[str, np.ndarray],
+        states: list[str],
+        rows: int,
+        new: int,
+    ) -> None:
+        self._session, self._binding = session, session.io_binding()
+        self._tokens, self._cached = np.empty((rows, new), np.int32), np.empty((rows, 1), np.int32)
+        inputs = {"tokens": self._tokens, "cached": self._cached, **caches, **held}
+        ports = {port.name: port for port in session.get_outputs()}
+        self._logits = np.empty((rows, ports["logits"].shape[-1]), np.float32)
+        self._states = [(held[name], np.empty_like(held[name])) for name in states]
+        following = {**caches, **{name: after for name, (_, after) in zip(states, self._states, strict=True)}}
+        outputs = {"logits": self._logits} | {f"{name}_new": array for name, array in following.items()}
+        self._kept = (inputs, outputs)  # whose memory is bound
+        asked = {port.name for port in session.get_inputs()}  # a recurrent one asks for no places
+        for name, array in inputs.items():
+            if name in asked:
+                self._binding.bind_input(name, "cpu", 0, array.dtype, array.shape, array.ctypes.data)
+        for name, array in outputs.items():
+            self._binding.bind_output(name, "cpu", 0, array.dtype, array.shape, array.ctypes.data)
+
+    def __call__(self, tokens: np.ndarray, cached: np.ndarray) -> np.ndarray:
+        """Logits (rows, vocabulary) behind tokens, which the next call overwrites."""
+        self._tokens[:], self._cached[:] = tokens, cached
+        self._session.run_with_iobinding(self._binding)
+        for before, after in self._states:
+            before[:] = after
+        return self._logits
 
 
 class _Text:

@@ -20,9 +20,10 @@ from typing import Any
 from serve import archives
 from serve.references import referenced
 
-FORMAT = 5
-# 2 added files beside an ONNX file, times, changes, what device files are; 3 calibration; 4 verification; 5 generation
-_READ = (1, 2, 3, 4, 5)
+FORMAT = 6
+# 2 added files beside an ONNX file, times, changes, what device files are; 3 calibration; 4 verification; 5 generation;
+# 6 decoders that give their caches whole
+_READ = (1, 2, 3, 4, 5, 6)
 SUMS = "SHA256SUMS"
 SIGNATURE = "SIGNATURE"
 MANIFEST = "model.json"
@@ -193,6 +194,8 @@ class Manifest:
                 raise BundleError(
                     f"{MANIFEST} has format {raw.get('format')!r}, this reader knows {FORMAT}; update zooroad or export again"
                 )
+            if raw.get("generation") and raw["format"] < 6:
+                raise BundleError(f"{MANIFEST} has format {raw['format']}, whose decoders cannot be run; export again")
             inputs = tuple(_port(p) for p in raw.pop("inputs"))
             outputs = tuple(_port(p) for p in raw.pop("outputs"))
             precisions = {

@@ -6,7 +6,7 @@ Importing this package loads nothing heavy; each verb loads what it needs when i
 from importlib import import_module
 from typing import Any
 
-__version__ = "0.7.0"
+__version__ = "0.8.0"
 
 _HOME = {
     "get": "zoo.registry",

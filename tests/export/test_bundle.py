@@ -257,8 +257,8 @@ def test_manifests_of_the_first_format_are_read(digits_bundle):
             del precision[name]
     manifest = Manifest.from_json(json.dumps(raw))
     assert manifest.edge["model.int8.tflite"].precision == "int8" and manifest.precisions["fp32"].changes == {}
-    with pytest.raises(BundleError, match=r"model.json has format 6, this reader knows 5"):
-        Manifest.from_json(json.dumps(raw | {"format": 6}))
+    with pytest.raises(BundleError, match=r"model.json has format 7, this reader knows 6"):
+        Manifest.from_json(json.dumps(raw | {"format": 7}))
 
 
 def test_run_facts_go_into_the_manifest(perceptron_of_mixed, mixed, tmp_path):

@@ -9,6 +9,7 @@ from pathlib import Path
 import keras
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 from kinds import KINDS
 

@@ -180,21 +180,23 @@ def test_options_that_make_no_sense(source, options, message, tmp_path):
         lowbit.to_low_bit(source, tmp_path / "small.onnx", **options)
 
 
-def test_in_blocks_no_row_changes_anothers_answer(tmp_path):
+@pytest.mark.parametrize("opset", [17, 18])
+def test_by_row_no_row_changes_anothers_answer(opset, tmp_path):
     random = np.random.default_rng(0)
     x = keras.Input((3, 80), name="x")
     hidden = layers.Dense(96, activation="relu", name="hidden")(x)
     model = keras.Model(x, layers.Dense(64, name="logits")(hidden), name="rows")
-    source = export.to_onnx(model, tmp_path / "model.onnx")
+    source = export.to_onnx(model, tmp_path / "model.onnx", opset=opset)
     rows = {
         "x": random.normal(size=(4, 3, 80)).astype(np.float32) * np.array([1, 40, 0.01, 0], np.float32)[:, None, None]
     }
     found = {}
-    for block in (128, None):
-        path = lowbit.to_low_bit(source, tmp_path / f"{block}.onnx", bits=8, block=block, golden=rows)
+    for by_row in (True, False):
+        path = lowbit.to_low_bit(source, tmp_path / f"{by_row}.onnx", bits=8, by_row=by_row, golden=rows)
         whole = answers(path, rows)
         alone = np.concatenate([answers(path, {"x": rows["x"][row : row + 1]}) for row in range(4)])
-        found[block] = np.abs(whole - alone).max()
+        found[by_row] = np.abs(whole - alone).max()
         truth = answers(source, rows)[2]  # small beside the others, whose range would drown it
-        assert (np.abs(whole[2] - truth).max() < 0.03 * np.abs(truth).max()) == (block is not None)
-    assert found[128] <= 1e-5 * np.abs(whole).max() < found[None]
+        assert (np.abs(whole[2] - truth).max() < 0.03 * np.abs(truth).max()) == by_row
+    assert found[True] == 0 < found[False]
+    assert kinds(tmp_path / "True.onnx").count("MatMulIntegerToFloat") == 2

@@ -85,7 +85,7 @@ def test_steps_of_a_language_model_give_its_logits(kind, tmp_path):
     model = decoder(kind)
     steps = stepwise.split(model)
     assert steps.encoder is None and steps.block["source"] == ""
-    assert [one["shape"] for one in steps.block["caches"]] == [[HEADS, -1, WIDTH // HEADS]] * 4
+    assert [one["shape"] for one in steps.block["caches"]] == [[HEADS, -1, 8]] * 4  # of 4 values, filled up
     assert steps.block["length"] == PLACES
     stepwise.write_steps(steps, tmp_path)
     trial = continuing.Trial(model, steps, rows_of(model))
@@ -117,6 +117,25 @@ def test_only_the_last_place_goes_through_the_layers_behind_the_last_attention()
     assert before == {"self1", "self0_add", "logits"}
 
 
+@pytest.mark.parametrize("kind", ["learned", "relative", "window"])
+def test_the_decoder_in_keras_gives_what_its_file_gives(kind, tmp_path):
+    steps = stepwise.split(decoder(kind))
+    stepwise.write_steps(steps, tmp_path)
+    random = np.random.default_rng(0)
+    feed = {"tokens": np.array([[3], [5]], np.int32), "cached": np.array([[2], [4]], np.int32)}
+    shape = (2, HEADS, 6, 8)
+    feed |= {one["name"]: random.normal(size=shape).astype(np.float32) for one in steps.block["caches"]}
+    for name in feed:
+        if name not in ("tokens", "cached"):
+            feed[name][..., WIDTH // HEADS :] = 0
+    live = onnxruntime.InferenceSession(tmp_path / "decoder.onnx")
+    found = dict(zip([port.name for port in live.get_outputs()], live.run(None, feed), strict=True))
+    for name, expected in steps.decoder(feed).items():
+        for row, places in enumerate((3, 5)):  # what stands behind them does not count
+            own = (row, ..., slice(places), slice(None)) if name != "logits" else row
+            np.testing.assert_allclose(found[name][own], ops.convert_to_numpy(expected)[own], atol=1e-5, err_msg=name)
+
+
 def test_rows_of_other_lengths_and_free_places_do_not_count(tmp_path):
     model = decoder("learned")
     steps = stepwise.split(model)
@@ -125,7 +144,7 @@ def test_rows_of_other_lengths_and_free_places_do_not_count(tmp_path):
     tokens = rows_of(model, 1)["tokens"]
     random = np.random.default_rng(0)
     names = [one["name"] for one in steps.block["caches"]]
-    empty = {name: random.normal(size=(1, HEADS, 4, WIDTH // HEADS)).astype(np.float32) for name in names}
+    empty = {name: random.normal(size=(1, HEADS, 6, 8)).astype(np.float32) for name in names}
     (logits,) = live.run(["logits"], {"tokens": tokens[:, :5], "cached": np.zeros((1, 1), np.int32), **empty})
     whole = keras.ops.convert_to_numpy(model(tokens))
     np.testing.assert_allclose(logits[0], whole[0, 4], atol=1e-5)

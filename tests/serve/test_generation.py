@@ -423,6 +423,13 @@ def test_a_manifest_that_would_trip_the_decoder_is_refused(place, reason):
         Manifest.from_json(json.dumps(content))
 
 
+def test_decoders_of_the_form_before_are_refused_and_other_bundles_of_then_are_read(place):
+    content = json.loads(place[1].to_json()) | {"format": 5}
+    with pytest.raises(BundleError, match=r"format 5, whose decoders cannot be run; export again"):
+        Manifest.from_json(json.dumps(content))
+    assert Manifest.from_json(json.dumps(content | {"generation": {}})).generation == {}
+
+
 @pytest.mark.slow
 def test_tokens_are_those_of_transformers_live(tmp_path):
     import references
