@@ -24,7 +24,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-FORMATS = (1, 2, 3, 4, 5)  # of model.json
+FORMATS = (1, 2, 3, 4, 5, 6)  # of model.json
 TYPES = {
     "BOOL": "bool", "UINT8": "uint8", "UINT16": "uint16", "UINT32": "uint32", "UINT64": "uint64", "INT8": "int8",
     "INT16": "int16", "INT32": "int32", "INT64": "int64", "FP16": "float16", "FP32": "float32", "FP64": "float64",

@@ -67,7 +67,12 @@ RULES = [  # files, files that are excepted, what they may not import, what of t
     ),
     ("zoo/compress/budget", "", "serve flask", ""),
     ("zoo/explain/*", "", "export serve flask", "serve.manifest"),
-    ("zoo/evaluate/*", "", "export serve flask", "serve.manifest serve.runtime serve.session serve.generation"),
+    (
+        "zoo/evaluate/*",
+        "",
+        "export serve flask",
+        "serve.manifest serve.runtime serve.session serve.generation serve.beam_search",
+    ),
     ("export/*", "", "flask serve", "serve.manifest serve.session serve.drift serve.generation"),
     ("serve/*", "", "zoo export keras tensorflow torch jax", ""),
     ("zoo/data/*", "", "keras tensorflow jax torch zoo", "zoo.data zoo.machine zoo.registry"),

@@ -258,7 +258,8 @@ class _Road:
             told = json.loads(post(f"{url}/predict/{name}", row, {"Content-Type": "application/json"})[0])
             written = ""
             if bundle.manifest.generation:
-                ask = json.dumps({"text_input": str(inputs["text"][0]), "max_tokens": 8}).encode()
+                most = min(8, bundle.manifest.generation["length"] or 8)
+                ask = json.dumps({"text_input": str(inputs["text"][0]), "max_tokens": most}).encode()
                 answer = post(f"{url}/v2/models/{name}/generate", ask, {"Content-Type": "application/json"})[0]
                 written = f", writes {json.loads(answer)['tokens']} tokens"
         difference = 0.0

@@ -6,50 +6,56 @@ import sys
 from pathlib import Path
 
 import keras
-import numpy as np
 from kinds import KINDS
 
 import export
 import export.convert
 from export import parity
-from zoo import data, registry
-from zoo.recipes import Recipe
+from zoo import registry
 from zoo.training import fit
+from zoo.training.run import untrained
+
+# what follows from the data and is no setting of a run
+FOLLOWS = ("input_shape", "classes", "vocabulary", "places", "length", "pad", "separator", "end", "rate")
 
 
 def builders(folder):
-    """Largest difference of each builder's file from Keras, by policy; and the forms in its bundle."""
+    """Largest difference of each builder's file from Keras, by policy, for each unit; and the forms in its bundle."""
     found = {}
     names = {entry.family: name for name, entry in reversed(registry.entries().items())}.values()
     for name in names:
         entry = registry.entry(name)
-        splits = data.load("digits" if "height" in next(iter(entry.inputs.values())).axes else "wine")
-        if entry.tasks[0] == "embedding":  # whose targets no other data have
-            splits = data.load(entry.data)
-        shape = splits.signature.preprocess.shape
-        fitting = {"classes": splits.signature.outputs} if "classes" in entry.signature else {}
-        rows = {key: values[:32] for key, values in splits.test.x.items()}
-        found[name] = {}
+        given = {key: value for key, value in entry.tiny.items() if key not in FOLLOWS}
+        splits, found[name] = None, {}
         for policy in ("float32", "mixed_float16", "mixed_bfloat16"):
-            keras.utils.set_random_seed(0)
-            keras.config.set_dtype_policy(policy)
-            model = entry.build(**{**entry.tiny, "input_shape": shape, **fitting})
-            keras.config.set_dtype_policy("float32")
+            run = untrained(name, splits or entry.data, precision=policy, **given)
+            splits, model = splits or few(run.data), run.model
+            rows = run.signature.fed({key: values[:32] for key, values in splits.test.x.items()})
             if policy == "float32":
-                part = dataclasses.replace(
-                    splits.train, x={k: v[:128] for k, v in splits.train.x.items()}, y=splits.train.y[:128]
-                )
-                recipe = Recipe(name, splits.name, epochs=2, batch_size=16, learning_rate=0.01).override(**entry.recipe)
-                fit(model, dataclasses.replace(splits, train=part), recipe, quiet=True)
-                options = dict(data=splits, float16=True, ort=True, max_drop=1.0)
+                recipe = run.recipe.override(epochs=1, batch_size=16)
+                fit(model, splits, recipe, quiet=True)
+                options = dict(data=splits, float16=True, ort=True, max_drop=100.0)
                 bundle = export.to_bundle(model, folder / name / "1", litert=name == "lenet", **options)
                 found[name]["forms"] = [*bundle.manifest.precisions, *bundle.manifest.edge]
                 found[name]["versions"] = bundle.manifest.training["versions"]
-            path = export.to_onnx(model, folder / "model.onnx", signature=splits.signature)
+            path = export.to_onnx(model, folder / "model.onnx", signature=run.signature, tolerance=entry.tolerance[0])
             answers = parity.run(parity.session(path), rows)
-            truth = parity.keras_answers(model, splits.signature, rows)
-            found[name][policy] = max(float(np.abs(answers[key] - truth[key]).max()) for key in truth)
+            truth = parity.keras_answers(model, run.signature, rows)
+            found[name][policy] = max(
+                parity.distance(answers[key], values) / max(1.0, float(abs(values).max()))
+                for key, values in truth.items()
+                if values.dtype.kind == "f"
+            )
     return found
+
+
+def few(splits):
+    """At most 128 rows of each split."""
+    parts = {
+        name: dataclasses.replace(part, x={key: values[:128] for key, values in part.x.items()}, y=part.y[:128])
+        for name, part in splits.splits.items()
+    }
+    return dataclasses.replace(splits, **parts)
 
 
 def kinds(path):

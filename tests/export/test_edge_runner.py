@@ -128,7 +128,7 @@ def test_what_is_wrong_is_said(image_bundle, table_bundle, monkeypatch, tmp_path
     np.save(tmp_path / "large.npy", np.full((8, 8, 1), 300.0))
     np.save(tmp_path / "shape.npy", np.zeros((2, 5, 8, 1), np.uint8))
     for bundle, arguments, message in (
-        (image_bundle, ("rows.txt",), "rows.txt is no picture, .npy"),
+        (image_bundle, ("rows.txt",), "rows.txt is no picture, .wav, .npy"),
         (image_bundle, ("nothing.npy",), "no file called"),
         (image_bundle, ("damaged.png",), "damaged.png cannot be read: "),
         (image_bundle, ("large.npy",), "'image' must hold whole numbers in 0 ... 255"),

@@ -29,6 +29,7 @@ def inputs(kind):
 
 def model_of(kind):
     transformers = references.transformers()
+
     def tower(width, depth, heads, hidden):
         return {
             "hidden_size": width,

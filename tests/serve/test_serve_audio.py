@@ -125,6 +125,23 @@ def test_amplitudes_as_json_and_the_form_of_the_answer(client):
     assert client.post("/predict/heard", json=examples[1]).status_code == 200
 
 
+def test_several_texts_are_followed_for_the_likeliest(manifest, client):
+    shares = np.array([[[0.6, 0, 0.4, 0], [0.6, 0, 0.4, 0], [0, 1, 0, 0], [0.1, 0, 0, 0.9]]], np.float32)
+    (best,) = transcripts.answers({"probabilities": shares}, manifest)
+    assert best["text"] == "b"  # "a b" is likelier, 0.64 to 0.36, over three paths of 0.24, 0.24 and 0.16
+    (found,) = transcripts.answers({"probabilities": shares}, manifest, beams=4)
+    assert found["text"] == "a b" and found["confidence"] == 0.4
+    assert [(word["start"], word["end"], word["confidence"]) for word in found["words"]] == [
+        (0.0, 0.2, 0.4),
+        (0.6, 0.8, 0.9),
+    ]
+    wave = rows(300)[0, :300].tolist()
+    assert client.post("/predict/heard?beams=8", json={"audio": wave}).json["predictions"][0]["text"] == "a b"
+    for wrong in ("0", "9", "many", "2.5"):
+        answer = client.post(f"/predict/heard?beams={wrong}", json={"audio": wave})
+        assert answer.status_code == 422 and "'beams' must be a whole number 1 … 8, got" in answer.text
+
+
 def test_tensors_hold_nan_behind_the_end(client):
     wave = rows(300)
     sent = {"inputs": [{"name": "audio", "shape": [1, SAMPLES], "datatype": "FP32", "data": _listed(wave)}]}

@@ -5,6 +5,7 @@ With a second argument "detectors" it trains those alone, whose compilation take
 
 import contextlib
 import dataclasses
+import functools
 import json
 import os
 import sys
@@ -23,11 +24,18 @@ from zoo.training import fit
 from zoo.training.gradients import gradients
 from zoo.training.run import _of_tokens as of_tokens
 
+load = functools.cache(data.load)
+
+
+def first(split, rows):
+    """A part of a split."""
+    return dataclasses.replace(split, x={name: values[:rows] for name, values in split.x.items()}, y=split.y[:rows])
+
 
 def every_builder(*, detectors=False):
     found = {}
-    images = data.load("digits")
-    table = data.load("breast_cancer")
+    images = load("digits")
+    table = load("breast_cancer")
     names = {entry.family: name for name, entry in reversed(registry.entries().items())}.values()
     for name in names:
         entry = registry.entry(name)
@@ -36,17 +44,9 @@ def every_builder(*, detectors=False):
         splits = images if "height" in next(iter(entry.inputs.values())).axes else table
         if splits.signature.task not in entry.tasks:  # whose targets no other data have
             options = {key: entry.recipe[key] for key in ("task", "tokenizer") if key in entry.recipe}
-            splits = data.scaled(data.load(entry.data, **options), entry.recipe.get("scaling", ""))
-        part = {
-            key: dataclasses.replace(
-                getattr(splits, key),
-                x={k: v[:96] for k, v in getattr(splits, key).x.items()},
-                y=getattr(splits, key).y[:96],
-            )
-            for key in ("train", "validation")
-        }
-        small = dataclasses.replace(splits, **part)
-        recipe = Recipe(name, splits.name, epochs=3, batch_size=16, learning_rate=0.01).override(**entry.recipe)
+            splits = data.scaled(load(entry.data, **options), entry.recipe.get("scaling", ""))
+        small = dataclasses.replace(splits, train=first(splits.train, 96), validation=first(splits.validation, 96))
+        recipe = Recipe(name, splits.name, batch_size=16, learning_rate=0.01).override(**{**entry.recipe, "epochs": 3})
         arguments = {
             **entry.tiny,
             "input_shape": splits.signature.preprocess.shape,
@@ -82,19 +82,23 @@ def resumed_equals_whole(folder, **given):
 
 def let_go_equals_whole(folder):
     """Largest gap between weights of a run whose parts begin to learn one by one, and of the same run killed between."""
-    settings = dict(
-        epochs=4, batch_size=256, width=(16, 8), freeze="backbone", unfreeze_every=1, rate_decay=0.5, quiet=True
-    )
-    whole = zoo.train("mlp", data="digits", out=folder / "whole", **settings)
-    gaps = []
+    splits = load("digits")
+    recipe = Recipe("mlp", "digits", epochs=3, batch_size=256, freeze="backbone", unfreeze_every=1, rate_decay=0.5)
+
+    def weights(**settings):
+        keras.utils.set_random_seed(0)
+        model = zoo.get("mlp", input_shape=splits.signature.preprocess.shape, classes=10, width=(16, 8))
+        fit(model, splits, recipe, quiet=True, **settings)
+        return model.get_weights()
+
+    whole, gaps = weights(), []
     for batch in (8, 10):  # two epochs have 5 batches each, so the second is killed behind its last save
+        place = folder / f"at{batch}"
+        place.mkdir(parents=True)
         with contextlib.suppress(KeyboardInterrupt):
-            zoo.train(
-                "mlp", data="digits", out=folder / f"at{batch}", save_every=2, callbacks=(Stop(batch),), **settings
-            )
+            weights(folder=place, save_every=2, callbacks=(Stop(batch),))
             raise AssertionError("the run was not killed")
-        again = zoo.train("mlp", data="digits", out=folder / f"at{batch}", resume=True, quiet=True)
-        pairs = zip(whole.model.get_weights(), again.model.get_weights(), strict=True)
+        pairs = zip(whole, weights(folder=place, resume=True), strict=True)
         gaps.append(max(float(np.abs(ours - theirs).max()) for ours, theirs in pairs))
     return gaps
 
@@ -125,13 +129,16 @@ def pictures_in_files(folder):
 
 def pruned_share():
     """Share of the arithmetic that is left after pruning by gradients to a half, through recurrent and dense layers."""
-    splits = data.load("digits")
+    splits = load("digits")
+    part = first(splits.train, 32)
     rows = keras.Input(splits.signature.preprocess.shape)
     x = keras.layers.Reshape((-1, 8))(rows)
     x = keras.layers.GRU(12)(keras.layers.Bidirectional(keras.layers.LSTM(8, return_sequences=True))(x))
     model = keras.Model(rows, keras.layers.Dense(10, name="logits")(x))
-    small = zoo.compress.prune_channels(model, macs=0.5, importance="taylor", scope="global", data=splits)
-    small(splits.signature.inputs({name: values[:2] for name, values in splits.train.x.items()}))
+    small = zoo.compress.prune_channels(
+        model, macs=0.5, importance="taylor", scope="global", data=dataclasses.replace(splits, train=part)
+    )
+    small(splits.signature.inputs(part.x))
     return zoo.compress.macs(small) / zoo.compress.macs(model)
 
 

@@ -4,6 +4,11 @@ import os
 import subprocess
 import sys
 
+# a third of the time in which JAX compiles for a processor, whose answers then take longer
+QUICK = (
+    "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true --xla_cpu_use_fusion_emitters=false"
+)
+
 
 def python(*arguments, backend=None, timeout=900):
     """Run a script, or `-c` and code, with arguments; the test fails if it does, with what it said.
@@ -19,6 +24,8 @@ def python(*arguments, backend=None, timeout=900):
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path)}
     if backend is not None:
         environment |= {"KERAS_BACKEND": backend, "JAX_PLATFORMS": "cpu"}
+    if backend == "jax":
+        environment["XLA_FLAGS"] = QUICK
     done = subprocess.run(
         [sys.executable, *map(str, arguments)],
         env=environment, capture_output=True, text=True, timeout=timeout, check=False,

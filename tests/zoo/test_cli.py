@@ -24,7 +24,6 @@ def zoo(monkeypatch, capsys):
     for name, module in list(sys.modules.items()):
         if name.startswith("zoo.") and hasattr(module, "quiet_backend"):  # it takes the standard error of its process
             monkeypatch.setattr(module, "quiet_backend", lambda: None)
-    monkeypatch.setattr(warnings, "showwarning", warnings.showwarning)  # commands set their own
     monkeypatch.setenv("COLUMNS", "80")
 
     def run(*arguments, folder=None):
@@ -32,7 +31,8 @@ def zoo(monkeypatch, capsys):
             monkeypatch.chdir(folder)
         monkeypatch.setattr(sys, "argv", ["zoo", *arguments])
         capsys.readouterr()
-        with pytest.raises(SystemExit) as end:
+        with warnings.catch_warnings(), pytest.raises(SystemExit) as end:
+            warnings.simplefilter("default")  # commands print them
             main()
         said, code = capsys.readouterr(), end.value.code
         return SimpleNamespace(
@@ -174,7 +174,7 @@ def test_mistakes_end_in_one_line(arguments, message, tmp_path, zoo):
 
 
 def test_a_mistake_ends_its_process_in_one_line(tmp_path):
-    done = typed("evaluate", "nowhere", folder=tmp_path)  # behind what loads TensorFlow and quietens it
+    done = typed("evaluate", "nowhere", folder=tmp_path)
     assert done.returncode == 1 and done.stdout == "" and "Traceback" not in done.stderr
     assert done.stderr.startswith("error: nowhere is neither a run folder nor a bundle")
 

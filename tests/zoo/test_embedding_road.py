@@ -12,6 +12,7 @@ from stopping import Stop
 
 import export
 import zoo
+from export import edge_runner
 from serve import embeddings
 from serve.runtime import Model
 from zoo.data import Split
@@ -145,6 +146,26 @@ def test_8_bits_pass_the_gate_on_verification(bundle, data):
     assert scores["int8"] > scores["fp32"] - 0.03
     assert zoo.evaluate(bundle, data, precision="int8").score.score == pytest.approx(scores["int8"])
     assert bundle.manifest.precisions["int8"].changes["mean_change"] < 0.02
+
+
+@pytest.mark.parametrize("precision", ["fp32", "int8"])
+def test_the_runner_on_a_device_compares_rows_with_the_first(bundle, data, tmp_path, monkeypatch, precision):
+    images = data.test.x["image"]
+    for row in range(3):
+        Image.fromarray(images[row, ..., 0]).save(tmp_path / f"{row}.png")
+    np.save(tmp_path / "rest.npy", images[3:8])
+    files = sorted(map(str, tmp_path.iterdir()))
+    monkeypatch.setattr("sys.argv", ["run.py", "--bundle", str(bundle.folder), "--precision", precision, *files])
+    report = edge_runner.work(edge_runner.arguments())
+    truth = Model(bundle, precision=precision, threads=1).predict({"image": images[:8]})["embedding"]
+    told = report["answers"]
+    np.testing.assert_allclose([one["embedding"] for one in told], truth, atol=1e-5)
+    alike, limit = truth[1:] @ truth[0], bundle.manifest.verification["thresholds"][precision]
+    np.testing.assert_allclose([one["similarity"] for one in told[1:]], alike, atol=1e-5)
+    assert [one["same"] for one in told[1:]] == (alike > limit).tolist() and "same" not in told[0]
+    lines = edge_runner.text(report).splitlines()[-8:]
+    assert lines[0].startswith(f"{files[0]}: 16 numbers, {truth[0, 0]:.4f}, ") and "similarity" not in lines[0]
+    assert f"similarity to the first row {alike[0]:.4f}, {'the same' if alike[0] > limit else 'another'}" in lines[1]
 
 
 def test_a_pairs_similarity_is_explained_and_adds_up(bundle, data):

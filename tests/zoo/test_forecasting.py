@@ -8,6 +8,7 @@ import pytest
 
 import export
 import zoo
+from export import edge_runner
 from serve import create_app
 from zoo import data, tasks
 from zoo.data.series import simple
@@ -125,6 +126,25 @@ def test_people_get_forecasts(bundle):
         assert answer.status_code == 422 and message in answer.json["error"]["message"]
 
 
+def ran(monkeypatch, folder, *arguments):
+    """What `run.py` reports."""
+    monkeypatch.setattr("sys.argv", ["run.py", "--bundle", str(folder), *map(str, arguments)])
+    return edge_runner.work(edge_runner.arguments())
+
+
+def test_the_runner_on_a_device_forecasts(bundle, tmp_path, monkeypatch):
+    with np.load(bundle.folder / "golden.npz") as stored:
+        steps, expected = stored["input/series"][0], stored["output/forecast"][0]
+    lines = ["sold,promo", *(f"{sold},{promo}" for sold, promo in steps)]
+    (tmp_path / "past.csv").write_text("\n".join(lines))
+    report = ran(monkeypatch, bundle.folder, tmp_path / "past.csv")
+    np.testing.assert_allclose(report["answers"][0]["forecast"], expected, rtol=1e-4)
+    assert edge_runner.text(report).splitlines()[-1].startswith(f"{tmp_path / 'past.csv'}: sold {expected[0]:.6g}"[:-2])
+    (tmp_path / "past.csv").write_text("\n".join(lines[:5]))
+    with pytest.raises(edge_runner.Refusal, match=r"'series' must be \(batch, 12, 2\), got \(4, 2\)"):
+        ran(monkeypatch, bundle.folder, tmp_path / "past.csv")
+
+
 def test_what_has_no_order_in_time_is_refused(run, tmp_path):
     with pytest.raises(ValueError, match="folds of one series would learn from what comes after them"):
         zoo.evaluate.cross_validate("gru", run.data, quiet=True)
@@ -136,7 +156,7 @@ def test_what_has_no_order_in_time_is_refused(run, tmp_path):
         zoo.train("mlp", "sunspots", out=tmp_path, quiet=True)
 
 
-def test_rows_that_end_early_go_the_whole_road(tmp_path):
+def test_rows_that_end_early_go_the_whole_road(tmp_path, monkeypatch):
     random = np.random.default_rng(0)
     x = random.normal(size=(90, 6, 2)).astype("float32")
     y = np.arange(90) % 2
@@ -153,6 +173,9 @@ def test_rows_that_end_early_go_the_whole_road(tmp_path):
     found = zoo.explain(bundle, rows)
     ended = np.isnan(rows["series"])
     assert not found.attributions[ended].any() and np.abs(found.attributions[~ended]).max() > 0
+    np.save(tmp_path / "short.npy", rows["series"][1][~ended[1].all(axis=1)])
+    told = ran(monkeypatch, bundle.folder, tmp_path / "short.npy", "--top", 2)["answers"][0]
+    assert told["probability"] == pytest.approx(report.answers[1].max(), abs=1e-5)
     path = export.to_litert(run.model, tmp_path / "x.tflite", signature=run.signature)
     from export.litert import compare
 

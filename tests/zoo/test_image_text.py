@@ -416,6 +416,21 @@ def test_a_zero_shot_classifier_goes_the_road_of_any_other(run, tmp_path):
 
 
 @pytest.mark.filterwarnings(UNTAUGHT)
+def test_pictures_go_bad_and_their_texts_stay(run, bundle):
+    from zoo.evaluate.corruptions import CORRUPTIONS
+    from zoo.evaluate.robustness import attacked, corrupted
+
+    x = {name: values[:40] for name, values in run.data.test.x.items()}
+    bad = CORRUPTIONS["captioned"]["noise"].apply(x, 96, run.signature)
+    assert (bad["image"] != x["image"]).mean() > 0.9 and np.array_equal(bad["text"], x["text"])
+    for subject in (run, bundle):
+        found = corrupted(subject, run.data, kinds=["brightness"], strengths=[0, 255], rows=40)
+        assert found.score("brightness", 0) == found.clean and found.metric == "recall_at_1"
+        assert found.score("brightness", 255).score <= found.clean.score  # all pictures are white
+    with pytest.raises(ValueError, match="attacks are for images and tables, got captioned inputs"):
+        attacked(run)
+
+
 def test_explanations_of_both_towers_are_refused_in_words(run, bundle):
     with pytest.raises(
         ValueError, match=r"answers with vectors of an image and a text.* make a classifier of it with zoo"

@@ -46,10 +46,73 @@ def answers(model, tokens):
     return keras.ops.convert_to_numpy(model(tokens, training=False))
 
 
+def recurred(layer, x, states, mask=None, backwards=False):
+    """What an LSTM layer gives, step by step in plain numpy: its outputs, where it counts, and the last states."""
+    kernel, recurrent, bias = (np.array(weight, np.float64) for weight in layer.cell.get_weights())
+    state, carry = (np.array(each, np.float64) for each in states)
+    found = np.zeros((*x.shape[:2], len(recurrent)))
+    for step in range(x.shape[1])[:: -1 if backwards else 1]:
+        enter, forget, new, leave = np.split(x[:, step] @ kernel + state @ recurrent + bias, 4, axis=1)
+        enter, forget, leave = (1 / (1 + np.exp(-gate)) for gate in (enter, forget, leave))
+        counts = np.ones((len(x), 1), bool) if mask is None else mask[:, step, None]
+        carry = np.where(counts, forget * carry + enter * np.tanh(new), carry)
+        state = np.where(counts, leave * np.tanh(carry), state)
+        found[:, step] = state
+    return found, [state, carry]
+
+
+def by_hand(model, given, attention, score, window):
+    """Logits of the network in plain numpy, by the equations of Luong et al. 2015."""
+
+    def weights(name):
+        return [np.array(weight, np.float64) for weight in model.get_layer(name).get_weights()]
+
+    tokens, answer = given["tokens"], given["answer"]
+    mask, memory = tokens != 0, weights("encoder_words")[0][tokens]
+    layer = model.get_layer("encoder_layer0")
+    zeros = np.zeros((len(tokens), 6))
+    if hasattr(layer, "backward_layer"):
+        ways = [
+            recurred(one, memory, [zeros[:, :3]] * 2, mask, backwards)
+            for one, backwards in ((layer.forward_layer, False), (layer.backward_layer, True))
+        ]
+        memory = np.concatenate([steps for steps, _ in ways], axis=2)
+        states = [np.concatenate(pair, axis=1) for pair in zip(*(last for _, last in ways), strict=True)]
+    else:
+        memory, states = recurred(layer, memory, [zeros] * 2, mask)
+    x, _ = recurred(model.get_layer("decoder_layer0"), weights("decoder_words")[0][answer], states)
+    if attention != "none":
+        more = {"direction": weights("attention")[0]} if score == "concat" else {}
+        query = x @ weights("attention_query")[0] if score == "concat" else x
+        key = memory if score == "dot" else memory @ weights("attention_key")[0]
+        if attention == "local_p":
+            hidden = np.tanh(x @ weights("attention_place_hidden")[0])
+            more["place"] = 1 / (1 + np.exp(-hidden @ weights("attention_place")[0]))
+        window = 0 if attention == "global" else window
+        found, _ = alignment_check.plain(query, key, memory, score, present=mask, window=window, **more)
+        x = np.concatenate([found, x], axis=2)
+    kernel, bias = weights("features")
+    x = np.tanh(x @ kernel + bias)
+    kernel, bias = weights("logits")
+    return x @ kernel + bias
+
+
+@pytest.mark.also_jax
+@pytest.mark.parametrize("bidirectional", [False, True])
 @pytest.mark.parametrize("attention", ATTENTIONS)
 @pytest.mark.parametrize("score", SCORES)
-def test_padding_and_what_comes_later_say_nothing_and_the_file_agrees(tmp_path, attention, score):
-    model, tokens = network(attention, score), given()
+def test_the_network_is_what_the_paper_says(attention, score, bidirectional):
+    model = network(attention, score, depth=1, dropout=0.0, bidirectional=bidirectional)
+    found, tokens = answers(model, given()), given()
+    np.testing.assert_allclose(found, by_hand(model, tokens, attention, score, window=2), atol=2e-5)
+
+
+KINDS = [(attention, score, False) for attention in ATTENTIONS for score in SCORES]
+
+
+@pytest.mark.parametrize(("attention", "score", "bidirectional"), [*KINDS, ("global", "dot", True)])
+def test_padding_and_what_comes_later_say_nothing_and_the_file_agrees(tmp_path, attention, score, bidirectional):
+    model, tokens = network(attention, score, bidirectional=bidirectional), given()
     whole = answers(model, tokens)
     assert np.abs(whole).max() > 0.3
     alone = answers(model, {"tokens": tokens["tokens"][1:2, :4], "answer": tokens["answer"][1:2, :3]})
@@ -94,6 +157,10 @@ def test_the_decoder_begins_where_the_encoder_ended():
             "attention must be one of 'global', 'local_m', 'local_p', 'none'",
         ),
         (lambda: zoo.get("seq2seq", window=0), "depth and window must be at least 1, got .*window=0"),
+        (
+            lambda: zoo.get("seq2seq", width=5, bidirectional=True),
+            "width must be even where the encoder reads both ways",
+        ),
         (
             lambda: Alignment()(np.ones((1, 2, 3)), np.ones((1, 2, 4)), np.ones((1, 2, 4))),
             "queries and keys must have as many units, got 3 and 4; put a dense layer in front",

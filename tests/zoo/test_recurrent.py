@@ -22,7 +22,6 @@ def answers(model, rows):
     return keras.ops.convert_to_numpy(model(rows, training=False))
 
 
-
 def loaded(folder, kind, weights):
     """Our network with a file of torch's weights, which says how large it is."""
     cell, depth, both = make_recurrent.KINDS[kind]

@@ -1,6 +1,5 @@
 """Attacks against truths that can be computed by hand: linear models, whose worst case is known exactly."""
 
-
 import keras
 import numpy as np
 import pytest

@@ -3,6 +3,7 @@
 import io
 import json
 
+import keras
 import numpy as np
 import onnxruntime
 import pytest
@@ -10,12 +11,14 @@ import soundfile
 
 import export
 import zoo
+from export import edge_runner
 from export.litert import compare
+from serve import beam_search
 from serve.app import create_app
 from serve.store import Store
 from zoo import tasks
 from zoo.data import Rows, audio, from_rows, recordings, spoken
-from zoo.evaluate import beam_search, transcripts
+from zoo.evaluate import transcripts
 
 SMALL = dict(mels=16, filters=4, width=24, depth=1, window=0.032, hop=0.016)
 
@@ -87,6 +90,58 @@ def test_the_bundle_answers_as_keras_does(run, bundle):
     assert (np.array(best) >= paths - 1e-4).all()
 
 
+def said_of(shares, labels, beams=1):
+    """What is said in recordings, by the search itself or along the best path."""
+    texts = [beam_search.search(own, beams)[0].symbols for own in shares] if beams > 1 else None
+    texts = texts or [transcripts.collapsed(own.argmax(axis=1)) for own in shares]
+    return [transcripts.spelled(text, labels) for text in texts]
+
+
+def test_several_texts_are_followed_by_whoever_judges(run):
+    unsure = keras.models.clone_model(run.model)
+    unsure.set_weights(run.model.get_weights())
+    head = [layer for layer in unsure.layers if layer.weights][-1]
+    head.set_weights([0.1 * weight for weight in head.get_weights()])
+    answered = unsure.predict_on_batch(run.signature.inputs(run.data.test.x))
+    shares, labels = (
+        tasks.get("speech-recognition").answers(answered, run.signature)["probabilities"],
+        run.signature.labels,
+    )
+    assert said_of(shares, labels, 4) != said_of(shares, labels)
+    for beams in (1, 4):
+        report = zoo.evaluate(unsure, run.data, beams=beams)
+        told = [transcripts.spelled(transcripts.collapsed(row[:, 0]), labels) for row in report.answers]
+        assert told == said_of(shares, labels, beams) and report.name.endswith("(4 beams)") == (beams == 4)
+        np.testing.assert_allclose(
+            report.answers[..., 1],
+            np.take_along_axis(shares, report.answers[..., :1].astype(int), axis=2)[..., 0],
+            atol=1e-6,
+        )
+
+
+def test_the_runner_on_a_device_reads_recordings(run, bundle, tmp_path, monkeypatch):
+    x, labels = run.data.test.x["audio"], run.signature.labels
+    live = onnxruntime.InferenceSession(bundle.model("fp32"), providers=["CPUExecutionProvider"])
+    (shares,) = live.run(["probabilities"], {"audio": x[:4]})
+    for row in range(3):
+        soundfile.write(tmp_path / f"{row}.wav", x[row][~np.isnan(x[row])], 8000, subtype="PCM_16")
+    np.save(tmp_path / "3.npy", x[3][~np.isnan(x[3])])
+    arguments = ["run.py", "--bundle", str(bundle.folder), *sorted(map(str, tmp_path.iterdir()))]
+    for beams in (1, 4):
+        monkeypatch.setattr("sys.argv", [*arguments, "--beams", str(beams)])
+        told = edge_runner.work(edge_runner.arguments())["answers"]
+        assert [answer["text"] for answer in told] == said_of(shares, labels, beams)
+    soundfile.write(tmp_path / "0.wav", x[0][:4000], 16000, subtype="PCM_16")
+    with pytest.raises(
+        edge_runner.Refusal, match=r"0\.wav has 16 bits and 16000 samples per second; convert it to 16 bits and 8000"
+    ):
+        edge_runner.work(edge_runner.arguments())
+    unsure = np.random.default_rng(0).dirichlet(np.full(len(labels), 0.3), (20, 12))
+    assert said_of(unsure, labels, 4) != said_of(unsure, labels)
+    for beams in (1, 2, 4, 30):
+        assert [edge_runner.heard(own, labels, beams) for own in unsure] == said_of(unsure, labels, beams)
+
+
 def test_a_device_file_answers_as_keras_does_whatever_is_padded(run, tmp_path):
     rows = {"audio": run.data.test.x["audio"][:16]}
     path = export.to_litert(run.model, tmp_path / "model.tflite", signature=run.signature, validation=rows)
@@ -116,6 +171,8 @@ def test_the_store_serves_what_was_said(run, bundle):
 
 
 def test_what_does_not_apply_is_refused_in_words(run, bundle, tmp_path):
+    with pytest.raises(ValueError, match="beams must be at least 1, got beams=0"):
+        zoo.evaluate(run, beams=0)
     for subject in (run, bundle):
         with pytest.raises(ValueError, match="a transcript is no single figure that could be shared out"):
             zoo.explain(subject, {"audio": run.data.test.x["audio"][:1]})

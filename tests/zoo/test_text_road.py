@@ -136,6 +136,11 @@ def test_the_runner_replays_and_answers_texts(bundle, place):
     texts = np.array(["You have won a prize, claim it now", "lunch at six?", "see you"])
     expected = Model(read(bundle.folder)).predict({"text": texts})["probabilities"].max(axis=1)
     np.testing.assert_allclose([answer["probability"] for answer in told["answers"]], expected, atol=1e-5)
+    assert not any("note" in answer for answer in told["answers"])
+    (place / "long.txt").write_text("lunch at six? " * 300)
+    told = subprocess.run([*command[:2], str(place / "long.txt")], capture_output=True, text=True, check=True).stdout
+    length = read(bundle.folder).manifest.preprocess["length"]
+    assert told.rstrip().endswith(f"(only the first {length} tokens were read, the rest was cut off)")
     (place / "blank.txt").write_text(" \n")
     refused = subprocess.run([*command[:2], str(place / "blank.txt")], capture_output=True, text=True, check=False)
     assert refused.returncode == 1 and "row 1 has no text; write something" in refused.stderr

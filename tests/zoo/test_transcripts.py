@@ -1,4 +1,4 @@
-"""Errors in words and characters against jiwer; beam search against every path there is."""
+"""Errors in words and characters against jiwer; beam search and the path of a text against every path there is."""
 
 import itertools
 import math
@@ -7,8 +7,9 @@ import jiwer
 import numpy as np
 import pytest
 
+from serve import beam_search
 from zoo.data.targets import Symbols
-from zoo.evaluate import beam_search, transcripts
+from zoo.evaluate import transcripts
 
 LABELS = ("blank", " ", "a", "b", "c")
 
@@ -87,6 +88,32 @@ def test_a_text_may_be_likelier_than_the_best_path():
     best, second = beam_search.search(shares, width=2)[:2]
     assert best.symbols == (2,) and math.exp(best.score) == pytest.approx(0.64)
     assert second.symbols == () and math.exp(second.score) == pytest.approx(0.36)
+
+
+@pytest.mark.parametrize("text", [(), (2,), (2, 3), (2, 2), (3, 1, 3)])
+def test_the_path_of_a_text_is_the_likeliest_that_says_it(text):
+    shares = np.random.default_rng(len(text)).dirichlet(np.full(4, 0.7), 6)
+    found = beam_search.path(shares, text)
+    saying = [
+        path
+        for path in itertools.product(range(4), repeat=6)
+        if tuple(transcripts.collapsed(np.array(path))) == text
+    ]  # fmt: skip
+    assert tuple(found) == max(saying, key=lambda path: shares[range(6), path].prod())
+
+
+def test_a_text_that_needs_more_steps_has_no_path():
+    with pytest.raises(ValueError, match="a text of 2 symbols cannot be said in 2 steps"):
+        beam_search.path(np.full((2, 4), 0.25), (2, 2))  # a blank between is wanted
+
+
+def test_one_beam_is_the_best_path_and_several_say_the_likeliest_text():
+    shares = np.random.default_rng(3).dirichlet(np.full(4, 0.7), (5, 6))
+    np.testing.assert_array_equal(beam_search.paths(shares), shares.argmax(axis=-1))
+    for row, path in zip(shares, beam_search.paths(shares, 50), strict=True):
+        truth = every_text(row)
+        assert tuple(transcripts.collapsed(path)) == max(truth, key=truth.get)
+    assert (beam_search.paths(np.full((1, 3, 4), np.nan), 4) == 0).all()
 
 
 def test_a_narrow_beam_keeps_few_and_the_best():

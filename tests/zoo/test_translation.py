@@ -77,12 +77,33 @@ def test_what_is_exactly_right_is_not_written_again(own, monkeypatch):
     scored = scored_of(network, signature, said)
     x = {"text": TEXTS, "answer": np.array([f"true {row}" for row in range(len(TEXTS))])}
     asked = []
-    monkeypatch.setattr(translations, "written", lambda model, s, texts, p: asked.extend(texts) or ["new"] * len(texts))
+    monkeypatch.setattr(translations, "written", lambda *given: asked.extend(given[2]) or ["new"] * len(given[2]))
     y = said.copy()
     y[3, 0] = 0  # cut
     y[5, 1] = (y[5, 1] + 1) % 5
     found = translations.completed(network, signature, y, scored, x, None)
     assert asked == [TEXTS[3], TEXTS[5]] and found[3] == found[5] == "new" and found[4] == "true 4"
+    asked.clear()
+    assert translations.completed(network, signature, y, scored, x, None, 4) == ["new"] * len(TEXTS)  # may be others
+    assert asked == TEXTS.tolist()
+
+
+def test_files_answer_for_the_token_that_follows_alone(own):
+    network, signature, said = own
+    step = signature.preprocess
+    inputs = step({"text": TEXTS, "answer": np.array([step.written(row[1:]) for row in said])})
+    logits = keras.ops.convert_to_numpy(network(inputs, training=False))
+    found = TASK.answers_of(logits, inputs, signature)
+    rows = (len(TEXTS), step.answer)
+    assert {name: (values.shape, values.dtype.str) for name, values in found.items()} == {
+        "log_probability": (rows, "<f4"),
+        "likeliest": (rows, "<i4"),
+    }
+    assert [(one.name, one.dtype, one.shape) for one in TASK.outputs(signature)] == [
+        ("log_probability", "FP32", rows[1:]),
+        ("likeliest", "INT32", rows[1:]),
+    ]
+    np.testing.assert_allclose(TASK.scored(found), TASK.judged(TASK.answer(logits, signature), inputs), atol=1e-5)
 
 
 def drawn(rows=5, places=6, tokens=9):

@@ -4,6 +4,7 @@ import csv
 from dataclasses import replace
 
 import numpy as np
+import onnxruntime
 import pytest
 
 import export
@@ -60,6 +61,25 @@ def test_a_bundle_scores_as_the_run_and_writes_as_it(run, bundle, place):
     np.testing.assert_allclose(of_bundle.answers[..., 0], of_run.answers[..., 0], atol=1e-3)
     assert of_bundle.score == of_run.score and len(of_run.written) == 30
     assert of_bundle.written == of_run.written  # step by step with caches, and all places again for each token
+    assert of_bundle.per_class["all"] == pytest.approx(of_run.per_class["all"])
+
+
+def test_the_scored_file_gives_two_numbers_for_each_place(run, bundle):
+    live = onnxruntime.InferenceSession(bundle.model("fp32"), providers=["CPUExecutionProvider"])
+    assert [(port.name, port.type, port.shape) for port in live.get_outputs()] == [
+        ("log_probability", "tensor(float)", ["batch", 12]),
+        ("likeliest", "tensor(int32)", ["batch", 12]),
+    ]
+
+
+def test_several_answers_are_followed_by_the_files_that_write(run, bundle, place):
+    report = evaluate(bundle, place / "days.csv", beams=3)
+    running = Running(bundle.folder, bundle.manifest, "fp32")
+    texts = run.data.test.x["text"].tolist()
+    assert list(report.written) == [generate(running, text, Ask(most=11, beams=3)) for text in texts]
+    assert list(report.written) != translations.written(bundle, run.signature, texts)
+    with pytest.raises(ValueError, match="and for bundles that answer texts with texts, got beams=3; leave it out"):
+        evaluate(run, beams=3)
 
 
 def test_texts_are_answered_alone_as_in_a_batch(run, bundle):

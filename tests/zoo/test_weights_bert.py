@@ -21,7 +21,6 @@ golden = partial(references.golden, make_bert.PLACE)  # weights of the reference
 HEAD = {"encoder": "none", "vocabulary": "vocabulary", "pretraining": "vocabulary"}
 
 
-
 def arguments(kind):
     _, width, depth, heads, hidden, _ = make_bert.SIZES[kind]
     sizes = {"width": width, "depth": depth, "heads": heads, "hidden": hidden, "separator": make_bert.SEPARATOR}

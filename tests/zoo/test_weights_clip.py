@@ -20,7 +20,6 @@ from zoo.layers.tokens import TokenOf
 golden = partial(references.golden, make_clip.PLACE)  # weights of the reference, and what it answers
 
 
-
 def arguments(kind):
     _, _, _, image, text = make_clip.SIZES[kind]
     names = ("width", "depth", "heads", "hidden")

@@ -18,7 +18,6 @@ from zoo import registry
 golden = partial(references.golden, make_gpt.PLACE)  # weights of the reference, and what it answers
 
 
-
 def loaded(kind, folder, weights=None, **more):
     save_file(golden(kind)[0] if weights is None else weights, Path(folder) / "model.safetensors")
     _, width, depth, heads, hidden, _ = make_gpt.SIZES[kind]

@@ -16,8 +16,9 @@ import export
 import zoo
 from zoo import registry
 
-golden = partial(references.golden, make_t5.PLACE, make=make_t5.weights_of)  # weights of the reference, and what it answers
-
+golden = partial(
+    references.golden, make_t5.PLACE, make=make_t5.weights_of
+)  # weights of the reference, and what it answers
 
 
 def loaded(kind, folder, weights=None, **more):
@@ -115,8 +116,21 @@ def test_rows_that_no_token_of_the_tokenizer_has_are_cut(tmp_path):
             name: np.concatenate([tensor, np.ones((98, tensor.shape[1]), np.float32)]) for name, tensor in more.items()
         }
         assert np.abs(answers(loaded(kind, tmp_path, weights | more, vocabulary=30)) - expected).max() <= 1e-5
-    with pytest.raises(ValueError, match=r"words/embeddings is \(30, 24\) in the file and \(20, 24\) in the model"):
-        loaded("plain", tmp_path, vocabulary=20)
+    assert "the last 98 rows of words/embeddings, which no token has, are left out" in " ".join(
+        loaded("gated", tmp_path, weights | more, vocabulary=30).pretrained.notes
+    )
+
+
+@pytest.mark.parametrize(("vocabulary", "beside"), [(20, False), (200, True)])
+def test_another_vocabulary_is_refused_with_the_tokenizer_to_take(tmp_path, vocabulary, beside):
+    name = str(tmp_path / "tokenizer.json") if beside else "FOLDER/tokenizer.json"
+    if beside:
+        Path(name).write_text("{}")
+    message = (
+        f"has a vocabulary of 30 tokens, the model one of {vocabulary}, and .* take that tokenizer: tokenizer={name}"
+    )
+    with pytest.raises(ValueError, match=message):
+        loaded("plain", tmp_path, vocabulary=vocabulary)
 
 
 def test_what_does_not_fit_is_named(tmp_path):

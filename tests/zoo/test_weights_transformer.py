@@ -17,7 +17,6 @@ NORMS = {"encoder": ("_self", ""), "decoder": ("_self", "_cross", "")}
 DENSE = {"linear1": "hidden", "linear2": "output"}
 
 
-
 def ours(weights):
     """The same by the names of our variables."""
     found = {"words/embeddings": weights["words.weight"]}

@@ -23,7 +23,6 @@ def answers(model, images):
     return keras.ops.convert_to_numpy(model(images, training=False))
 
 
-
 @pytest.fixture
 def file(tmp_path):
     """Weights of timm's vision transformer."""

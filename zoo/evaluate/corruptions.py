@@ -22,7 +22,7 @@ class Corruption:
     Attributes:
         unit: what a strength counts.
         strengths: those of a table, from weak to strong.
-        change: `(raw, strength, signature, generator) -> raw`.
+        change: `(raw, strength, signature, generator) -> raw`, of which what does not change may be left out.
         neutral: strength at which nothing changes.
     """
 
@@ -33,7 +33,7 @@ class Corruption:
 
     def apply(self, raw: Raw, strength: float, signature: Any, seed: int = 0) -> Raw:
         """Corrupted copies of raw rows; the same seed corrupts alike."""
-        return self.change(raw, strength, signature, np.random.default_rng(seed))
+        return {**raw, **self.change(raw, strength, signature, np.random.default_rng(seed))}
 
 
 def _pixels(images: np.ndarray) -> Raw:
@@ -169,3 +169,4 @@ CORRUPTIONS: dict[str, dict[str, Corruption]] = {
         "missing": Corruption("share of the words", (0.05, 0.1, 0.25, 0.5, 0.75), _lost_words),
     },
 }
+CORRUPTIONS["captioned"] = CORRUPTIONS["image"]  # the texts stay as they are

@@ -169,12 +169,16 @@ def corrupted(
     known = CORRUPTIONS.get(signature.preprocess.kind, {})
     columns = (*signature.preprocess.numbers, *signature.preprocess.categories) if "missing" in known else ()
     names = (*known, *["without"] * bool(columns))
+    if not names:
+        raise ValueError(
+            f"no corruptions are known of {signature.preprocess.kind} inputs; judge the model by evaluate, on data that went bad"
+        )
     chosen = tuple(names if kinds is None else kinds)
     for kind in chosen:
         if kind not in names:
             raise ValueError(
                 f"no corruption of {signature.preprocess.kind} inputs is called {kind!r}; there are "
-                f"{', '.join(names) or 'none'}.{suggest(kind, names)}"
+                f"{', '.join(names)}.{suggest(kind, names)}"
             )
     if strengths is not None and (len(chosen) != 1 or "without" in chosen):
         raise ValueError(
