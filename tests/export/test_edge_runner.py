@@ -137,7 +137,11 @@ def test_what_is_wrong_is_said(image_bundle, table_bundle, monkeypatch, tmp_path
         (table_bundle, ("--format", "ort"), "the bundle has no .ort file; it has .onnx, .tflite"),
         (table_bundle, ("rows.csv",), "no column is one of the model's; it takes height, depth, colour, kind"),
         (table_bundle, ("text.csv",), "column 'height' must hold numbers, got 'tall'"),
-        (table_bundle, ("damaged.png",), "the model takes columns, not pictures"),
+        (
+            table_bundle,
+            ("damaged.png",),
+            "the model takes columns, of .csv or .json files, not pictures such as damaged.png",
+        ),
     ):
         given = [tmp_path / name if Path(name).suffix else name for name in arguments]
         with pytest.raises(edge_runner.Refusal, match=message):
