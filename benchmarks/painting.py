@@ -26,7 +26,7 @@ def main() -> int:
     parser.add_argument("--temperature", type=float, default=1.0)
     parser.add_argument("--top-k", type=int, default=0)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--epochs", type=int, default=15, help="of the classifier")
+    parser.add_argument("--epochs", type=int, default=60, help="of the classifier")
     parser.add_argument("--keep", action="store_true")
     given = parser.parse_args()
 

@@ -208,7 +208,11 @@ def test_categories_seen_only_outside_training_count_as_unknown(tmp_path):
             "the value 0.5 in row 1, which is no class",
         ),
         ("a,ill\n1,2\n2,2\n", {"target": "ill", "task": "regression"}, "is 2 in every row"),
-        ("day,ill\n2020-01-01,x\n2020-01-02,y\n", {"target": "ill"}, "column 'day' has the type date32"),
+        (
+            "day,ill\n2020-01-01,x\n2020-01-02,y\n",
+            {"target": "ill"},
+            "column 'day' has the type date32.*--task forecasting",
+        ),
         ("a,b,ill\n1,,x\n2,,y\n", {"target": "ill"}, "column 'b' has no value in any row"),
         (
             "a,ill\n" + "".join(f"{i},x\n" for i in range(30)) + "twelve,y\n",

@@ -211,7 +211,10 @@ def _kind(path: Path, name: str, column) -> str:
         raise ValueError(f"{path}: column {name!r} has no value in any row; remove the column")
     if types.is_binary(kind):
         raise ValueError(f"{path}: column {name!r} is not UTF-8 text; save the file as UTF-8")
-    raise ValueError(f"{path}: column {name!r} has the type {kind}; turn it into numbers or text, or remove the column")
+    series = "; or forecast the table as a series: --task forecasting" if types.is_temporal(kind) else ""
+    raise ValueError(
+        f"{path}: column {name!r} has the type {kind}; turn it into numbers or text, or remove the column{series}"
+    )
 
 
 def target_values(path: Path, name: str, column) -> np.ndarray:
