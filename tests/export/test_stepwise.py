@@ -6,6 +6,7 @@ import onnxruntime
 import pytest
 from keras import layers, ops
 
+import zoo
 from export import ExportError, continuing, stepwise
 from zoo.data import Signature
 from zoo.data.texts import TextPreprocess
@@ -106,6 +107,14 @@ def test_steps_of_an_encoder_and_decoder_give_its_logits(kind, tmp_path):
         assert len(firsts) == 2 and not set(firsts) & set(block["crossing"])
     else:
         assert [bool(first) for first in firsts] == [True, False] and not block["crossing"]
+    stepwise.write_steps(steps, tmp_path)
+    assert continuing.Trial(model, steps, rows_of(model)).gap(tmp_path, continuing.FILES["fp32"]) < 1e-5
+
+
+def test_a_decoder_that_begins_where_both_ways_ended(tmp_path):
+    sizes = {"places": PLACES, "vocabulary": VOCABULARY, "width": 8, "depth": 2}
+    model = zoo.get("seq2seq", input_shape=(7,), bidirectional=True, **sizes)
+    steps = stepwise.split(model)
     stepwise.write_steps(steps, tmp_path)
     assert continuing.Trial(model, steps, rows_of(model)).gap(tmp_path, continuing.FILES["fp32"]) < 1e-5
 
