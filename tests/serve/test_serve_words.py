@@ -184,7 +184,7 @@ def test_the_runner_takes_pairs_and_tells_marked_parts(store, tmp_path, client):
     for span in spans:
         assert f'"start": {span["start"]}' in ran.stdout and f'"text": "{span["text"]}"' in ran.stdout, ran.stderr
     ran = run(store, "filled", tmp_path, {"text": text})
-    assert "has an answer for each place of a text" in ran.stdout + ran.stderr
+    assert "has an answer for each place of a row" in ran.stdout + ran.stderr
 
 
 def test_words_are_those_that_the_model_sees(store):
