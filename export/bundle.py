@@ -28,6 +28,7 @@ from zoo.data.texts import TextPreprocess
 from zoo.machine import versions
 
 BACKGROUND = 100  # rows of the training split that stand for "unknown" in explanations
+PAINTED = 8  # golden pictures, each of which takes as many steps as it has codes
 RUNNER = "run.py"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _PACKAGES = ("zooroad", "keras", "onnx", "onnxruntime", "numpy")
@@ -162,9 +163,10 @@ def to_bundle(
         verdicts = {}
         if signature.task == "embedding":
             verdicts = trust.verification({key: draft / found.file for key, found in precisions.items()}, splits)
-        preprocess = _preprocess(signature, draft)
+        asked_of, task = _asked_of(signature), tasks.get(signature.task)
+        preprocess = _preprocess(asked_of, draft)
         writing: dict[str, Any] = {}
-        if tasks.get(signature.task).writes:
+        if task.writes or task.paints:
             limit = {} if tolerance is None else {"tolerance": tolerance}
             writing = continuing.write(
                 model, signature, draft, fed, precisions, opset=opset, external_above=external_above, **limit
@@ -174,11 +176,11 @@ def to_bundle(
             version=number,
             architecture=architecture,
             task=signature.task,
-            kind=signature.preprocess.kind,
-            inputs=_inputs(signature),
+            kind=asked_of.preprocess.kind,
+            inputs=_inputs(asked_of),
             outputs=(*_outputs(signature, validated), *([maps.port(model, classes)] if classes else [])),
             labels=signature.labels,
-            metric=tasks.get(signature.task).metric,
+            metric=task.metric,
             precisions=precisions,
             default=precision or "fp32",
             choices={} if isinstance(signature.preprocess, ImagePreprocess) else dict(signature.preprocess.categories),
@@ -199,9 +201,13 @@ def to_bundle(
             verification=verdicts,
             generation=writing,
         )
-        if manifest.outputs[0].dtype == "BYTES":  # a text is all that its users get
-            said = continuing.written(draft, manifest, golden["text"], signature.preprocess)
-            expected = {manifest.outputs[0].name: said}
+        port = manifest.outputs[0]
+        if task.paints or port.dtype == "BYTES":  # a picture or a text is all that its users get
+            if task.paints:
+                expected = {port.name: continuing.painted(draft, manifest, golden["text"][:PAINTED])}
+                golden = {name: rows[:PAINTED] for name, rows in golden.items()}
+            else:
+                expected = {port.name: continuing.written(draft, manifest, golden["text"], signature.preprocess)}
             given_names = [port.name for port in manifest.inputs]  # the true answers are no input
             golden, background = ({name: rows[name] for name in given_names} for rows in (golden, background))
         _save_arrays(draft / "golden.npz", input=golden, output=expected | shown)
@@ -224,6 +230,14 @@ def _fed(splits: Any) -> Any:
     """The splits with what an exported file takes in place of raw inputs, where that differs."""
     parts = {name: dataclasses.replace(part, x=splits.signature.fed(part.x)) for name, part in splits.splits.items()}
     return dataclasses.replace(splits, **parts)
+
+
+def _asked_of(signature: Signature) -> Signature:
+    """The signature without what users of a bundle do not give: the picture, where that is to be painted."""
+    if tasks.get(signature.task).paints:
+        assert signature.text is not None
+        return dataclasses.replace(signature, preprocess=signature.text)
+    return signature
 
 
 def _preprocess(signature: Signature, folder: Path) -> dict[str, Any]:
@@ -359,6 +373,8 @@ def _outputs(signature: Signature, answers: parity.Arrays) -> tuple[Port, ...]:
     """Ports of the answer; a size that the task leaves to the architecture, as an embedding's length, is that of answers."""
     if places := getattr(signature.preprocess, "answer", 0):
         return (Port("answer", "BYTES", (-1,), ("batch",), unit=f"text, of at most {places} tokens"),)
+    if isinstance(signature.preprocess, CaptionedPreprocess) and tasks.get(signature.task).paints:
+        return _inputs(dataclasses.replace(signature, preprocess=signature.preprocess.image))
     ports = []
     for each in tasks.get(signature.task).outputs(signature):
         own = answers[each.name].shape[1:]

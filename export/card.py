@@ -224,8 +224,8 @@ def _limits(manifest: Manifest, splits: Any) -> str:
         )
     elif manifest.task == "text-to-image":
         lines.append(
-            "- It says how likely an image is behind a text; images are painted by the Keras model alone. Images and words unlike "
-            "those of its training cost many bits, whatever they show."
+            "- It paints what words of its training stood for, as far as it learned that; the score says how well it foretells the "
+            "codes of an image behind its text, and not whether people see in a picture what was asked for."
         )
     elif manifest.task != "regression":
         every = "input gets one of these" if splits.signature.one_label else "answer is made of these"
@@ -284,6 +284,9 @@ def _query(manifest: Manifest, splits: Any) -> str:
             + more * (manifest.task == "image-text")
         )
     row: dict[str, Any] = {}
+    accepted = ""
+    if manifest.task == "text-to-image":
+        accepted = " -H 'Accept: image/png' -o picture.png"
     if manifest.kind == "text":
         row = {port.name: str(splits.test.x[port.name][0]) for port in manifest.inputs}
     if manifest.kind == "series":
@@ -295,7 +298,7 @@ def _query(manifest: Manifest, splits: Any) -> str:
             if value != "" and not (isinstance(value, float) and math.isnan(value)):
                 row[column] = float(f"{value:.6g}") if isinstance(value, float) else value
     body = json.dumps(row, ensure_ascii=False).replace("'", "'\\''")
-    return f"{start}\n\n```sh\ncurl -H 'Content-Type: application/json' -d '{body}' {url}\n```"
+    return f"{start}\n\n```sh\ncurl -H 'Content-Type: application/json'{accepted} -d '{body}' {url}\n```"
 
 
 def licences(manifest: Manifest, splits: Any, licence: str) -> str:

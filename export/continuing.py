@@ -1,4 +1,6 @@
-"""The files of a bundle that write texts: a decoder that takes a step and the encoder in front of it, in every stored form."""
+"""The files of a bundle that write texts, or the codes of pictures: a decoder that takes a step and the encoder in front of it,
+in every stored form.
+"""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -6,10 +8,12 @@ from typing import Any
 
 import numpy as np
 
-from export import ExportError, files, lowbit, parity, stepwise
+from export import ExportError, files, lowbit, painting, parity, stepwise
 from export.forms import GOLDEN
 from serve.generation import Ask, Running
 from serve.manifest import Manifest, Precision
+from serve.painting import Painting
+from zoo import tasks
 from zoo.data import tokens
 from zoo.data.signature import TOKENIZER, Signature
 from zoo.data.texts import TextPreprocess
@@ -22,6 +26,7 @@ FILES = {  # of the forms in which the weights of a decoder are stored; 8 bits a
 }
 _FORM = {"int8": "w8"}
 _VALUES = 2**28  # logits that are compared at most
+_TRIED = 24  # tokens of a row that are compared, for time; behind the text where pictures are painted
 _END = "<|endoftext|>"  # behind every text that published GPT models have learned from
 
 
@@ -31,10 +36,10 @@ def write(
     """Write decoder and encoder in each form, compared with the model itself.
 
     Args:
-        model: Keras model that answers for every place.
+        model: Keras model that answers for every place, or that paints.
         signature: whose preprocessing holds the tokenizer.
         folder: of the bundle.
-        rows: the model's inputs by name.
+        rows: what the exported file takes, by name.
         precisions: forms of the scored file that the bundle has, "fp32" among them.
         options: `opset`, `external_above` and `tolerance`.
 
@@ -44,10 +49,15 @@ def write(
     Raises:
         ExportError: the model cannot take steps, or they give other logits than the model.
     """
-    tolerance = options.pop("tolerance", parity.TOLERANCE)
+    tolerance, most, more = options.pop("tolerance", parity.TOLERANCE), _TRIED, {}
+    halves = painting.apart(model) if tasks.get(signature.task).paints else None
+    if halves is not None:
+        more = painting.write_drawer(halves, folder, **options)
+        rows = halves.read(signature, {name: values[:GOLDEN] for name, values in rows.items()})
+        most, model = most + _texts(signature).length, halves.writer
     steps = stepwise.split(model)
     stepwise.write_steps(steps, folder, FILES["fp32"], **options)
-    trial = Trial(model, steps, rows)
+    trial = Trial(model, steps, rows, most)
     try:
         gap = trial.gap(folder, FILES["fp32"])
     except ExportError:
@@ -60,7 +70,8 @@ def write(
             f"{model.name!r} in steps gives logits that differ by {gap:.3g} from those of the whole text, allowed is "
             f"{allowed:.3g}: a layer looks at other places, and does not say so by Attention or `start`"
         )
-    block: dict[str, Any] = {**steps.block, **_borders(signature), "files": {}, "refused": {}}
+    borders = {"start": [], "end": -1, "picture": halves.block} if halves else _borders(signature)
+    block: dict[str, Any] = {**steps.block, **borders, "files": {}, "refused": {}}
     for precision in precisions:
         form, gap_of = _FORM.get(precision, precision), gap
         if form != "fp32" and not (folder / FILES[form][0]).exists():
@@ -72,7 +83,7 @@ def write(
             gap_of = trial.gap(folder, FILES[form])
         else:
             form = "fp32"
-        block["files"][precision] = _described(folder, FILES[form], gap_of)
+        block["files"][precision] = _described(folder, FILES[form], gap_of, **more)
     return block
 
 
@@ -121,10 +132,10 @@ def _texts(signature: Signature) -> TextPreprocess:
     Raises:
         ExportError: it has none.
     """
-    step = signature.preprocess
-    if not isinstance(step, TextPreprocess):
-        raise ExportError(f"a model that writes needs texts and a tokenizer, got inputs of the kind {step.kind!r}")
-    return step
+    if signature.text is None:
+        kind = signature.preprocess.kind
+        raise ExportError(f"a model that writes needs texts and a tokenizer, got inputs of the kind {kind!r}")
+    return signature.text
 
 
 def _shortened(folder: Path, form: str, trial: "Trial") -> None:
@@ -145,8 +156,8 @@ def _shortened(folder: Path, form: str, trial: "Trial") -> None:
         raise
 
 
-def _described(folder: Path, names: tuple[str, str], gap: float) -> dict[str, Any]:
-    found: dict[str, Any] = {"parity": gap, "bytes": 0}
+def _described(folder: Path, names: tuple[str, str], gap: float, **more: Any) -> dict[str, Any]:
+    found: dict[str, Any] = {"parity": gap, "bytes": 0, **more}
     for what, name in zip(("decoder", "encoder"), names, strict=True):
         path, weights = folder / name, files.weights_of(folder / name)
         found[what] = name if path.exists() else ""
@@ -163,13 +174,14 @@ class Trial:
         largest: of the logits, without their sign.
     """
 
-    def __init__(self, model: Any, steps: stepwise.Steps, rows: parity.Arrays) -> None:
+    def __init__(self, model: Any, steps: stepwise.Steps, rows: parity.Arrays, most: int = _TRIED) -> None:
         """Ask the whole model.
 
         Args:
             model: Keras model.
             steps: of it.
             rows: its inputs by name; every row is read up to its last token that is not the row's commonest end.
+            most: tokens of a row that are compared.
         """
         self.steps = steps
         name = next(name for name in stepwise.WRITTEN if name in rows)
@@ -179,7 +191,7 @@ class Trial:
         self.tokens = some.pop(name)
         self.source = some if steps.encoder is not None else {}
         self.whole = parity.keras_answers(model, None, {name: self.tokens, **some})["logits"]
-        self.lengths = [_filled(row) for row in self.tokens]
+        self.lengths = [_filled(row, most) for row in self.tokens]
         self.largest = float(np.abs(self.whole).max())
 
     def _crossed(self, folder: Path, name: str) -> parity.Arrays:
@@ -249,10 +261,10 @@ def _run(live: Any, feed: parity.Arrays) -> parity.Arrays:
     return parity.run(live, {name: values for name, values in feed.items() if name in asked})
 
 
-def _filled(row: np.ndarray) -> int:
-    """Tokens of a row without those that fill it up, which are all alike; 24 at most, for time."""
+def _filled(row: np.ndarray, most: int) -> int:
+    """Tokens of a row without those that fill it up, which are all alike."""
     differs = np.flatnonzero(row != row[-1])
-    return min(24, int(differs[-1]) + 1 if len(differs) else len(row))
+    return min(most, int(differs[-1]) + 1 if len(differs) else len(row))
 
 
 def written(folder: Path, manifest: Manifest, texts: Iterable[str], step: Any) -> np.ndarray:
@@ -271,3 +283,13 @@ def written(folder: Path, manifest: Manifest, texts: Iterable[str], step: Any) -
         for number, piece in running.step():
             said[number] += piece.text
     return np.array(list(said.values()), str)
+
+
+def painted(folder: Path, manifest: Manifest, texts: Iterable[str]) -> np.ndarray:
+    """What the float files of a bundle paint of texts, the likeliest code after the likeliest; uint8 (texts, …)."""
+    running, found = Painting(folder, manifest, "fp32"), dict[int, Any]()
+    for text in texts:
+        found[running.add(str(text))] = None
+    while not running.idle:
+        found |= {number: piece.picture for number, piece in running.step() if piece.done}
+    return np.stack(list(found.values()))

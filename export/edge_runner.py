@@ -1,14 +1,15 @@
 #!/usr/bin/env python3
 """Run the bundle this file lies in: check its hashes, replay its golden rows, predict, and time itself.
 
-It needs Python 3.9 or newer, numpy, and onnxruntime (or ai-edge-litert, for .tflite files); Pillow to read pictures,
+It needs Python 3.9 or newer, numpy, and onnxruntime (or ai-edge-litert, for .tflite files); Pillow for pictures,
 tokenizers for models of text.
 
     python run.py                      check, replay, time and report
     python run.py digit.png rows.csv   answers for rows of your own (pictures, .wav, .npy, .npz, .json, .csv, .txt)
     python run.py speech.wav --beams 8     the likeliest of the transcripts that are followed at once
     python run.py --precision int8 --threads 1 --json
-    python run.py --continue "def main("   what a model that writes texts puts behind one, the likeliest tokens
+    python run.py --continue "def main("   what a model that writes texts puts behind one
+    python run.py --paint "a red ring" --out ring.png     a picture, by a model that paints
 """
 
 from __future__ import annotations
@@ -73,6 +74,12 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.add_argument("--continue", dest="begun", metavar="TEXT", help="a text to go on with, or to answer")
     parser.add_argument("--most", type=positive, default=64, help="tokens to write at most (default: %(default)s)")
+    parser.add_argument("--paint", metavar="TEXT", help="what a picture is to show")
+    parser.add_argument("--out", default="picture.png", help="file for what is painted (default: %(default)s)")
+    parser.add_argument(
+        "--temperature", type=float, help="0 takes the likeliest, 1 draws as the model says (texts: 0, pictures: 1)"
+    )
+    parser.add_argument("--seed", type=int, help="of the drawing")
     return parser.parse_args()
 
 
@@ -99,8 +106,13 @@ def work(given: argparse.Namespace) -> dict[str, Any]:
     path, precision, facts = choose(folder, manifest, given.precision, given.format)
     if given.beams > 1 and manifest["task"] != "speech-recognition":
         raise Refusal(f"--beams is for recordings, and this model is for {manifest['task']}; leave it out")
+    if given.paint is not None:
+        return painted(folder, manifest, precision, given)
     if given.begun is not None:
         writer = Writer(folder, manifest, precision, given.threads)
+        if writer.drawer is not None:
+            raise Refusal("the model paints pictures of texts, and continues none; give the text with --paint")
+        writer.draws(given.temperature or 0.0, given.seed)
         started = time.perf_counter()
         said, count = writer(given.begun, given.most)
         took = time.perf_counter() - started
@@ -111,7 +123,7 @@ def work(given: argparse.Namespace) -> dict[str, Any]:
     engine = live.engine()
     imported = time.perf_counter()
     session = live(engine, path, given.threads, manifest)
-    if manifest["outputs"][0]["dtype"] == "BYTES":
+    if manifest["outputs"][0]["dtype"] == "BYTES" or "picture" in manifest.get("generation", {}):
         session = Writer(folder, manifest, precision, given.threads)
     elif manifest["kind"] in ("text", "captioned"):
         session = Texts(session, folder / manifest["preprocess"]["tokenizer"])
@@ -317,7 +329,7 @@ def texts_of(inputs: dict[str, Any]) -> list[Any]:
 
 
 class Writer:
-    """What a bundle's decoder writes behind a text, the likeliest token after the likeliest; one text at a time."""
+    """What a bundle's decoder writes behind a text, or its files paint of one; one text at a time."""
 
     def __init__(self, folder: Path, manifest: dict[str, Any], precision: str, threads: int) -> None:
         self.block = manifest.get("generation") or {}
@@ -328,25 +340,38 @@ class Writer:
         self.decoder = Onnx(engine, folder / form["decoder"], threads, manifest)
         self.asked = {port.name for port in self.decoder.session.get_inputs()}
         self.encoder = Onnx(engine, folder / form["encoder"], threads, manifest) if form["encoder"] else None
+        self.drawer = Onnx(engine, folder / form["drawer"], threads, manifest) if form.get("drawer") else None
         self.texts = Texts(self.decoder, folder / manifest["preprocess"]["tokenizer"]).tokenizer
-        if self.encoder is None:
+        if self.encoder is None and self.drawer is None:
             self.texts.no_padding()
             self.texts.no_truncation()
-        self.version = engine.__version__
+        self.version, self.precision = engine.__version__, precision
         self.outputs = [port["name"] for port in manifest["outputs"]]
         self.most = manifest["preprocess"].get("answer") or 64
         self.note = ""
+        self.draws(0.0, None)
+
+    def draws(self, temperature: float, seed: int | None) -> None:
+        """Say how freely tokens are drawn; 0 takes the likeliest."""
+        import numpy as np
+
+        if not temperature >= 0:
+            raise Refusal(f"--temperature must be at least 0, got {temperature:g}")
+        self.temperature, self.random = temperature, np.random.default_rng(seed)
 
     def __call__(self, inputs: Any, most: int = 0) -> Any:
-        """Text and number of tokens behind a text; or of golden rows the texts as the bundle names them."""
+        """Text and number of tokens behind a text; or of golden rows the answers as the bundle names them."""
         import numpy as np
 
         if not isinstance(inputs, str):
-            (texts,) = inputs.values()
-            return {self.outputs[0]: np.array([self(str(one), self.most)[0] for one in texts.ravel()], str)}
-        read = self.texts.encode(inputs)
-        block, held, self.note = self.block, {}, ""
+            (rows,) = inputs.values()
+            texts = [str(one) for one in rows.ravel()]
+            if self.drawer is not None:
+                return {self.outputs[0]: np.stack([self.picture(one) for one in texts])}
+            return {self.outputs[0]: np.array([self(one, self.most)[0] for one in texts], str)}
+        block, feed, self.note = self.block, {}, ""
         if self.encoder is None:
+            read = self.texts.encode(inputs)
             before = [token for token, special in zip(read.ids, read.special_tokens_mask) if not special]  # noqa: B905
             before = before or block["start"]
             if not before:
@@ -355,18 +380,47 @@ class Writer:
             tokens = before[-(block["length"] - room) :] if block["length"] else before
             if len(tokens) < len(before):
                 self.note = f"only the last {len(tokens)} of the text's {len(before)} tokens were read"
+            held: dict[str, Any] = {}
         else:
-            if not inputs.strip():
-                raise Refusal("the text is blank; write what is to be answered")
-            if read.overflowing:
-                self.note = cut(read)
             before, tokens = [], list(block["start"])
-            held = self.encoder({block["source"]: np.array([read.ids], np.int32)})
+            held = self.encoder({block["source"]: np.array([self.whole(inputs)], np.int32)})
         feed = {name: held[name] for name in block["crossing"]}
         for one in block["states"]:
             zeros = np.zeros((1, *one["shape"]), np.float32)
             feed[one["name"]] = held[one["first"]] if one["first"] else zeros
         most = min(most, block["length"] - len(tokens) + 1) if block["length"] else most
+        made = self.following(tokens, feed, most)
+        known = self.texts.decode(before[-8:])
+        return self.texts.decode(before[-8:] + made)[len(known) :], len(made)
+
+    def picture(self, text: str) -> Any:
+        """A picture of a text, uint8 (height, width, channels)."""
+        import numpy as np
+
+        block, self.note = self.block["picture"], ""
+        tokens = [
+            block["padding"] + place if token == block["pad"] else block["text"] + token
+            for place, token in enumerate(self.whole(text))
+        ]
+        codes = np.array(self.following(tokens, {}, block["places"]), np.int32)
+        shape = self.drawer.session.get_inputs()[0].shape  # type: ignore[union-attr]  # asked for before
+        found = self.drawer({"codes": codes.reshape(1, *shape[1:])})["picture"]  # type: ignore[misc]
+        return np.rint(found[0]).astype(np.uint8)
+
+    def whole(self, text: str) -> list[int]:
+        """Tokens of a text that is read to its end, or cut, which is noted."""
+        if not text.strip():
+            raise Refusal("the text is blank; write something")
+        read = self.texts.encode(text)
+        if read.overflowing:
+            self.note = cut(read)
+        return list(read.ids)
+
+    def following(self, tokens: list[int], feed: dict[str, Any], most: int) -> list[int]:
+        """Tokens behind these, up to the one that ends a text."""
+        import numpy as np
+
+        block = self.block
         for one in block["caches"]:
             feed[one["name"]] = np.zeros((1, one["shape"][0], len(tokens) + most, one["shape"][2]), np.float32)
         made: list[int] = []
@@ -377,12 +431,35 @@ class Writer:
             for one in block["caches"] + block["states"]:
                 feed[one["name"]] = found[one["name"] + "_new"]
             cached += len(tokens)
-            tokens = [int(found["logits"][0].argmax())]
+            logits = found["logits"][0]
+            if self.temperature:  # the largest of these sums is drawn by its probability
+                logits = logits / self.temperature + self.random.gumbel(size=logits.shape)
+            tokens = [int(logits.argmax())]
             if tokens[0] == block["end"]:
                 break
             made += tokens
-        known = self.texts.decode(before[-8:])
-        return self.texts.decode(before[-8:] + made)[len(known) :], len(made)
+        return made
+
+
+def painted(folder: Path, manifest: dict[str, Any], precision: str, given: argparse.Namespace) -> dict[str, Any]:
+    """Paint a picture, and write it to a file."""
+    if "picture" not in manifest.get("generation", {}):
+        raise Refusal(f"the model is for {manifest['task']} and paints no pictures; leave --paint out")
+    try:
+        from PIL import Image
+    except ImportError:
+        raise Refusal("writing pictures needs Pillow; run: pip install Pillow") from None
+    writer = Writer(folder, manifest, precision, given.threads)
+    writer.draws(1.0 if given.temperature is None else given.temperature, given.seed)
+    started = time.perf_counter()
+    pixels = writer.picture(given.paint)
+    took = time.perf_counter() - started
+    try:
+        Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels).save(given.out)
+    except (OSError, ValueError) as error:
+        raise Refusal(f"{given.out} cannot be written: {error}") from None
+    noted = {"note": writer.note} if writer.note else {}
+    return {"name": manifest["name"], "picture": given.out, "ms": 1000 * took, **noted}
 
 
 def features(inputs: dict[str, Any], preprocess: dict[str, Any] | None) -> Any:
@@ -439,7 +516,13 @@ def replay(
         if place and name not in found:
             continue
         fits = found[name].shape == values.shape
-        if values.dtype.kind in "bU":  # names of things, or texts, of which one other token changes all behind it
+        if getattr(
+            session, "drawer", None
+        ):  # one other code changes all behind it; one pixel value more or less is rounding
+            apart = np.abs(found[name].astype(int) - values).max(axis=(1, 2, 3)) > 1 if fits else True
+            gaps.append(float(np.mean(apart)))
+            limits.append(0.5 if session.precision == "fp32" else 1.0)  # rounded weights choose other codes
+        elif values.dtype.kind in "bU":  # names of things, or texts, of which one other token changes all behind it
             gaps.append(float(np.mean(found[name] != values)) if fits else float("inf"))
             limits.append(0.5 if values.dtype.kind == "U" else 2 * beside.get(name, usual) + 2e-3)
         else:
@@ -725,7 +808,9 @@ def answers(
     if manifest["task"] == "token-classification":
         texts = inputs[manifest["inputs"][0]["name"]].tolist()
         return [tagged(text, own, session.tokenizer, manifest["labels"]) for text, own in zip(texts, output)]  # noqa: B905
-    if manifest["task"] in ("masked-language-modelling", "text-to-image"):
+    if manifest["task"] == "text-to-image":
+        raise Refusal("a picture is painted of one text; give it with --paint")
+    if manifest["task"] == "masked-language-modelling":
         raise Refusal(f"{manifest['task']} has an answer for each place of a row, which nothing is told of here")
     found: list[dict[str, Any]] = []
     if output.dtype.kind == "U":
@@ -824,8 +909,10 @@ def boxed(boxes: Any, scores: Any, classes: list[int], labels: list[str]) -> dic
 
 def text(report: dict[str, Any]) -> str:
     """The report as a person reads it."""
+    noted = f"; {report['note']}" if "note" in report else ""
+    if "picture" in report:
+        return f"{report['picture']} (painted in {report['ms']:.0f} ms{noted})"
     if "text" in report:
-        noted = f"; {report['note']}" if "note" in report else ""
         return f"{report['text']}\n({report['tokens']} tokens, {report['tokens_a_second']:.1f} a second{noted})"
     same = report["replay"]
     score = "" if report["score"] is None else f", {report['metric']} {report['score']:.4f} where it was made"

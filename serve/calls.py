@@ -4,7 +4,7 @@ import hashlib
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
-from typing import Protocol
+from typing import Any, Protocol
 
 import msgspec
 import numpy as np
@@ -177,7 +177,12 @@ class Served(Declared):
         return self._examples
 
     def predict(
-        self, inputs: dict[str, np.ndarray], outputs: list[str] | None = None, *, deadline: float | None = None
+        self,
+        inputs: dict[str, np.ndarray],
+        outputs: list[str] | None = None,
+        *,
+        deadline: float | None = None,
+        parameters: dict[str, Any] | None = None,
     ) -> dict[str, np.ndarray]:
         """Check raw inputs and have a worker run them; waits, so not for the loop's own thread.
 
@@ -185,6 +190,7 @@ class Served(Declared):
             inputs: one array per input of the manifest, batch first.
             outputs: names wanted, all if None.
             deadline: `time.monotonic()` seconds by which the answer is wanted; the fleet's usual time if None.
+            parameters: of the request, which a model that writes or paints reads.
 
         Returns:
             Output arrays by name, batch first.
@@ -193,7 +199,7 @@ class Served(Declared):
             RequestError: the inputs or output names are not the model's; 503, too many requests wait; 504, too late.
         """
         self.wanted(outputs)
-        body, header_length = protocol.pack(self.arranged(inputs), outputs)
+        body, header_length = protocol.pack(self.arranged(inputs), outputs, parameters)
         answer = self._fleet.ask(self.name, self.version, body, header_length, deadline)
         if answer.status != 200:
             raise answer.refusal

@@ -1,4 +1,5 @@
-"""Requests for continued texts as clients write them, and what they are told: JSON, or events. No HTTP, no model.
+"""Requests for continued texts, or painted pictures, as clients write them, and what they are told: JSON, or events. No HTTP, no
+model.
 
 Sources:
     https://github.com/triton-inference-server/server/blob/main/docs/protocol/extension_generate.md
@@ -16,9 +17,9 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import numpy as np
 
-from serve import protocol, texts
+from serve import pictures, protocol, texts
 from serve.errors import RequestError, did_you_mean, shown
-from serve.manifest import Manifest
+from serve.manifest import Manifest, Port
 from serve.sampling import HOTTEST, LARGEST, Ask
 from serve.tensors import decode_json
 
@@ -80,6 +81,7 @@ PARAMETERS = {
     "seed": Parameter("seed", True, 0, 2**63 - 1, "makes drawn texts come again"),
 }
 STOP = "stop"  # the one parameter that is no number: a text, or a list of them
+_OF_TEXTS = ("max_tokens", STOP)  # which mean nothing for a picture
 # what OpenAI's clients may say and this server does not do, with what it may say
 NEUTRAL: dict[str, tuple[Any, ...]] = {
     "n": (1,),
@@ -94,6 +96,11 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
 IGNORED = ("user", "stream_options", "metadata", "store", "service_tier")
 
 
+def known(given: dict[str, Any]) -> dict[str, Any]:
+    """Of the parameters of an infer request those that say how texts are continued; others are anybody's own."""
+    return {name: value for name, value in given.items() if name in (*PARAMETERS, STOP)}
+
+
 def ask_of(given: dict[str, Any], manifest: Manifest, **usual: Any) -> Ask:
     """Parameters of a request as the generator takes them.
 
@@ -105,12 +112,14 @@ def ask_of(given: dict[str, Any], manifest: Manifest, **usual: Any) -> Ask:
     Raises:
         RequestError: an unknown parameter, or a value of another kind or out of range; the message names it.
     """
-    known = (*PARAMETERS, STOP)
+    there = [name for name in (*PARAMETERS, STOP) if not (paints(manifest) and name in _OF_TEXTS)]
     for name in given:
-        if name not in known:
-            message = f"no parameter is called {name!r:.60}; there are {', '.join(known)}.{did_you_mean(name, known)}"
+        if name not in there:
+            message = f"no parameter is called {name!r:.60}; there are {', '.join(there)}.{did_you_mean(name, there)}"
             raise RequestError("bad_parameter", message)
     sent = {name: value for name, value in given.items() if value is not None}
+    if paints(manifest):  # what is likeliest at each place is a dull picture
+        usual = {"temperature": 0.0 if sent.get("beams", 1) != 1 else 1.0, **usual}
     given = usual | sent
     found = {PARAMETERS[name].field: PARAMETERS[name].read(name, given[name]) for name in given if name != STOP}
     if STOP in given:
@@ -150,6 +159,7 @@ class Asked(ABC):
         written: texts so far, in the same order.
         tokens: of each of them.
         ends: why each ended, "" for one that goes on.
+        pictures: what was painted of each, None for one that goes on, or is a text.
     """
 
     stream = False
@@ -172,6 +182,7 @@ class Asked(ABC):
         self.written = [""] * len(given)
         self.tokens = [0] * len(given)
         self.ends = [""] * len(given)
+        self.pictures: list[np.ndarray | None] = [None] * len(given)
         self.notes: dict[str, None] = {}
 
     @property
@@ -186,9 +197,15 @@ class Asked(ABC):
         return self.answer() if self.ended else b""
 
     def _count(self, place: int, piece: "Piece") -> None:
-        self.tokens[place], self.ends[place] = piece.tokens, piece.done
+        self.tokens[place], self.ends[place], self.pictures[place] = piece.tokens, piece.done, piece.picture
         if piece.note:
             self.notes[piece.note if len(self.texts) == 1 else f"row {place + 1}: {piece.note}"] = None
+
+    def output(self, port: Port) -> np.ndarray:
+        """Texts, or pictures, as the values of a port of that shape."""
+        if port.dtype == "BYTES":
+            return np.array(self.written, object).reshape(-1, *[1] * (len(port.shape) - 1))
+        return np.stack([picture for picture in self.pictures if picture is not None])
 
     @abstractmethod
     def answer(self) -> bytes:
@@ -304,15 +321,17 @@ class Rows(Asked):
         super().__init__(given, ask_of(parameters, manifest), manifest.inputs[0].name)
 
     def answer(self) -> bytes:
-        rows = [
+        rows: list[dict[str, Any]] = [
             {"text": text, "tokens": tokens, "finish_reason": end}
-            for text, tokens, end in zip(self.written, self.tokens, self.ends, strict=True)
+            if picture is None
+            else {"image": pictures.url(pictures.png(picture)), "tokens": tokens}
+            for text, tokens, end, picture in zip(self.written, self.tokens, self.ends, self.pictures, strict=True)
         ]
         return msgspec.json.encode({"rows": rows, "notes": list(self.notes)})
 
 
 class Tensors(Asked):
-    """An infer request, v2 or v1, to a model whose output is the generated text."""
+    """An infer request, v2 or v1, to a model whose output is the generated text, or the painted picture."""
 
     def __init__(self, kind: str, body: bytes | memoryview, header_length: int | None, model: "Declared") -> None:
         """Read the body.
@@ -325,8 +344,7 @@ class Tensors(Asked):
         feed = model.check(self._request.inputs)
         model.wanted(self._request.names)
         (rows,) = feed.values()
-        given = self._request.parameters if not v1 else {}
-        asked = {name: value for name, value in given.items() if name in (*PARAMETERS, STOP)}
+        asked = known(self._request.parameters) if not v1 else {}
         super().__init__(
             [str(text) for text in rows.ravel()], ask_of(asked, model.manifest), model.manifest.inputs[0].name
         )
@@ -334,7 +352,7 @@ class Tensors(Asked):
 
     def answer(self) -> bytes:
         port = self._model.manifest.outputs[0]
-        outputs = {port.name: np.array(self.written, object).reshape(-1, *[1] * (len(port.shape) - 1))}
+        outputs = {port.name: self.output(port)}
         if self._v1:
             return protocol.encode_v1(self._model.manifest, outputs, self._request)
         body, self.header_length = protocol.encode(
@@ -366,8 +384,13 @@ def read(kind: str, body: bytes | memoryview, header_length: int | None, model: 
 
 
 def writes(manifest: Manifest) -> bool:
-    """Whether a text is all that a model answers, on the infer routes too, as a translation is."""
-    return bool(manifest.generation) and [port.dtype for port in manifest.outputs] == ["BYTES"]
+    """Whether what is written, or painted, is all that a model answers, on the infer routes too, as a translation is."""
+    return bool(manifest.generation) and [port.dtype for port in manifest.outputs] in (["BYTES"], ["UINT8"])
+
+
+def paints(manifest: Manifest) -> bool:
+    """Whether what a model makes of a text is a picture."""
+    return "picture" in manifest.generation
 
 
 def check(kind: str, manifest: Manifest) -> None:
@@ -376,6 +399,9 @@ def check(kind: str, manifest: Manifest) -> None:
     Raises:
         RequestError: it does not.
     """
+    if paints(manifest) and kind in KINDS and kind != "rows":
+        message = f"{manifest.name!r} paints pictures of texts, and continues none; ask at /predict"
+        raise RequestError("not_generative", message)
     if kind in KINDS and not manifest.generation:
         message = (
             f"{manifest.name!r} is made for {manifest.task.replace('-', ' ')} and continues no texts; ask at /predict"
@@ -427,13 +453,15 @@ def pack(rows: list[str], parameters: dict[str, Any]) -> bytes:
 
 
 def unpack(body: bytes) -> tuple[list[dict[str, Any]], list[str]]:
-    """Rows `{"text", "tokens", "finish_reason"}` and notes of the answer to one."""
+    """Rows `{"text", "tokens", "finish_reason"}`, or `{"image", "tokens"}`, and notes of the answer to one."""
     told = msgspec.json.decode(body)
     return told["rows"], told["notes"]
 
 
 def table(predictions: list[dict[str, Any]]) -> list[list[Any]]:
-    """Continuations as lines of a table, the first being the header."""
+    """Continuations, or pictures as data URLs, as lines of a table, the first being the header."""
+    if "image" in predictions[0]:
+        return [["image"], *([row["image"]] for row in predictions)]
     return [["text", "finish_reason"], *([row["text"], row["finish_reason"]] for row in predictions)]
 
 

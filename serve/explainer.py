@@ -6,7 +6,6 @@ The process gets most of the time limit as a budget and then answers with the be
 budget is stopped.
 """
 
-import base64
 import contextlib
 import io
 import os
@@ -24,6 +23,7 @@ import numpy as np
 from serve import manifest as bundles
 from serve.errors import RequestError
 from serve.manifest import Bundle, BundleError
+from serve.pictures import url
 
 TARGET = "zoo.explain:explain"
 REQUEST = "request"  # member of a frame that holds the JSON; the others are arrays
@@ -202,7 +202,7 @@ def _answer(frame: bytes, target: str, opened: dict[str, Bundle]) -> dict[str, A
         if drawn is not None:
             picture = io.BytesIO()
             explanation.plot(picture, **drawn)
-            told["picture"] = f"data:image/png;base64,{base64.b64encode(picture.getvalue()).decode()}"
+            told["picture"] = url(picture.getvalue())
         return told
     except ImportError as error:
         cure = f"explanations are not installed on this server ({error}); run: pip install 'zooroad[explain]'"

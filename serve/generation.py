@@ -35,20 +35,22 @@ class Piece:
         done: "" while it goes on; then "stop" (a text of `Ask.stop` came), "length" (as long as asked, or as the model can)
             or "end" (the model ended it).
         note: what people should know, with the first piece of a row.
+        picture: uint8 (height, width, channels), with the last piece of a row that is painted.
     """
 
     text: str
     tokens: int
     done: str = ""
     note: str = ""
+    picture: np.ndarray | None = None
 
 
 @dataclass
-class _Row:
+class Row:
     number: int
     ask: Ask
     tokens: list[int]  # that the decoder reads first
-    text: "_Text"
+    text: "Text"
     random: np.random.Generator
     most: int
     note: str = ""
@@ -85,15 +87,15 @@ class Running:
         if chosen not in files:
             raise BundleError(f"{manifest.name!r} has no decoder in {chosen!r}; it has {', '.join(files)}")
         self.precision = chosen
-        self._decoder = _session(folder / files[chosen]["decoder"], threads)
+        self._decoder = session(folder / files[chosen]["decoder"], threads)
         encoder = files[chosen].get("encoder", "")
-        self._encoder = _session(folder / encoder, threads) if encoder else None
-        self._tokenizer, self._cut = _tokenizer(folder, manifest, encoder != "")
+        self._encoder = session(folder / encoder, threads) if encoder else None
+        self._tokenizer, self._cut = _tokenizer(folder, manifest, encoder != "" or "picture" in block)
         self.length: int = block["length"]
         self._end: int = block["end"]
         self._numbers = 0
-        self._waiting: list[_Row] = []
-        self._owners: list[_Row] = []  # one for each row of the arrays, several for one with beams
+        self._waiting: list[Row] = []
+        self._owners: list[Row] = []  # one for each row of the arrays, several for one with beams
         self._tokens = np.zeros((0, 1), np.int32)  # the newest of each, which is not cached yet
         self._cached = np.zeros((0, 1), np.int32)
         self._caches = {
@@ -123,33 +125,41 @@ class Running:
             ValueError: the text has nothing to go on from.
         """
         self._numbers += 1
-        number = self._numbers
-        random = np.random.default_rng(ask.seed)
-        if self._encoder is not None:
-            if not text.strip():
-                raise ValueError("the text is blank; write what is to be answered")
-            read = self._tokenizer.encode(text)
-            note = f"only the first {self._cut} tokens of the text were read, the rest was cut off"
-            source = {self.block["source"]: np.array([read.ids], np.int32)}
-            start = list(self.block["start"])
-            most = min(ask.most, self.length - len(start) + 1) if self.length else ask.most
-            row = _Row(number, ask, start, _Text(self._tokenizer, [], ask.stop), random, most, source=source)
-            row.note = note if read.overflowing else ""
-        else:
-            tokens = self._read(text)
-            note, room = "", min(ask.most, self.length // 2) if self.length else 0
-            if self.length and len(tokens) > self.length - room:
-                kept = max(self.length - room, 1)
-                note = (
-                    f"only the last {kept} of the text's {len(tokens)} tokens were read, so that {room} fit behind them"
-                )
-                tokens = tokens[-kept:]
-            most = min(ask.most, self.length - len(tokens) + 1) if self.length else ask.most
-            row = _Row(number, ask, tokens, _Text(self._tokenizer, tokens[-BEFORE:], ask.stop), random, most, note)
+        row = self._row(self._numbers, text, ask)
         if ask.beams > 1:
             row.beams = Beams(ask.beams, row.most, self._end)
         self._waiting.append(row)
-        return number
+        return row.number
+
+    def _row(self, number: int, text: str, ask: Ask) -> Row:
+        """A text as the decoder begins with it."""
+        random = np.random.default_rng(ask.seed)
+        if self._encoder is not None:
+            tokens, read, note = list(self.block["start"]), *self._whole(text)
+            source = {self.block["source"]: np.array([read], np.int32)}
+            most = min(ask.most, self.length - len(tokens) + 1) if self.length else ask.most
+            said = Text(self._tokenizer, [], ask.stop)
+            return Row(number, ask, tokens, said, random, most, note, source)
+        tokens = self._read(text)
+        note, room = "", min(ask.most, self.length // 2) if self.length else 0
+        if self.length and len(tokens) > self.length - room:
+            kept = max(self.length - room, 1)
+            note = f"only the last {kept} of the text's {len(tokens)} tokens were read, so that {room} fit behind them"
+            tokens = tokens[-kept:]
+        most = min(ask.most, self.length - len(tokens) + 1) if self.length else ask.most
+        return Row(number, ask, tokens, Text(self._tokenizer, tokens[-BEFORE:], ask.stop), random, most, note)
+
+    def _whole(self, text: str) -> tuple[list[int], str]:
+        """Tokens of a text that is read to its end and filled up, and a note where it was cut.
+
+        Raises:
+            ValueError: the text is blank.
+        """
+        if not text.strip():
+            raise ValueError("the text is blank; write what is to be answered")
+        read = self._tokenizer.encode(text)
+        note = f"only the first {self._cut} tokens of the text were read, the rest was cut off"
+        return read.ids, note if read.overflowing else ""
 
     def _read(self, text: str) -> list[int]:
         """Tokens of a text that is to be continued: without those that end it."""
@@ -193,7 +203,7 @@ class Running:
             pieces += self._choose(self._begin(group), begin)
         return pieces
 
-    def _begin(self, group: list[_Row]) -> np.ndarray:
+    def _begin(self, group: list[Row]) -> np.ndarray:
         """Read the texts of rows of equal length, which stand last from then on; the logits behind them."""
         size, length, begin = len(group), len(group[0].tokens), len(self._owners)
         found: dict[str, np.ndarray] = {}
@@ -257,7 +267,7 @@ class Running:
         self._tokens = np.array(tokens, np.int32).reshape(-1, 1)
         return pieces
 
-    def _piece(self, row: _Row, token: int) -> Piece:
+    def _piece(self, row: Row, token: int) -> Piece:
         if token == self._end:
             return Piece(row.text.rest(), row.made - 1, "end")
         text, stopped = row.text.add(token)
@@ -267,7 +277,7 @@ class Running:
             return Piece(text + row.text.rest(), row.made, "length")
         return Piece(text, row.made)
 
-    def _searched(self, row: _Row) -> Piece:
+    def _searched(self, row: Row) -> Piece:
         """All of the best answer, when its search is over."""
         assert row.beams is not None
         answer, said = row.beams.answer, ""
@@ -280,7 +290,7 @@ class Running:
                 return Piece(said, len(answer), "stop")
         return Piece(said + row.text.rest(), len(answer), done)
 
-    def _arrange(self, places: Sequence[int], owners: list[_Row]) -> None:
+    def _arrange(self, places: Sequence[int], owners: list[Row]) -> None:
         """Keep these rows of the arrays, in this order; one may be kept several times."""
         self._reserve(len(places), 0)
         moved = [new for new, old in enumerate(places) if new != old]
@@ -356,7 +366,7 @@ class _Call:
         return self._logits
 
 
-class _Text:
+class Text:
     """Tokens that become characters, as soon as these are whole."""
 
     def __init__(self, tokenizer: Any, before: list[int], stop: tuple[str, ...]) -> None:
@@ -411,7 +421,7 @@ def _longer(array: np.ndarray, rows: int) -> np.ndarray:
     return made
 
 
-def _session(path: Path, threads: int) -> Any:
+def session(path: Path, threads: int) -> Any:
     """A file in ONNX Runtime, whose threads wait busily within a step, which is hundreds of short tasks, and sleep behind it."""
     import onnxruntime
 

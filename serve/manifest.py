@@ -31,7 +31,9 @@ SIGNED = b"zooroad bundle 1\n"  # stands before the content of SHA256SUMS in wha
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")  # of models and versions
 _SUM = re.compile(r"([0-9a-f]{64})  ([^\0\r\n\\]{1,1024})")
 _SIGNATURE = re.compile(r"ed25519 ([0-9a-f]{16}) ([0-9a-f]{128})")
-_WRITING = ("decoder", "decoder_weights", "encoder", "encoder_weights")  # files by which a text is written
+_HALVES = ("decoder", "encoder", "drawer")  # files by which a text is written, or a picture painted
+_WRITING = (*_HALVES, *(f"{what}_weights" for what in _HALVES))
+_PICTURE = ("text", "padding", "pad", "places")
 _SMALL = 16 * 2**20  # bytes that a manifest or a list of hashes may have
 _YOUNG = 2.0  # seconds within which a clock may give two writes one time
 
@@ -153,7 +155,10 @@ class Manifest:
             where it has one, with their size and the largest difference of logits from Keras (`parity`); names and shapes
             of the decoder's `caches` and `states` and of what is `crossing` from the encoder; what the encoder reads
             (`source`); tokens that `start` a text and that `end` it (-1 for none); most places (`length`, 0 for any
-            number); and why a precision has the float decoder (`refused`). See `serve.generation`. Else empty.
+            number); and why a precision has the float decoder (`refused`). Of a model that paints the files have a `drawer`,
+            and `picture` says how many codes there are, which have the first numbers (`text`), the number of the first
+            token for padding (`padding`), that of padding in the tokenizer (`pad`) and the codes of a picture (`places`).
+            See `serve.generation` and `serve.painting`. Else empty.
     """
 
     name: str
@@ -270,11 +275,17 @@ def _check_generation(block: dict[str, Any]) -> None:
     if not isinstance(block.get("files"), dict) or "fp32" not in block["files"]:
         raise ValueError("generation has no files of a decoder in fp32")
     for form in block["files"].values():
-        if not all(isinstance(form.get(what), str) for what in _WRITING) or not form["decoder"]:
+        if not all(isinstance(form.get(what, ""), str) for what in _WRITING) or not form["decoder"]:
             raise ValueError("generation names a file by what is no text, or no decoder")
+        if "picture" in block and not form.get("drawer"):
+            raise ValueError("generation names no file that makes pictures of codes")
     whole = [block.get("length"), block.get("end"), *block.get("start", [None])]
+    if "picture" in block:
+        whole += [block["picture"].get(what) for what in _PICTURE]
     if not all(type(number) is int and -1 <= number < 2**31 for number in whole):
-        raise ValueError("generation has a length, start or end that is no whole number")
+        raise ValueError(
+            "generation has a length, start or end that is no whole number, or a picture has such a number"
+        )
     if not isinstance(block.get("source"), str) or not all(isinstance(name, str) for name in block["crossing"]):
         raise ValueError("generation names a tensor by what is no text")
     for one, sizes in [*((one, 3) for one in block["caches"]), *((one, 1) for one in block["states"])]:
@@ -460,7 +471,7 @@ def read(folder: str | Path, *, trust: Trust = ()) -> Bundle:
             if name not in listed:
                 raise BundleError(f"{folder}: precision {key!r} names {name!r}, which the bundle does not hold")
     for key, form in manifest.generation.get("files", {}).items():
-        for name in filter(None, (form[what] for what in _WRITING)):
+        for name in filter(None, (form.get(what) for what in _WRITING)):
             if name not in listed:
                 raise BundleError(f"{folder}: the decoder in {key!r} needs {name!r}, which the bundle does not hold")
     for name in manifest.edge:
@@ -554,7 +565,7 @@ def _check_references(folder: Path, manifest: Manifest, listed: dict[str, str]) 
     """Refuse ONNX files whose weights lie anywhere but in the file beside them that the manifest names."""
     beside = {precision.file: precision.weights for precision in manifest.precisions.values()}
     for form in manifest.generation.get("files", {}).values():
-        beside |= {form[what]: form[f"{what}_weights"] for what in ("decoder", "encoder") if form[what]}
+        beside |= {form[what]: form.get(f"{what}_weights", "") for what in _HALVES if form.get(what)}
     for name in listed.keys() | beside.keys():
         if name not in beside and not name.endswith(".onnx"):
             continue

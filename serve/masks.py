@@ -1,6 +1,5 @@
 """Masks as people and scripts read them: a small PNG or run lengths, and how much of the picture each label covers."""
 
-import base64
 import io
 from typing import Any
 
@@ -8,6 +7,7 @@ import numpy as np
 from PIL import Image
 
 from serve.manifest import Manifest
+from serve.pictures import url
 
 NEEDED = ("mask",)  # outputs of the model that are asked for; probabilities would be many times as many bytes
 FORMS = ("png", "runs", "none")
@@ -47,7 +47,7 @@ def _answer(mask: np.ndarray, labels: tuple[str, ...], form: str) -> dict[str, A
         "width": mask.shape[1],
     }
     if form == "png":
-        told["mask"] = f"data:image/png;base64,{base64.b64encode(png(mask, labels)).decode()}"
+        told["mask"] = url(png(mask, labels))
     elif form == "runs":
         told["runs"] = runs(mask)
     return told

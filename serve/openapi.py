@@ -314,13 +314,14 @@ def _examples(model: ModelLike) -> Iterator[tuple[str, tuple[Any, ...]]]:
 
 
 def _written(manifest: Manifest, row: dict[str, Any]) -> Iterator[tuple[str, tuple[Any, ...]]]:
-    """What may be sent to a model that writes texts; what it answers depends on what is asked beside."""
+    """What may be sent to a model that writes texts, or paints; what it answers depends on what is asked beside."""
     (text,) = row.values()
-    few = {"max_tokens": min(20, manifest.generation["length"] or 20)}
-    sent = {"text_input": text, "parameters": {} if continuations.writes(manifest) else {**few, "temperature": 0.8}}
-    yield "POST /v2/models/{model}/generate", (sent,)
-    yield "POST /v2/models/{model}/generate_stream", (sent,)
-    yield "POST /v1/completions", ({"model": manifest.name, "prompt": text, **few},)
+    if not continuations.paints(manifest):
+        few = {"max_tokens": min(20, manifest.generation["length"] or 20)}
+        sent = {"text_input": text, "parameters": {} if continuations.writes(manifest) else {**few, "temperature": 0.8}}
+        yield "POST /v2/models/{model}/generate", (sent,)
+        yield "POST /v2/models/{model}/generate_stream", (sent,)
+        yield "POST /v1/completions", ({"model": manifest.name, "prompt": text, **few},)
     yield "POST /predict/{model}", (row,)
     yield "POST /jobs/{model}", (row,)
 

@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 from flask import Flask, Response, g, has_request_context, request
 
-from serve import codec, continuations, masks, texts
+from serve import codec, continuations, masks, pictures, texts
 from serve.codec import Batch, Inputs
 from serve.errors import RequestError, shown
 from serve.explainer import Explainer
@@ -20,7 +20,7 @@ from serve.heads import LONGEST_WAIT, deadline_of
 from serve.identities import identity_routes
 from serve.jobs import KINDS, Job, Jobs
 from serve.live import Live
-from serve.manifest import Port
+from serve.manifest import Manifest, Port
 from serve.monitor import Monitor
 from serve.runtime import ModelLike
 from serve.standard import cached, reply
@@ -167,10 +167,10 @@ def _answer_routes(
 
     @app.post("/predict/<model>")
     def predict(model: str) -> Response:
-        """Answer image files, JSON rows, a CSV file or a text with labels, values, or masks of images."""
+        """Answer image files, JSON rows, a CSV file or a text with labels, values, texts or pictures."""
         found = _model(store, model)
         top, form, beams, table = _whole("top", 5), _form(found), _beams(found), _wants_csv()
-        picture = found.manifest.task == "segmentation" and request.accept_mimetypes.best_match([JSON, CSV, PNG]) == PNG
+        picture = request.accept_mimetypes.best_match([JSON, CSV, PNG]) == PNG
         batch = bodies.read(found)
         if batch.count > found.max_batch:
             message = (
@@ -181,12 +181,14 @@ def _answer_routes(
         if found.manifest.generation:
             predictions, told = _written(found, inputs, _parameters())
             _counted(monitor, store, found, predictions)
+            if picture and batch.count == 1 and continuations.paints(found.manifest):
+                return Response(pictures.file_of(predictions[0]["image"]), mimetype=PNG)
             if table:
                 return _csv(codec.answers_csv(predictions, found.manifest))
             told = [*notes, *told]
             return reply({"model": found.name, "version": found.version, "predictions": predictions, "notes": told})
         answered = found.predict(inputs, codec.needed(found.manifest), deadline=_deadline())
-        if picture and batch.count == 1:
+        if picture and batch.count == 1 and found.manifest.task == "segmentation":
             monitor.rows(found.name, found.version, 1)
             return Response(masks.png(answered["mask"][0], found.manifest.labels), mimetype=PNG)
         read = codec.read(found.bundle.folder, found.manifest, inputs)
@@ -473,7 +475,7 @@ def _parameters() -> dict[str, Any]:
 
 
 def _written(model: ModelLike, inputs: Inputs, parameters: dict[str, Any]) -> tuple[list[dict[str, Any]], list[str]]:
-    """What a model writes behind texts, a row for each, and notes."""
+    """What a model writes behind texts, or paints of them, a row for each, and notes."""
     (rows,) = inputs.values()
     body = continuations.pack([str(text) for text in rows.ravel()], parameters)
     deadline = _deadline() if has_request_context() else time.monotonic() + LONGEST_WAIT
@@ -488,13 +490,18 @@ def _counted(monitor: Monitor, store: Shelf, model: ModelLike, rows: list[dict[s
 
 
 def _check_explained(model: ModelLike) -> None:
-    """Refuse to explain a text.
+    """Refuse to explain a text, or a picture.
 
     Raises:
-        RequestError: the model writes texts.
+        RequestError: the model writes texts, or paints.
     """
     if model.manifest.generation:
-        message = f"{model.name!r} writes texts, of which each token has reasons of its own; explanations are for a label or a value"
+        made = (
+            "paints pictures, of which each code"
+            if continuations.paints(model.manifest)
+            else "writes texts, of which each token"
+        )
+        message = f"{model.name!r} {made} has reasons of its own; explanations are for a label or a value"
         raise RequestError("cannot_explain", message)
 
 
@@ -525,7 +532,7 @@ def _described(store: Shelf, name: str, index: list[dict[str, Any]]) -> dict[str
         "kind": manifest.kind,
         "labels": manifest.labels,
         "metric": manifest.metric,
-        "writes": "answer" if continuations.writes(manifest) else "continuation" if manifest.generation else "",
+        "writes": _written_kind(manifest),
         "length": manifest.generation.get("length", 0),
         "inputs": [msgspec.to_builtins(port) for port in manifest.inputs],
         "choices": manifest.choices,
@@ -533,6 +540,13 @@ def _described(store: Shelf, name: str, index: list[dict[str, Any]]) -> dict[str
         "max_batch": model.max_batch,
         "training": {key: manifest.training.get("data", {}).get(key) for key in ("name", "source", "generated")},
     }
+
+
+def _written_kind(manifest: Manifest) -> str:
+    """What a model makes of a text, as the page asks: a "picture", an "answer" or a "continuation"; "" for nothing."""
+    if continuations.paints(manifest):
+        return "picture"
+    return "answer" if continuations.writes(manifest) else "continuation" if manifest.generation else ""
 
 
 def _spreads(port: Port) -> bool:

@@ -329,12 +329,15 @@ def _classified(want: Wanted, array: np.ndarray, datatype: str, labels: tuple[st
 _NAMES = {np.dtype(dtype): name for name, dtype in DTYPES.items() if name not in ("BF16", "BYTES")}
 
 
-def pack(inputs: dict[str, np.ndarray], outputs: list[str] | None = None) -> tuple[bytes, int]:
+def pack(
+    inputs: dict[str, np.ndarray], outputs: list[str] | None = None, parameters: dict[str, Any] | None = None
+) -> tuple[bytes, int]:
     """Write a v2 infer request with binary tensors that asks for a binary answer.
 
     Args:
         inputs: arrays by name; text as arrays of str.
         outputs: names wanted; every output if None.
+        parameters: of a model that writes or paints, such as "temperature".
 
     Returns:
         The body and its `Inference-Header-Content-Length`.
@@ -346,7 +349,7 @@ def pack(inputs: dict[str, np.ndarray], outputs: list[str] | None = None) -> tup
         binary.append(to_binary(array, datatype))
         size = {"binary_data_size": len(binary[-1])}
         described.append({"name": name, "datatype": datatype, "shape": array.shape, "parameters": size})
-    request: dict[str, Any] = {"inputs": described, "parameters": {"binary_data_output": True}}
+    request: dict[str, Any] = {"inputs": described, "parameters": {**(parameters or {}), "binary_data_output": True}}
     if outputs is not None:
         request["outputs"] = [{"name": name} for name in outputs]
     header = msgspec.json.encode(request)

@@ -95,7 +95,7 @@ def _model_routes(app: Flask, store: Shelf, monitor: Monitor) -> None:
         """Answer a batch of rows, as JSON or as binary tensors."""
         found = model_of(store, model, version)
         asked = protocol.decode(request.get_data(), _header_length())
-        answered = found.predict(asked.inputs, asked.names)
+        answered = found.predict(asked.inputs, asked.names, parameters=asked.parameters)
         monitor.rows(found.name, found.version, len(next(iter(answered.values()))))
         body, length = protocol.encode(found.name, found.version, found.manifest, answered, asked)
         response = reply(body)

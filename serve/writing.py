@@ -1,4 +1,4 @@
-"""Texts of one model that are continued together: who asked for which, and what each is told after a step. No HTTP."""
+"""Texts of one model that are continued, or painted, together: who asked for which, and what each is told after a step. No HTTP."""
 
 import itertools
 import logging
@@ -12,7 +12,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from serve.continuations import Asked, failure
+from serve.continuations import Asked, failure, paints
 from serve.errors import RequestError, late
 from serve.manifest import Manifest
 from serve.sampling import Ask
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("serve")
 
 GENERATOR = "serve.generation:Running"
+PAINTER = "serve.painting:Painting"
 MOST = 16  # texts that are continued at a time: each of them keeps what its tokens left in every layer
 
 
@@ -43,7 +44,7 @@ def opened(generator: str, folder: Path, manifest: Manifest, precision: str, thr
     """The generator of a bundle, None for a model that continues no texts.
 
     Args:
-        generator: "module:name" of its class.
+        generator: "module:name" of its class; the usual one is another for pictures.
         folder: of the bundle.
         manifest: its manifest.
         precision: stored form that is served.
@@ -54,6 +55,8 @@ def opened(generator: str, folder: Path, manifest: Manifest, precision: str, thr
     """
     if not manifest.generation:
         return None
+    if generator == GENERATOR and paints(manifest):
+        generator = PAINTER
     module, _, name = generator.partition(":")
     made: Generator = getattr(import_module(module), name)(folder, manifest, precision, threads=threads)
     return made

@@ -61,7 +61,7 @@ RULES = [  # files, files that are excepted, what they may not import, what of t
     (
         "zoo/**",
         "zoo/cli.py zoo/commands zoo/demo.py zoo/matrix.py zoo/explain zoo/evaluate zoo/compress/budget.py "
-        "zoo/generation.py",
+        "zoo/generation.py zoo/painting.py",
         "export serve flask",
         "",
     ),
@@ -73,7 +73,7 @@ RULES = [  # files, files that are excepted, what they may not import, what of t
         "export serve flask",
         "serve.manifest serve.runtime serve.session serve.generation serve.beam_search",
     ),
-    ("export/*", "", "flask serve", "serve.manifest serve.session serve.drift serve.generation"),
+    ("export/*", "", "flask serve", "serve.manifest serve.session serve.drift serve.generation serve.painting"),
     ("serve/*", "", "zoo export keras tensorflow torch jax", ""),
     ("zoo/data/*", "", "keras tensorflow jax torch zoo", "zoo.data zoo.machine zoo.registry"),
 ]

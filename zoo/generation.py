@@ -43,16 +43,18 @@ def pieces(running: "Running", text: str, **ask: Any) -> "Iterator[Piece]":
                 yield piece
 
 
-def opened(model: Any, precision: str | None = None, threads: int = 0) -> "Running":
-    """Something that continues texts, of a bundle or run; the arguments are those of `generate`.
+def opened(model: Any, precision: str | None = None, threads: int = 0, *, paints: bool = False) -> "Running":
+    """Something that continues texts, or paints pictures of them, of a bundle or run; the arguments are those of `generate`.
 
     Raises:
-        ValueError: the model writes no texts.
+        ValueError: the model writes no texts, or paints no pictures where that is asked.
     """
     from serve.generation import Running
     from serve.manifest import MANIFEST, Bundle, read
+    from serve.painting import Painting
 
-    if isinstance(model, Running):
+    kind = Painting if paints else Running
+    if isinstance(model, Running) and isinstance(model, Painting) == paints:
         return model
     if isinstance(model, str | Path):
         if (Path(model) / MANIFEST).exists():
@@ -62,13 +64,25 @@ def opened(model: Any, precision: str | None = None, threads: int = 0) -> "Runni
 
             model = load(model)
     if isinstance(model, Bundle):
-        return Running(model.folder, model.manifest, precision, threads)
+        _check(model.manifest.name, "picture" in model.manifest.generation, paints)
+        return kind(model.folder, model.manifest, precision, threads)
     if not hasattr(model, "signature"):
-        raise ValueError(f"a bundle or a run writes texts, which have a tokenizer; got a {type(model).__name__}")
+        what = "paints pictures of" if paints else "writes"
+        raise ValueError(f"a bundle or a run {what} texts, which have a tokenizer; got a {type(model).__name__}")
     if precision not in (None, "fp32"):
         raise ValueError(f"a run has its weights in fp32 only, got precision={precision!r}; export it first")
+    _check(model.model.name, model.signature.task == "text-to-image", paints)
     from export import continuing
 
     with tempfile.TemporaryDirectory() as place:  # the session has read the files when this ends
         manifest = continuing.alone(model.model, model.signature, Path(place))
-        return Running(Path(place), manifest, "fp32", threads)
+        return kind(Path(place), manifest, "fp32", threads)
+
+
+def _check(name: str, able: bool, paints: bool) -> None:
+    if able and not paints:
+        raise ValueError(f"{name!r} paints pictures of texts, and writes none; ask it with zoo.paint, or `zoo paint`")
+    if paints and not able:
+        raise ValueError(
+            f"pictures are painted by a model such as 'dalle', got {name!r}; train one, such as with `zoo train dalle_nano`"
+        )

@@ -245,7 +245,8 @@ class _Road:
         from serve import protocol
 
         inputs = {key.removeprefix("input/"): value[:1] for key, value in golden.items() if key.startswith("input/")}
-        body, length = protocol.pack(inputs)
+        generation = bundle.manifest.generation
+        body, length = protocol.pack(inputs, None, {"temperature": 0} if generation else {})
         headers = {"Content-Type": "application/octet-stream", "Inference-Header-Content-Length": str(length)}
         with server(self._folder / "store") as (url, _):
             times = []
@@ -257,8 +258,10 @@ class _Road:
             row = json.dumps(examples[0]).encode()
             told = json.loads(post(f"{url}/predict/{name}", row, {"Content-Type": "application/json"})[0])
             written = ""
-            if bundle.manifest.generation:
-                most = min(8, bundle.manifest.generation["length"] or 8)
+            if "picture" in generation:
+                written = f", paints {told['predictions'][0]['tokens']} codes"
+            elif generation:
+                most = min(8, generation["length"] or 8)
                 ask = json.dumps({"text_input": str(inputs["text"][0]), "max_tokens": most}).encode()
                 answer = post(f"{url}/v2/models/{name}/generate", ask, {"Content-Type": "application/json"})[0]
                 written = f", writes {json.loads(answer)['tokens']} tokens"

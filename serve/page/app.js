@@ -110,6 +110,41 @@ async function write({ text, parameters, signal, ended }) {
   }
 }
 
+// ---- a picture that is painted
+
+async function paint({ text, parameters, signal, ended }) {
+  clearAnswer("Painting …");
+  const mine = turn;
+  const asked = Object.fromEntries(Object.entries(parameters).map(([name, value]) => [name, String(value)])); // 0 is said, too
+  const body = JSON.stringify({ [model.inputs[0].name]: text });
+  const path = route("predict", { version: $("version").value, ...asked });
+  const started = performance.now();
+  let verdict = "Stopped.";
+  try {
+    const answer = await ask(path, { method: "POST", headers: { "Content-Type": "application/json" }, body, signal });
+    if (mine !== turn) return;
+    tell(null);
+    const [{ image }] = answer.predictions;
+    const layers = make("div", { className: "layers" }, make("img", { src: image, alt: text }));
+    $("overlay").replaceChildren(make("div", { className: "overlay" }, layers));
+    verdict = "";
+    notes(answer.notes);
+    $("timing").textContent = `painted by version ${answer.version} in ${(performance.now() - started).toFixed(0)} ms`;
+    $("command").textContent = curl(path, `-H 'Accept: image/png' -H 'Content-Type: application/json' -d ${quoted(body)} -o picture.png`);
+    $("curl").hidden = false;
+    reveal();
+    look();
+  } catch (error) {
+    if (mine === turn && error.name !== "AbortError") {
+      verdict = "No answer.";
+      tell(error.message);
+    }
+  } finally {
+    ended();
+    if (mine === turn) $("verdict").textContent = verdict;
+  }
+}
+
 // ---- many rows
 
 async function runJob(file) {
@@ -297,13 +332,13 @@ function showExplanation(why) {
 // ---- the input
 
 const quoted = (text) => `'${text.replaceAll("'", "'\\''")}'`;
-const curl = (path, rest) => `curl ${location.origin}${path} ${key.get() ? "-H 'Authorization: Bearer <key>' " : ""}${rest}`;
+const curl = (path, rest) => `curl ${quoted(location.origin + path)} ${key.get() ? "-H 'Authorization: Bearer <key>' " : ""}${rest}`;
 const command = (rest) => curl(`/predict/${encodeURIComponent(model.name)}`, rest);
 
 const on = {
   clear: clearAnswer,
   rows: runJob,
-  write,
+  write: (asked) => (model.writes === "picture" ? paint : write)(asked),
   json(row) {
     const body = JSON.stringify(row);
     predict(body, "application/json", command(`-H 'Content-Type: application/json' -d ${quoted(body)}`));

@@ -1,4 +1,4 @@
-// The form of a model that writes texts, and the text as it comes.
+// The form of a model that writes texts or paints pictures of them, and the text as it comes.
 
 import { button, make } from "./common.js";
 import { buttons, examplesButton, put } from "./inputs.js";
@@ -7,20 +7,27 @@ const SHOWN = 400; // characters of what was sent that stand before its continua
 
 const SETTINGS = [
   { name: "max_tokens", label: "Tokens at most", value: 64, min: 1, step: 1 },
-  { name: "temperature", label: "Temperature", value: 0.8, min: 0, max: 100, step: "any", title: "0 takes the likeliest token each time, 1 draws as the model says" },
+  { name: "temperature", label: "Temperature", min: 0, max: 100, step: "any", title: "0 takes the likeliest token each time, 1 draws as the model says" },
   { name: "top_p", label: "Top p", value: 1, min: 0, max: 1, step: "any", title: "draws among the likeliest tokens of so much probability" },
   { name: "seed", label: "Seed", value: "", min: 0, step: 1, placeholder: "random" },
 ];
 
+const WORDS = {
+  answer: { placeholder: "Type or paste a text", hint: "Write something.", start: "Write", temperature: 0 },
+  continuation: { placeholder: "Once upon a time", hint: "Write how it begins.", start: "Continue", temperature: 0.8 },
+  picture: { placeholder: "What the picture is to show", hint: "Write what is to be painted.", start: "Paint", temperature: 1 },
+};
+
 // Calls `on.write({text, parameters, signal, ended})`; `ended` is to be called when nothing more comes.
 export function showWriting(model, examples, on) {
   const name = model.inputs[0].name;
-  const answers = model.writes === "answer";
-  const area = make("textarea", { rows: 6, name, placeholder: answers ? "Type or paste a text" : "Once upon a time" });
+  const words = WORDS[model.writes];
+  const paints = model.writes === "picture";
+  const area = make("textarea", { rows: paints ? 2 : 6, name, placeholder: words.placeholder });
   const cells = make("div", { className: "cells" });
-  const fields = SETTINGS.map(({ name, label, ...rest }) => {
+  const fields = SETTINGS.filter(({ name }) => !paints || name !== "max_tokens").map(({ name, label, ...rest }) => {
     const field = make("input", { type: "number", name, autocomplete: "off", ...rest });
-    if (answers && name === "temperature") field.value = 0;
+    if (name === "temperature") field.value = words.temperature;
     if (name === "max_tokens" && model.length) {
       field.max = model.length;
       field.value = Math.min(field.value, model.length);
@@ -29,10 +36,10 @@ export function showWriting(model, examples, on) {
     return field;
   });
   const until = make("input", { type: "text", name: "stop", autocomplete: "off", placeholder: "nothing" });
-  cells.append(make("label", {}, "Stop at", until));
-  const hint = answers ? "Write something." : "Write how it begins.";
+  if (!paints) cells.append(make("label", {}, "Stop at", until));
+  const { hint } = words;
   let going = null;
-  const start = make("button", { type: "submit", className: "strong", textContent: answers ? "Write" : "Continue" });
+  const start = make("button", { type: "submit", className: "strong", textContent: words.start });
   const stop = button("Stop", () => going?.abort(), { hidden: true });
   const form = make("form", {}, make("label", { className: "wide" }, "Text", area), make("details", {}, make("summary", { textContent: "Settings" }), cells));
   const submit = () => {

@@ -11,7 +11,7 @@ import small_writers
 from tokenizers import Tokenizer
 
 import zoo
-from serve.generation import Piece, Running, _Text, generate
+from serve.generation import Piece, Running, Text, generate
 from serve.manifest import BundleError, Manifest
 from serve.sampling import Ask, Beams, drawn
 from zoo.data.texts import TextPreprocess
@@ -256,7 +256,7 @@ def test_what_cannot_be_meant_is_refused(message):
 
 def pieces_of(read, text, stop=(), before=()):
     """What comes out as each token of a text comes in, until it stops."""
-    held, found = _Text(read, list(before), stop), []
+    held, found = Text(read, list(before), stop), []
     for token in read.encode(text).ids:
         piece, stopped = held.add(token)
         found.append(piece)
@@ -276,7 +276,7 @@ def test_characters_come_whole():
     assert "".join(found) == text and "\ufffd" not in "".join(found)
     assert len(found) == len(text.encode()) + 1 and found[2:4] == ["", "ï"]
     cut, _ = pieces_of(LETTERS, "a €")
-    held = _Text(LETTERS, [], ())
+    held = Text(LETTERS, [], ())
     assert [held.add(token)[0] for token in LETTERS.encode("a €").ids[:-1]] == ["a", " ", "", ""]
     assert held.rest() == "" and "".join(cut) == "a €"
 
@@ -305,7 +305,7 @@ def test_an_answer_joins_the_text_as_the_tokenizer_joins_words(kind):
     read.no_truncation()
     tokens = read.encode("the cat sat on the mat and the dogs and the cats", add_special_tokens=False).ids
     for cut in (1, 3, len(tokens) - 2):
-        held = _Text(read, tokens[:cut], ())
+        held = Text(read, tokens[:cut], ())
         found = "".join(held.add(token)[0] for token in tokens[cut:])
         assert read.decode(tokens[:cut]) + found == read.decode(tokens)
 

@@ -4,7 +4,7 @@ import re
 
 import pytest
 from browsing import NEEDED, playwright, problem, running, verdict
-from fake_generation import FAKE, write_teller
+from fake_generation import FAKE, write_painter, write_teller
 from test_streaming import write_translator
 
 from serve.app import create_app
@@ -19,6 +19,7 @@ def address(tmp_path_factory):
     folder = tmp_path_factory.mktemp("page")
     write_teller(folder)
     write_translator(folder)
+    write_painter(folder)
     with running(create_app(Store(folder, threads=1, generator=FAKE))) as found:
         yield found
 
@@ -33,7 +34,7 @@ def test_a_text_appears_behind_what_was_sent(visit):
     expect(tab.locator(".story")).to_have_text("Once upon a time 1/1 2/1 3/1 4/1 ")
     expect(tab.locator("#timing")).to_have_text(re.compile(r"first words after \d+ ms, then .* a second, by version 1"))
     tab.get_by_text("The same request from a terminal").click()
-    expect(tab.locator("#command")).to_contain_text('/generate_stream -N -d \'{"text_input":"Once upon a time "')
+    expect(tab.locator("#command")).to_contain_text('/generate_stream\' -N -d \'{"text_input":"Once upon a time "')
     expect(tab.get_by_role("button", name="Explain this answer")).to_be_hidden()
 
 
@@ -87,6 +88,36 @@ def test_choosing_another_model_ends_the_text(visit):
     tab.get_by_role("button", name="Write").click()
     verdict(tab, "The model ended it: 2 tokens.")
     expect(tab.locator(".story")).to_have_text("1/1 2/1 ")
+
+
+def test_a_picture_is_painted_as_freely_as_is_asked(visit):
+    tab = visit("painter")
+    verdict(tab, "Write what is to be painted.")
+    tab.get_by_label("Text").fill("painted, cut")
+    tab.get_by_role("button", name="Paint", exact=True).click()
+    picture = tab.get_by_alt_text("painted, cut")
+    seen = """image => { const canvas = document.createElement("canvas"); [canvas.width, canvas.height] = [4, 4];
+        canvas.getContext("2d").drawImage(image, 0, 0); return canvas.getContext("2d").getImageData(1, 1, 1, 1).data[0]; }"""
+    expect(tab.locator("#timing")).to_have_text(re.compile(r"painted by version 1 in \d+ ms"))
+    assert picture.evaluate(seen) == 100 and picture.bounding_box()["width"] >= 100
+    expect(tab.locator("#notes")).to_have_text("only the end of it was read")
+    tab.get_by_text("Settings").click()
+    assert tab.get_by_label("Tokens at most").count() == tab.get_by_label("Stop at").count() == 0
+    tab.get_by_label("Temperature").fill("0")
+    tab.get_by_role("button", name="Paint", exact=True).click()
+    tab.get_by_text("The same request from a terminal").click()
+    expect(tab.locator("#command")).to_contain_text("/predict/painter?temperature=0&top_p=1' -H 'Accept: image/png'")
+    assert picture.evaluate(seen) == 0
+    expect(tab.get_by_role("button", name="Explain this answer")).to_be_hidden()
+
+
+def test_a_picture_that_cannot_be_painted_says_why(visit):
+    tab = visit("painter", allowed="500")
+    tab.get_by_label("Text").fill("painted, fail")
+    tab.get_by_role("button", name="Paint", exact=True).click()
+    problem(tab, "The model failed while it continued this text")
+    verdict(tab, "No answer.")
+    expect(tab.get_by_role("button", name="Stop")).to_be_hidden()
 
 
 @pytest.mark.parametrize("width", [1100, 360])

@@ -323,5 +323,5 @@ def test_a_writer_whose_golden_texts_come_out_otherwise_is_refused(tmp_path):
     folder = write_translator(tmp_path)
     np.savez(folder / "golden.npz", **{"input/text": np.array(["end"]), "output/output": np.array(["other"])})
     seal(folder)
-    with pytest.raises(BundleError, match=r"fp32 writes other texts than golden.npz in 100% of the rows"):
+    with pytest.raises(BundleError, match=r"fp32 answers otherwise than golden.npz in 100% of the rows"):
         Model(read_bundle(folder), threads=1, generator=FAKE)

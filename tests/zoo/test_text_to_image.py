@@ -1,4 +1,4 @@
-"""Texts to images: the paper's equations in numpy, the figures, and a small model that learns, is judged and paints."""
+"""Texts to images: the paper's equations in numpy, the figures, and a small model that learns and is judged."""
 
 import json
 import math
@@ -15,7 +15,6 @@ from zoo.architectures import dalle
 from zoo.data import captions, from_rows
 from zoo.data.rows import Rows
 from zoo.evaluate.report import answers
-from zoo.painting import chosen, paint
 from zoo.tasks.text_to_image import parts
 from zoo.training import load, load_data
 
@@ -130,6 +129,8 @@ def test_codes_of_a_row_and_of_a_column_share_a_vector():
     text, row, column = (np.asarray(weight) for weight in (layer.text, layer.row, layer.column))
     np.testing.assert_allclose(found[:2], text, atol=1e-6)
     np.testing.assert_allclose(found[2:].reshape(3, 4, 5), row + column, atol=1e-6)
+    later = keras.ops.convert_to_numpy(layer(np.zeros((2, 3, 5), np.float32), start=np.array([[1], [4]], np.int32)))
+    np.testing.assert_array_equal(later, [found[1:4], found[4:7]])
 
 
 def test_figures_are_those_of_the_parts_of_the_model(model):
@@ -265,52 +266,6 @@ def test_what_does_not_suit_painting_is_refused(tmp_path, settings, message):
 def test_arguments_out_of_range_are_refused(given, message):
     with pytest.raises(ValueError, match=message):
         zoo.get("dalle", **given)
-
-
-def test_codes_are_drawn_by_temperature_from_the_likeliest():
-    random = np.random.default_rng(0)
-    logits = np.log(np.array([[0.5, 0.3, 0.15, 0.05]])).repeat(20_000, axis=0)
-    assert set(chosen(logits[:5], 0.0, 0, random)) == {0}
-    share = np.bincount(chosen(logits, 1.0, 0, random), minlength=4) / len(logits)
-    np.testing.assert_allclose(share, [0.5, 0.3, 0.15, 0.05], atol=0.015)
-    share = np.bincount(chosen(logits, 1.0, 2, random), minlength=4) / len(logits)
-    np.testing.assert_allclose(share, [0.625, 0.375, 0, 0], atol=0.015)
-    share = np.bincount(chosen(logits, 0.5, 0, random), minlength=4) / len(logits)
-    np.testing.assert_allclose(share, np.square([0.5, 0.3, 0.15, 0.05]) / 0.365, atol=0.015)
-
-
-def test_pictures_are_painted_of_texts(run, tmp_path):
-    texts = ["a large red ring", "a small blue cross at the top"]
-    found = paint(run, texts, seed=1, out=tmp_path / "painted.png")
-    assert found.shape == (2, 32, 32, 3) and found.dtype == np.uint8 and (tmp_path / "painted.png").stat().st_size
-    np.testing.assert_array_equal(paint(run.folder, texts, seed=1), found)
-    assert (paint(run, texts, seed=2) != found).any()
-    one, same = paint(run, texts[:1] * 2, temperature=0)
-    np.testing.assert_array_equal(one, same)
-
-
-def test_what_is_painted_without_doubt_is_the_likeliest_at_each_place(run):
-    length, first = run.signature.text.length, run.model.get_layer("words").input_dim - 6
-    text = run.model.get_layer("text")
-    tokens = run.signature.text({"text": np.array(["a large red ring"])})
-    whole = [token or text.vocabulary + place for place, token in enumerate(tokens[0].tolist())]
-    writer = keras.Model(text.output, run.model.get_layer("logits").output)
-    for _ in range(PLACES):
-        filled = np.array([whole + [first] * (length + PLACES - len(whole))], np.int32)
-        whole.append(first + int(np.asarray(writer(filled))[0, len(whole) - 1, first:].argmax()))
-    codes = np.eye(6, dtype=np.float32)[np.array(whole[length:]) - first].reshape(1, 4, 4, 6)
-    drawer = keras.Model(run.model.get_layer("codes").output, run.model.get_layer("pixels").output)
-    expected = 255 * np.asarray(dalle.drawn(drawer(codes)[..., :3]))
-    np.testing.assert_allclose(paint(run, ["a large red ring"], temperature=0), expected, atol=0.51)
-
-
-def test_what_cannot_be_painted_is_refused(run):
-    with pytest.raises(ValueError, match="temperature and top_k must be at least 0, got temperature=-1, top_k=0"):
-        paint(run, ["a ring"], temperature=-1)
-    with pytest.raises(ValueError, match="texts must be a list of at least one text, got 'a ring'"):
-        paint(run, "a ring")
-    with pytest.raises(ValueError, match="are painted by the run of a model such as 'dalle', got 'dalle'"):
-        paint(run.model, ["a ring"])
 
 
 def test_the_file_answers_as_keras_does(run, tmp_path):

@@ -136,7 +136,7 @@ def logit_laplace(image, middle, scale):
     return math.log(2) + scale + ops.log(x) + ops.log1p(-x) + ops.abs(logit - middle) * ops.exp(-scale)
 
 
-def drawn(middle):
+def drawn(middle: KerasTensor) -> KerasTensor:
     """Pixels in [0, 1] that a picture's `middle` stands for, appendix A.3."""
     return ops.clip((ops.sigmoid(middle) - EPSILON) / (1 - 2 * EPSILON), 0.0, 1.0)
 
@@ -174,7 +174,8 @@ class OneText(layers.Layer):
 class TextAndGrid(layers.Layer):
     """Adds a learned vector to each place of a text, and those of its row and its column to each place of a picture behind it.
 
-    (batch, length + rows * columns, width) in and out; all start normal with standard deviation 0.02.
+    (batch, length + rows * columns, width) in and out; all start normal with standard deviation 0.02. `start` is the place of
+    the first token that a call sees, as in `zoo.layers.positions`.
 
     Args:
         length: places of the text.
@@ -191,11 +192,14 @@ class TextAndGrid(layers.Layer):
         for name, size in sizes.items():
             setattr(self, name, self.add_weight(shape=(*size, shape[-1]), initializer=start, name=name))
 
-    def call(self, x):
+    def call(self, x, start=0):
         grid = ops.reshape(self.row + self.column, (self.rows * self.columns, x.shape[-1]))
-        return x + ops.concatenate([ops.convert_to_tensor(self.text), grid], axis=0)
+        table = ops.concatenate([ops.convert_to_tensor(self.text), grid], axis=0)
+        if isinstance(start, int) and not start and x.shape[1] == table.shape[0]:
+            return x + table
+        return x + ops.take(table, ops.arange(ops.shape(x)[1]) + start, axis=0)
 
-    def compute_output_spec(self, x):
+    def compute_output_spec(self, x, start=0):
         return KerasTensor(x.shape, self.compute_dtype)
 
     def get_config(self):
@@ -315,9 +319,8 @@ def _block(x, heads, hidden, dropout, name):
     ),
     data="captioned_shapes",
     skip=dict(
-        edge="it draws by many runs of one half and one of the other, which zoo.painting does with the Keras model",
-        explain="it answers with how likely an image is, place by place, and explanations are of one answer",
-        serve="it draws by many runs of one half and one of the other, which zoo.painting does with the Keras model",
+        edge="it paints by many runs of one half and one of the other, which run.py of a bundle does",
+        explain="it paints code by code, each of which has reasons of its own, and explanations are of one answer",
     ),
     recipe=dict(
         task="text-to-image", scaling="0/255", tokenizer="wordpiece", learning_rate=3e-3, warmup=0.05, batch_size=64

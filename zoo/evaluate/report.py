@@ -392,7 +392,7 @@ def _tokenizer(bundle) -> TextPreprocess:
 
 def _windows(model, shape: tuple[int, ...], season: int) -> dict:
     """How `zoo.data.load` cuts a long series for a forecasting model, and what else texts are read for; nothing for others."""
-    if model.task in ("text-to-text", hiding.TASK):
+    if model.task in ("text-to-text", "text-to-image", hiding.TASK):
         return {"task": model.task}
     if model.task != "forecasting":
         return {}
@@ -460,8 +460,9 @@ def predictor(model, precision=None, beams=1):
         return lambda x, _: answers(keras_model, signature, x, beams=beams), signature.preprocess.shape
     if hasattr(model, "predict_on_batch"):
         return lambda x, signature: answers(model, signature, x, beams=beams), tasks.main_shape(model)
-    if opened(model).manifest.task == "text-to-text":
-        return _told(opened(model), precision), None
+    if opened(model).manifest.task in ("text-to-text", "text-to-image"):
+        (port,) = opened(model).manifest.outputs
+        return _told(opened(model), precision), port.shape[1:] or None
     from serve.runtime import Model
 
     task = _task(opened(model).manifest, beams)
@@ -483,7 +484,7 @@ def _task(described, beams):
 
 
 def _told(bundle, precision, batch=128):
-    """Answers of the file that is told the true answer up to each place; what a server answers is written by other files."""
+    """Answers of the file that is told the true answer; what a server answers is written, or painted, by other files."""
     from serve.session import open_session
 
     session, task = open_session(bundle.model(precision), "onnxruntime", cores()), tasks.get(bundle.manifest.task)

@@ -74,6 +74,7 @@ class Task(Protocol):
         pictorial: whether answers are best looked at; a report then shows the first rows too.
         arguments: of builders, that follow from the task where a builder has them.
         writes: whether the model can be asked for a text, token by token; its bundle then holds a decoder.
+        paints: the same of a picture, code by code.
         smooth: whether the gradient says all of how the loss answers to a weight; not so where training chooses by the
             weights what answers for what, and passes no gradient through that choice.
     """
@@ -89,6 +90,7 @@ class Task(Protocol):
     arguments: ClassVar[dict[str, Any]] = {}
     smooth: bool = True
     writes: bool = False
+    paints: bool = False
 
     # ---- training
 

@@ -26,6 +26,7 @@ class TextToImage(Task):
     baseline_name = "each code as likely as it is common"
     picture = "Bits of the codes by place"
     pictorial = True
+    paints = True
 
     def raw_shape(self, signature):
         return None
