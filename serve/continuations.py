@@ -356,7 +356,7 @@ class Tensors(Asked):
         if self._v1:
             return protocol.encode_v1(self._model.manifest, outputs, self._request)
         body, self.header_length = protocol.encode(
-            self._model.name, self._model.version, self._model.manifest, outputs, self._request
+            self._model.name, self._model.version, self._model.manifest, outputs, self._request, list(self.notes)
         )
         return body
 

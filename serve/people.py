@@ -338,8 +338,7 @@ def _told(batch: Batch, model: ModelLike) -> Batch:
 
     def read(first: int, stop: int) -> tuple[Inputs, list[str]]:
         inputs, told = batch.take(stop - first)
-        rows = [inputs[port.name].tolist() for port in model.manifest.inputs if port.dtype == "BYTES"]
-        return inputs, [*told, *texts.notes(model.bundle.folder, model.manifest, rows, first)]
+        return inputs, [*told, *texts.notes_of(model.bundle, inputs, first)]
 
     return Batch(batch.count, batch.bytes, read)
 

@@ -13,6 +13,7 @@ import base64
 import binascii
 import math
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -270,7 +271,12 @@ def _array(
 
 
 def encode(
-    name: str, version: str, manifest: Manifest, outputs: dict[str, np.ndarray], request: Request
+    name: str,
+    version: str,
+    manifest: Manifest,
+    outputs: dict[str, np.ndarray],
+    request: Request,
+    notes: Sequence[str] = (),
 ) -> tuple[bytes, int | None]:
     """Write the answer to a v2 infer request.
 
@@ -280,6 +286,7 @@ def encode(
         manifest: the model's; it has the datatypes, and the labels for classification.
         outputs: arrays by name, batch first; at least those the request asks for.
         request: what is answered: its id, and which outputs in which form.
+        notes: what people should know, such as texts that were cut; they go out as the parameter "notes".
 
     Returns:
         The body, and the bytes of JSON at its start if binary tensors follow (`Inference-Header-Content-Length`). In
@@ -308,6 +315,8 @@ def encode(
     answer: dict[str, Any] = {"model_name": name, "model_version": version}
     if request.id is not None:
         answer["id"] = request.id
+    if notes:
+        answer["parameters"] = {"notes": "; ".join(notes)}  # whose values are plain, by the protocol
     answer["outputs"] = described
     header = msgspec.json.encode(answer)
     return (b"".join((header, *binary)), len(header)) if binary else (header, None)

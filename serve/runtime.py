@@ -5,7 +5,7 @@ ONNX Runtime is imported when the first model is opened, so that a process which
 
 import logging
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -256,12 +256,12 @@ class Model(Declared):
         return self._written(feed, continuations.known(parameters or {})) if self._writes else self.run(wanted, feed)
 
     def run(self, wanted: list[str], feed: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Outputs by name for inputs that passed `check`.
+        """Outputs by name for inputs that passed `check`, or what `fed` made of them.
 
         Raises:
             RequestError: 500, the engine failed.
         """
-        fed = self._fed(feed)
+        fed, _ = self.fed(feed)
         try:
             outputs = dict(zip(wanted, self._session.run(wanted, fed), strict=True))
         except Exception as error:  # the engines raise types of their own, which share no public base
@@ -317,13 +317,18 @@ class Model(Declared):
                 "expected; this processor computes otherwise: serve another precision or export here"
             )
 
-    def _fed(self, feed: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """What the file takes, from checked raw inputs: these themselves, but the tokens of texts."""
+    def fed(self, feed: dict[str, np.ndarray]) -> tuple[dict[str, np.ndarray], list[bool]]:
+        """What the file takes, from checked raw inputs: these themselves, but the tokens of texts; and which of these are cut."""
         if self._tokenizer is None or "tokens" in feed:
-            return feed
+            return feed, []
         own = dict(feed)
-        texts = [own.pop(port.name).tolist() for port in self.manifest.inputs if port.dtype == "BYTES"]
-        return {"tokens": self._tokenizer(*texts), **own}
+        rows = [own.pop(port.name).tolist() for port in self.manifest.inputs if port.dtype == "BYTES"]
+        tokens, cut = self._tokenizer(*rows)
+        return {"tokens": tokens, **own}, cut
+
+    def notes(self, cut: Sequence[bool]) -> list[str]:
+        """What is told of rows of which `fed` says that they are cut."""
+        return texts.told(cut, self._tokenizer.length) if self._tokenizer is not None else []
 
     def _golden_inputs(self, golden: dict[str, np.ndarray], rows: int | None = None) -> dict[str, np.ndarray]:
         return {port.name: golden[f"input/{port.name}"][:rows] for port in self.manifest.inputs} if golden else {}
@@ -377,7 +382,7 @@ class Model(Declared):
             self._session = usual
         else:
             if known is None:
-                one = self._fed(self.check(self._golden_inputs(golden, 1)))
+                one, _ = self.fed(self.check(self._golden_inputs(golden, 1)))
                 base, other = sessions.milliseconds([usual, self._session], one)
                 if other > sessions.GAIN * base:
                     self._session = usual

@@ -137,6 +137,7 @@ SCHEMAS: dict[str, Any] = {
                     "name", "datatype", "shape",
                 )
             ),
+            "parameters": object_of({"notes": {**TEXT, "description": "such as texts that were cut"}}, required=[]),
         },
         "model_name", "model_version", "outputs",
     ),

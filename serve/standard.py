@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 from flask import Flask, Response, g, request
 
-from serve import protocol
+from serve import protocol, texts
 from serve.errors import RequestError
 from serve.monitor import Monitor
 from serve.runtime import ModelLike
@@ -97,7 +97,9 @@ def _model_routes(app: Flask, store: Shelf, monitor: Monitor) -> None:
         asked = protocol.decode(request.get_data(), _header_length())
         answered = found.predict(asked.inputs, asked.names, parameters=asked.parameters)
         monitor.rows(found.name, found.version, len(next(iter(answered.values()))))
-        body, length = protocol.encode(found.name, found.version, found.manifest, answered, asked)
+        body, length = protocol.encode(
+            found.name, found.version, found.manifest, answered, asked, texts.notes_of(found.bundle, asked.inputs)
+        )
         response = reply(body)
         if length is not None:
             response.mimetype = "application/octet-stream"

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from serve.errors import RequestError
-from serve.manifest import BundleError, Manifest
+from serve.manifest import Bundle, BundleError, Manifest
 
 MASKS = ("[MASK]", "<mask>")
 LONGEST = 100_000  # characters of one text; what it has in tokens is not known before
@@ -56,13 +56,10 @@ class Tokenizer:
         except Exception as error:  # the library raises bare exceptions
             raise BundleError(f"{path.name} cannot be used: {error}; export the bundle again") from error
 
-    def __call__(self, *texts: Iterable[str]) -> np.ndarray:
-        """Tokens int32 (texts, length); of two lists of texts those of the pairs."""
-        return np.array([each.ids for each in self._read.encode_batch_fast(_rows(texts))], np.int32)
-
-    def cut(self, *texts: Iterable[str]) -> list[bool]:
-        """Which texts, or pairs, have more tokens than the model takes."""
-        return [bool(each.overflowing) for each in self._read.encode_batch_fast(_rows(texts))]
+    def __call__(self, *texts: Iterable[str]) -> tuple[np.ndarray, list[bool]]:
+        """Tokens int32 (texts, length), of two lists of texts those of the pairs; and which had more than the model takes."""
+        read = self._read.encode_batch_fast(_rows(texts))
+        return np.array([each.ids for each in read], np.int32), [bool(each.overflowing) for each in read]
 
     def read(self, texts: list[str]) -> list[Read]:
         """Words and masks of each text."""
@@ -142,11 +139,24 @@ def notes(folder: Path, manifest: Manifest, inputs: Sequence[list[str]], first: 
     if not inputs[0] or max(len(text) for texts in inputs for text in texts) > LONGEST:
         return []
     tokenizer = _opened(folder, manifest)
-    cut = [str(row) for row, long in enumerate(tokenizer.cut(*inputs), first + 1) if long]
-    if not cut:
+    return told(tokenizer(*inputs)[1], tokenizer.length, first)
+
+
+def notes_of(bundle: Bundle, inputs: dict[str, np.ndarray], first: int = 0) -> list[str]:
+    """`notes` of raw inputs by name; none for a model that takes no texts."""
+    if "tokenizer" not in bundle.manifest.preprocess:
         return []
-    rows = f"row{'s' if len(cut) > 1 else ''} {', '.join(cut[:20])}{' …' if len(cut) > 20 else ''}"
-    return [f"{rows}: only the first {tokenizer.length} tokens were read, the rest was cut off"]
+    rows = [inputs[port.name].tolist() for port in bundle.manifest.inputs if port.dtype == "BYTES"]
+    return notes(bundle.folder, bundle.manifest, rows, first)
+
+
+def told(cut: Sequence[bool], length: int, first: int = 0) -> list[str]:
+    """The same of rows that are known to be `cut`, behind so many tokens."""
+    numbers = [str(row) for row, long in enumerate(cut, first + 1) if long]
+    if not numbers:
+        return []
+    rows = f"row{'s' if len(numbers) > 1 else ''} {', '.join(numbers[:20])}{' …' if len(numbers) > 20 else ''}"
+    return [f"{rows}: only the first {length} tokens were read, the rest was cut off"]
 
 
 @lru_cache(maxsize=8)

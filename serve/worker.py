@@ -125,14 +125,20 @@ def _run(model: Model, parts: list[_Part], answers: list[Answered | None]) -> No
         asked = {name for part in parts for name in part.wanted}
         wanted = [name for name in model.wanted(None) if name in asked]
     try:
-        outputs = model.run(wanted, feed)
+        fed, cut = model.fed(feed)
+        outputs = model.run(wanted, fed)
         classes, values = _compared(model, outputs)
         start = 0
         for part in parts:
             end = start + part.rows
             own = outputs if len(parts) == 1 else {name: outputs[name][start:end] for name in part.wanted}
             answers[part.index] = _encoded(
-                model, part, own, classes and classes[start:end], values and values[start:end]
+                model,
+                part,
+                own,
+                model.notes(cut[start:end]),
+                classes and classes[start:end],
+                values and values[start:end],
             )
             start = end
     except Exception as error:
@@ -167,6 +173,7 @@ def _encoded(
     model: Model,
     part: _Part,
     outputs: dict[str, np.ndarray],
+    notes: list[str],
     classes: list[int] | None,
     values: list[float] | None,
 ) -> Answered:
@@ -174,7 +181,7 @@ def _encoded(
     if part.kind == "v1":
         body = protocol.encode_v1(model.manifest, outputs, part.request)
     else:
-        body, header_length = protocol.encode(model.name, model.version, model.manifest, outputs, part.request)
+        body, header_length = protocol.encode(model.name, model.version, model.manifest, outputs, part.request, notes)
     return (200, len(body), header_length, part.rows, classes, values, None), body
 
 

@@ -13,6 +13,7 @@ from serve.errors import RequestError
 from serve.manifest import MANIFEST, BundleError, Port, read, seal
 from serve.runtime import Model
 from serve.store import Store
+from serve.worker import answer
 from zoo.data import TextPreprocess
 
 TEXT = Port("text", "BYTES", (-1,), ("batch",))
@@ -67,8 +68,24 @@ def test_tokens_are_those_of_training(folder):
     step = TextPreprocess.fit(WORDS, length=4)
     rows = ["Good, BAD!", "fine fine fine fine fine", "unheard of", "[PAD] good"]
     made = texts.Tokenizer(folder / "tokenizer.json")
-    np.testing.assert_array_equal(made(rows), step({"text": np.array(rows)}))
-    assert made.cut(rows) == [False, True, False, False]
+    tokens, cut = made(rows)
+    np.testing.assert_array_equal(tokens, step({"text": np.array(rows)}))
+    assert cut == [False, True, False, False]
+
+
+def test_infer_says_which_texts_were_cut(client, folder):
+    long = "fine " * 9
+    body = {"inputs": [{"name": "text", "datatype": "BYTES", "shape": [2], "data": ["good", long]}]}
+    cut = {"notes": "row 2: only the first 4 tokens were read, the rest was cut off"}
+    assert client.post("/v2/models/mood/infer", json=body).json["parameters"] == cut
+    body["inputs"][0]["data"][1] = "bad"
+    assert "parameters" not in client.post("/v2/models/mood/infer", json=body).json
+    model = Model(read(folder), threads=1)
+    requests = [protocol.pack({"text": np.array(texts)}) for texts in (["good", long], ["good"], [long])]
+    items = [(number, length, "v2") for number, (_, length) in enumerate(requests)]
+    told = answer(model, items, [memoryview(body) for body, _ in requests])  # as one batch of a worker
+    notes = [json.loads(bytes(body)[: facts[2]]).get("parameters") for facts, body in told]
+    assert notes == [cut, None, {"notes": cut["notes"].replace("row 2", "row 1")}]
 
 
 def test_the_protocol_takes_text_in_json_and_binary(client):
@@ -184,9 +201,12 @@ def test_a_damaged_tokenizer_is_refused_when_the_model_is_loaded(folder):
 def test_drift_watches_length_and_unknown_tokens(folder):
     tokens = texts.Tokenizer(folder / "tokenizer.json")
     usual = ["good bad fine", "good", "bad fine", "good good good"] * 25
-    found = drift.text_summaries(tokens(usual), 0, 1)
+    found = drift.text_summaries(tokens(usual)[0], 0, 1)
     assert found["length in tokens"][:4].tolist() == [3, 1, 2, 3]
-    assert drift.text_summaries(tokens(["good alien", "alien"]), 0, 1)["share of unknown tokens"].tolist() == [0.5, 1]
+    assert drift.text_summaries(tokens(["good alien", "alien"])[0], 0, 1)["share of unknown tokens"].tolist() == [
+        0.5,
+        1,
+    ]
     bins = {
         "length in tokens": {"edges": [1.5, 2.5], "shares": [0.25, 0.25, 0.5]},
         "share of unknown tokens": {"edges": [0.5], "shares": [1.0, 0.0]},
