@@ -91,10 +91,11 @@ class Traced:
         from export.lowering.walk import lower_nodes
 
         symbols, values = [*self.inputs, *self.captured], [*inputs, *captured]
-        found = iter(lower_nodes(graph, self.nodes, symbols, values, self.outputs))
+        made = lower_nodes(graph, self.nodes, symbols, values, self.outputs)
+        found = {id(symbol): one for symbol, one in zip(self.outputs, made, strict=True)}  # orders of dictionaries vary
 
         def value_in(leaf: Any) -> Value | None:
-            return next(found) if isinstance(leaf, KerasTensor) else None if leaf is None else value_of(graph, leaf)
+            return found[id(leaf)] if isinstance(leaf, KerasTensor) else None if leaf is None else value_of(graph, leaf)
 
         return keras.tree.map_structure(value_in, self.result)
 

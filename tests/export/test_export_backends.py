@@ -28,7 +28,7 @@ def report(request, tmp_path_factory):
     script = Path(__file__).with_name("backend_export.py")
     environment = {**os.environ, "KERAS_BACKEND": request.param, "JAX_PLATFORMS": "cpu"}
     done = subprocess.run(
-        [sys.executable, script, folder], env=environment, capture_output=True, text=True, timeout=900, check=False
+        [sys.executable, script, folder], env=environment, capture_output=True, text=True, timeout=3600, check=False
     )
     assert done.returncode == 0, done.stderr[-3000:]
     found = json.loads((folder / "report.json").read_text())

@@ -63,7 +63,8 @@ class Attention(layers.Layer):
         """
         queries, keys = ops.shape(query)[1], ops.shape(key)[1]
         split = [self._split(x) for x in (query, key, value)]
-        ahead = self.causal and not self.window and query.shape[1] == key.shape[1] is not None
+        either = bias is not None and keras.backend.backend() == "torch"  # its fused attention takes a bias or a mask
+        ahead = self.causal and not self.window and query.shape[1] == key.shape[1] is not None and not either
         mask = self._mask(queries, keys, present, ahead)
         scale = self.scale or 1 / math.sqrt(split[0].shape[-1])
         weights = None
@@ -74,6 +75,8 @@ class Attention(layers.Layer):
                 used = keras.random.dropout(weights, self.dropout, seed=self.seed)
             found = ops.einsum("bhqk,bkhd->bqhd", used, split[2])
         else:
+            if either and mask is not None:
+                bias, mask = ops.where(mask, bias, ops.cast(AWAY, bias.dtype)), None
             found = ops.dot_product_attention(*split, bias=bias, mask=mask, scale=scale, is_causal=ahead)
         found = ops.reshape(found, (-1, queries, query.shape[-1]))  # heads are one width again
         return (found, weights) if return_attention_scores else found
