@@ -15,6 +15,8 @@ from zoo import registry
 from zoo.training import fit
 from zoo.training.run import untrained
 
+# rounding says which boxes go on where they score alike, as after one epoch, and which codes stand for a picture
+CHOOSING = ("faster_rcnn", "dalle")
 # what follows from the data and is no setting of a run
 FOLLOWS = ("input_shape", "classes", "vocabulary", "places", "length", "pad", "separator", "end", "rate")
 
@@ -32,8 +34,8 @@ def builders(folder):
             splits, model = splits or few(run.data), run.model
             rows = run.signature.fed({key: values[:32] for key, values in splits.test.x.items()})
             if policy == "float32":
-                recipe = run.recipe.override(epochs=1, batch_size=16)
-                fit(model, splits, recipe, quiet=True)
+                if name not in CHOOSING:
+                    fit(model, splits, run.recipe.override(epochs=1, batch_size=16), quiet=True)
                 options = dict(data=splits, float16=True, ort=True, max_drop=100.0)
                 bundle = export.to_bundle(model, folder / name / "1", litert=name == "lenet", **options)
                 found[name]["forms"] = [*bundle.manifest.precisions, *bundle.manifest.edge]

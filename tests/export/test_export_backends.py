@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from backend_export import CHOOSING
 from kinds import KINDS
 
 from zoo import registry
@@ -40,9 +41,10 @@ def test_every_builder_exports_and_becomes_a_bundle(report):
     for name, found in report["builders"].items():
         assert found["float32"] <= 1e-4, name
         for policy in ("mixed_float16", "mixed_bfloat16"):  # the file is float32, so they differ by what half is worth
-            assert found[policy] <= 0.05, (name, policy)
+            assert name in CHOOSING or found[policy] <= 0.05, (name, policy)
         rounded = [] if "int8" in registry.entry(name).skip else ["int8", "model.int8.ort"]
-        assert {"fp32", "fp16", "model.ort", *rounded} <= set(found["forms"]), name
+        half = [] if name in CHOOSING else ["fp16"]
+        assert {"fp32", "model.ort", *half, *rounded} <= set(found["forms"]), name
         assert report["backend"] in found["versions"]
     assert {"model.tflite", "model.int8.tflite"} <= set(report["builders"]["lenet"]["forms"])
 
