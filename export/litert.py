@@ -123,12 +123,17 @@ def to_litert(
         raise ExportError(
             "an INT8 file needs calibration rows, got none; give calibration=data.train.x or a part of it"
         )
+    task = None if signature is None else tasks.get(signature.task)
+    if task is not None and task.paints:
+        raise ExportError(
+            f"{model.name!r} paints pictures code by code, which no file for devices does; export a bundle, whose run.py does"
+        )
     if signature is not None and signature.preprocess.kind == "captioned":
         raise ExportError(
             f"{model.name!r} takes images with texts, which has no file for devices; make a classifier of it with zoo zero-shot, "
             "which has one"
         )
-    if signature is not None and tasks.get(signature.task).writes and len(model.inputs) > 1:
+    if task is not None and task.writes and len(model.inputs) > 1:
         raise ExportError(
             f"{model.name!r} writes its answer token by token, which no file for devices does; export a bundle, whose run.py does"
         )

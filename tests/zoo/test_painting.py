@@ -16,7 +16,7 @@ from test_text_to_image import PLACES, TINY, small
 from typer.testing import CliRunner
 
 import zoo
-from export import ExportError, painting
+from export import ExportError, painting, to_litert
 from export.bundle import to_bundle
 from export.convert import write
 from serve import protocol
@@ -155,7 +155,7 @@ def test_a_run_paints_as_its_bundle_does(model, splits, bundle, tmp_path):
         zoo.paint(Run(), TEXTS, precision="fp16")
 
 
-def test_what_cannot_be_painted_is_refused(model, splits, bundle):
+def test_what_cannot_be_painted_is_refused(model, splits, bundle, tmp_path):
     with pytest.raises(ValueError, match=r"temperature must be a number from 0 to 100.0, got -1"):
         zoo.paint(bundle, ["a ring"], temperature=-1)
     with pytest.raises(ValueError, match="texts must be a list of at least one text, got 'a ring'"):
@@ -168,6 +168,8 @@ def test_what_cannot_be_painted_is_refused(model, splits, bundle):
         zoo.paint(model, ["a ring"])
     with pytest.raises(ValueError, match="'painter' paints pictures of texts, and writes none; ask it with"):
         zoo.generate(bundle, "a ring")
+    with pytest.raises(ExportError, match=r"'dalle' paints pictures code by code, which no file for devices does"):
+        to_litert(model, tmp_path / "model.tflite", signature=splits.signature)
     with pytest.raises(ExportError, match=r"'\w+' paints no pictures; a model that does, such as 'dalle', has text,"):
         painting.apart(keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)]))
 
