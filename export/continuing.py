@@ -12,7 +12,7 @@ from export import ExportError, files, lowbit, painting, parity, stepwise
 from export.forms import GOLDEN
 from serve.generation import Ask, Running
 from serve.manifest import Manifest, Precision
-from serve.painting import Painting
+from serve.painting import Painting, paint
 from zoo import tasks
 from zoo.data import tokens
 from zoo.data.signature import TOKENIZER, Signature
@@ -287,9 +287,5 @@ def written(folder: Path, manifest: Manifest, texts: Iterable[str], step: Any) -
 
 def painted(folder: Path, manifest: Manifest, texts: Iterable[str]) -> np.ndarray:
     """What the float files of a bundle paint of texts, the likeliest code after the likeliest; uint8 (texts, …)."""
-    running, found = Painting(folder, manifest, "fp32"), dict[int, Any]()
-    for text in texts:
-        found[running.add(str(text))] = None
-    while not running.idle:
-        found |= {number: piece.picture for number, piece in running.step() if piece.done}
-    return np.stack(list(found.values()))
+    texts = [str(text) for text in texts]
+    return paint(Painting(folder, manifest, "fp32"), texts, [Ask()] * len(texts))

@@ -516,9 +516,8 @@ def replay(
         if place and name not in found:
             continue
         fits = found[name].shape == values.shape
-        if getattr(
-            session, "drawer", None
-        ):  # one other code changes all behind it; one pixel value more or less is rounding
+        if getattr(session, "drawer", None):
+            # one other code changes all behind it, and one pixel value more or less is rounding
             apart = np.abs(found[name].astype(int) - values).max(axis=(1, 2, 3)) > 1 if fits else True
             gaps.append(float(np.mean(apart)))
             limits.append(0.5 if session.precision == "fp32" else 1.0)  # rounded weights choose other codes

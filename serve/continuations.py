@@ -385,7 +385,7 @@ def read(kind: str, body: bytes | memoryview, header_length: int | None, model: 
 
 def writes(manifest: Manifest) -> bool:
     """Whether what is written, or painted, is all that a model answers, on the infer routes too, as a translation is."""
-    return bool(manifest.generation) and [port.dtype for port in manifest.outputs] in (["BYTES"], ["UINT8"])
+    return paints(manifest) or (bool(manifest.generation) and [port.dtype for port in manifest.outputs] == ["BYTES"])
 
 
 def paints(manifest: Manifest) -> bool:

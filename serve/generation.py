@@ -156,7 +156,7 @@ class Running:
             ValueError: the text is blank.
         """
         if not text.strip():
-            raise ValueError("the text is blank; write what is to be answered")
+            raise ValueError("the text is blank; write something")
         read = self._tokenizer.encode(text)
         note = f"only the first {self._cut} tokens of the text were read, the rest was cut off"
         return read.ids, note if read.overflowing else ""

@@ -1,6 +1,8 @@
 """Pictures that are painted of texts, many at once: codes as in `serve.generation`, and a file that makes pictures of them."""
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -8,7 +10,7 @@ from serve.generation import Piece, Row, Running, Text, session
 from serve.manifest import Manifest
 from serve.sampling import Ask
 
-__all__ = ["Painting"]
+__all__ = ["Painting", "paint"]
 
 
 class Painting(Running):
@@ -62,3 +64,15 @@ class Painting(Running):
         assert row.beams is not None
         self._codes[row.number] = row.beams.answer
         return Piece("", row.made, "end")
+
+
+def paint(running: Painting, texts: Sequence[str], asked: Sequence[Ask]) -> np.ndarray:
+    """A picture of each text, uint8 (texts, height, width, channels): the simple loop over `Painting.step`.
+
+    Raises:
+        ValueError: a text is blank.
+    """
+    found: dict[int, Any] = {running.add(text, ask): None for text, ask in zip(texts, asked, strict=True)}
+    while not running.idle:
+        found |= {number: piece.picture for number, piece in running.step() if piece.done}
+    return np.stack(list(found.values()))

@@ -43,7 +43,7 @@ def pieces(running: "Running", text: str, **ask: Any) -> "Iterator[Piece]":
                 yield piece
 
 
-def opened(model: Any, precision: str | None = None, threads: int = 0, *, paints: bool = False) -> "Running":
+def opened(model: Any, precision: str | None = None, threads: int = 0, *, paints: bool = False) -> Any:
     """Something that continues texts, or paints pictures of them, of a bundle or run; the arguments are those of `generate`.
 
     Raises:

@@ -40,6 +40,7 @@ def paint(
     Raises:
         ValueError: the model paints no pictures, there is no text, one is blank, or an argument is out of range.
     """
+    from serve.painting import paint as together
     from serve.sampling import Ask
     from zoo.generation import opened
 
@@ -51,13 +52,9 @@ def paint(
         for _ in range(len(texts))
     ]
     running = opened(model, precision, threads, paints=True)
-    found: dict[int, Any] = {}
-    for start in range(0, len(texts), TOGETHER):
-        for text, ask in zip(texts[start : start + TOGETHER], asked[start : start + TOGETHER], strict=True):
-            found[running.add(str(text), ask)] = None
-        while not running.idle:
-            found |= {number: piece.picture for number, piece in running.step() if piece.done}
-    pictures = np.stack(list(found.values()))
+    parts = [slice(start, start + TOGETHER) for start in range(0, len(texts), TOGETHER)]
+    given = [str(text) for text in texts]
+    pictures = np.concatenate([together(running, given[part], asked[part]) for part in parts])
     if out is not None:
         from zoo.evaluate import painted_pictures
 

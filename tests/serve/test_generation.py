@@ -400,7 +400,7 @@ def test_an_encoder_and_a_decoder_answer_as_the_whole_model_does(tmp_path):
             number: "".join(text.split()) for number, text in expected.items()
         }
         assert last[notes].tokens == 2
-        with pytest.raises(ValueError, match="the text is blank; write what is to be answered"):
+        with pytest.raises(ValueError, match="the text is blank; write something"):
             running.add("  ")
 
 

@@ -121,7 +121,7 @@ def test_rows_come_and_go_and_a_seed_paints_the_same_whatever_else_is_painted(ru
 
 
 def test_beams_paint_what_is_likelier(model, splits, running):
-    """Of a picture whose codes are followed in all ways, none is likelier."""
+    """Eight ways of this text together find codes that are at least as likely as those chosen one by one."""
     tokens = splits.signature.text({"text": np.array(TEXTS[:1])})[0]
     halves = painting.apart(model)
 
@@ -160,7 +160,7 @@ def test_what_cannot_be_painted_is_refused(model, splits, bundle, tmp_path):
         zoo.paint(bundle, ["a ring"], temperature=-1)
     with pytest.raises(ValueError, match="texts must be a list of at least one text, got 'a ring'"):
         zoo.paint(bundle, "a ring")
-    with pytest.raises(ValueError, match="the text is blank; write what is to be answered"):
+    with pytest.raises(ValueError, match="the text is blank; write something"):
         zoo.paint(bundle, ["  "])
     with pytest.raises(
         ValueError, match="a bundle or a run paints pictures of texts, which have a tokenizer; got a Fun"
