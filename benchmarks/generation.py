@@ -229,10 +229,10 @@ def main() -> int:
                 same = [np.mean(told[name][:, : given.new - 1] == told["ours"]) for name in ("transformers", "optimum")]
                 assert min(same) > 0.98, f"other tokens than ours: {same}"
             seconds: dict[str, list[float]] = {name: [] for name in writers}
-            for _ in range(given.rounds):
-                for name, write in writers.items():
+            for turn in range(given.rounds):
+                for name in np.roll(list(writers), turn).tolist():  # nobody always behind the same other
                     started = time.perf_counter()
-                    write(prompts, given.new)
+                    writers[name](prompts, given.new)
                     seconds[name].append(time.perf_counter() - started)
             for name in writers:
                 if not name.startswith("ours"):

@@ -19,8 +19,10 @@ from export.int8 import Score
 
 MAX_DROP = 0.003
 _SMALL = 4096  # values; smaller weights stay as they are
+_LARGE = 2**20  # values; a product with more gains from rows that are rounded once for all of them
 _HALF = 65504.0  # largest float16
 _BLOCK = 64
+_BLOCKS = (256, 128, 64, 32, 16)
 _CONTRIB = "com.microsoft"
 _SHARES = (1.0, 0.95, 0.9, 0.85, 0.8, 0.75)  # of a block's range that are tried for its 4-bit scale
 # largest change of an answer that is taken for rounding, as a share of the largest answer, where no score is given
@@ -114,7 +116,8 @@ def to_low_bit(
         path: file to write; it appears only when its answers agree, and an older one stays otherwise.
         bits: 8 or 4.
         by_row: in 8 bits without blocks, round each row of what is multiplied with the range of its own, so that no row of a
-            batch changes another's answer; slightly slower than `DynamicQuantizeMatMul`, and more exact.
+            batch changes another's answer; more exact than `DynamicQuantizeMatMul`. Small matrices, and the last one, which
+            a decoder asks for one row of a text, have blocks here, too: up to 256 weights, the fastest where rows are few.
         block: weights that share a scale: 16, 32, 64, 128 or 256; None for what is said above, with blocks of 64.
         golden: raw inputs to compare on, by name; drawn at random if None.
         score: answers on `golden` -> figure, larger is better; it decides instead of `tolerance` where given.
@@ -130,7 +133,7 @@ def to_low_bit(
     """
     if bits not in (8, 4):
         raise ValueError(f"bits must be 8 or 4, got {bits!r}")
-    if block not in (None, 16, 32, 64, 128, 256):
+    if block is not None and block not in _BLOCKS:
         raise ValueError(f"block must be 16, 32, 64, 128 or 256, got {block!r}")
     if score is not None and golden is None:
         raise ValueError("a score needs the rows it is taken on; give golden=")
@@ -156,7 +159,8 @@ def _shortened(
     nodes: list[onnx.NodeProto] = []
     changed = 0
     opset = next((entry.version for entry in proto.opset_import if not entry.domain), 18)
-    rounded = _Rows(opset < 18) if by_row else None
+    products = [node.output[0] for node in proto.graph.node if _kernel(node, weights) is not None]
+    rounded = _Rows(opset < 18, products[-1]) if by_row and products else None
     for node in proto.graph.node:
         made = _matrix(node, weights, stored, bits, block, rounded) or _table(node, weights, stored)
         changed += made is not None
@@ -188,19 +192,17 @@ def _matrix(
     rounded: "_Rows | None" = None,
 ) -> list[onnx.NodeProto] | None:
     """A product with a large constant matrix, with integer weights; None if it is none."""
-    if node.op_type not in ("MatMul", "Gemm") or node.domain or len(node.input) < 2:
+    kernel = _kernel(node, weights)
+    if kernel is None:
         return None
-    kernel = weights.get(node.input[1])
-    if kernel is None or kernel.ndim != 2 or kernel.dtype != np.float32 or kernel.size < _SMALL:
-        return None
-    given = {attribute.name: helper.get_attribute_value(attribute) for attribute in node.attribute}
-    if given.get("transA") or given.get("alpha", 1.0) != 1 or given.get("beta", 1.0) != 1:
-        return None
-    rows = np.ascontiguousarray(kernel if given.get("transB") else kernel.T)  # (outputs, inputs)
+    turned = any(attribute.name == "transB" and attribute.i for attribute in node.attribute)
+    rows = np.ascontiguousarray(kernel if turned else kernel.T)  # (outputs, inputs)
+    if block is None and rounded is not None and rounded.few(node, kernel):
+        block = next((size for size in _BLOCKS if -rows.shape[1] % size <= rows.shape[1] / 8), _BLOCKS[-1])
     biased = len(node.input) > 2 and bool(node.input[2])
     result = f"{node.output[0]}/product" if biased else node.output[0]
     # one array may be read in several forms, as where an embedding's table also gives the logits
-    base = f"{node.input[1]}/{'outputs_first/' if given.get('transB') else ''}{bits}bit"
+    base = f"{node.input[1]}/{'outputs_first/' if turned else ''}{bits}bit{f'_{block}' if block else ''}"
     names = [f"{base}/values", f"{base}/scales"]
     if block is None:
         scale = _row_scales(rows)
@@ -222,6 +224,18 @@ def _matrix(
     return [product, _biased(node, result)] if biased else [product]
 
 
+def _kernel(node: onnx.NodeProto, weights: dict[str, np.ndarray]) -> np.ndarray | None:
+    """The large constant matrix of a product, as it is stored; None if there is none."""
+    if node.op_type not in ("MatMul", "Gemm") or node.domain or len(node.input) < 2:
+        return None
+    kernel = weights.get(node.input[1])
+    if kernel is None or kernel.ndim != 2 or kernel.dtype != np.float32 or kernel.size < _SMALL:
+        return None
+    given = {attribute.name: helper.get_attribute_value(attribute) for attribute in node.attribute}
+    plain = not given.get("transA") and given.get("alpha", 1.0) == 1 and given.get("beta", 1.0) == 1
+    return kernel if plain else None
+
+
 def _biased(node: onnx.NodeProto, product: str) -> onnx.NodeProto:
     return helper.make_node("Add", [product, node.input[2]], [node.output[0]], f"{node.name}/bias")
 
@@ -229,9 +243,14 @@ def _biased(node: onnx.NodeProto, product: str) -> onnx.NodeProto:
 class _Rows:
     """Tensors that are rounded by row, each once however many matrices it is multiplied with."""
 
-    def __init__(self, attribute: bool) -> None:
+    def __init__(self, attribute: bool, last: str) -> None:
         self._attribute = attribute  # whether axes are one, as before version 18 of the operator set
+        self._last = last  # product of the file
         self._done: set[str] = set()
+
+    def few(self, node: onnx.NodeProto, kernel: np.ndarray) -> bool:
+        """Whether a product is better left to blocks: it has few rows, or its rounding would take as long as itself."""
+        return kernel.size <= _LARGE or node.output[0] == self._last
 
     def nodes(self, name: str, stored: dict[str, np.ndarray]) -> list[onnx.NodeProto]:
         """Nodes that give a tensor in unsigned 8 bits around 128, and the peak of each of its rows; none the second time.

@@ -180,8 +180,9 @@ def test_options_that_make_no_sense(source, options, message, tmp_path):
         lowbit.to_low_bit(source, tmp_path / "small.onnx", **options)
 
 
-@pytest.mark.parametrize("opset", [17, 18])
-def test_by_row_no_row_changes_anothers_answer(opset, tmp_path):
+@pytest.mark.parametrize(("opset", "large", "whole_rows"), [(17, 0, 1), (18, 0, 1), (18, 7680, 0)])
+def test_by_row_no_row_changes_anothers_answer(opset, large, whole_rows, tmp_path, monkeypatch):
+    monkeypatch.setattr(lowbit, "_LARGE", large)
     random = np.random.default_rng(0)
     x = keras.Input((3, 80), name="x")
     hidden = layers.Dense(96, activation="relu", name="hidden")(x)
@@ -199,4 +200,12 @@ def test_by_row_no_row_changes_anothers_answer(opset, tmp_path):
         truth = answers(source, rows)[2]  # small beside the others, whose range would drown it
         assert (np.abs(whole[2] - truth).max() < 0.03 * np.abs(truth).max()) == by_row
     assert found[True] == 0 < found[False]
-    assert kinds(tmp_path / "True.onnx").count("MatMulIntegerToFloat") == 2
+    made = kinds(tmp_path / "True.onnx")
+    assert (made.count("MatMulIntegerToFloat"), made.count("MatMulNBits")) == (whole_rows, 2 - whole_rows)
+    blocks = [
+        attribute.i
+        for node in onnx.load(tmp_path / "True.onnx").graph.node
+        for attribute in node.attribute
+        if attribute.name == "block_size"
+    ]
+    assert blocks == [16, 32][whole_rows:]  # of 80 and 96 weights, the largest that fill up little
