@@ -119,7 +119,9 @@ def ask_of(given: dict[str, Any], manifest: Manifest, **usual: Any) -> Ask:
             raise RequestError("bad_parameter", message)
     sent = {name: value for name, value in given.items() if value is not None}
     if paints(manifest):  # what is likeliest at each place is a dull picture
-        usual = {"temperature": 0.0 if sent.get("beams", 1) != 1 else 1.0, **usual}
+        usual = {"temperature": 1.0, **usual}
+    if sent.get("beams", 1) != 1:  # these follow the likeliest
+        usual.pop("temperature", None)
     given = usual | sent
     found = {PARAMETERS[name].field: PARAMETERS[name].read(name, given[name]) for name in given if name != STOP}
     if STOP in given:
@@ -305,13 +307,18 @@ class Completions(Streamed):
         reason = {"": None, "length": "length"}.get(self.ends[place], "stop")
         return {"text": text, "index": place, "logprobs": None, "finish_reason": reason}
 
+    def _noted(self) -> dict[str, Any]:
+        return {"notes": list(self.notes)} if self.notes else {}
+
     def event(self, place: int, piece: "Piece") -> bytes:
-        told = event(msgspec.json.encode({**self._told, "choices": [self._choice(place, piece.text)]}))
+        noted = self._noted() if self.ended else {}
+        told = event(msgspec.json.encode({**self._told, "choices": [self._choice(place, piece.text)], **noted}))
         return told + LAST if self.ended else told
 
     def answer(self) -> bytes:
         choices = [self._choice(place, text) for place, text in enumerate(self.written)]
-        return msgspec.json.encode({**self._told, "choices": choices, "usage": {"completion_tokens": sum(self.tokens)}})
+        usage = {"completion_tokens": sum(self.tokens)}
+        return msgspec.json.encode({**self._told, "choices": choices, "usage": usage, **self._noted()})
 
 
 class Rows(Asked):

@@ -1,4 +1,4 @@
-"""The one error a client can cause."""
+"""The one error a client can cause, and the one that hurts some of those who are answered together."""
 
 import json
 from difflib import get_close_matches
@@ -29,6 +29,18 @@ class RequestError(ValueError):
     def body(self) -> bytes:
         """The error as the inference protocols write it: the text under "error", and the code beside it."""
         return json.dumps({"error": self.message, "code": self.code}, ensure_ascii=False).encode()
+
+
+class UnreadError(Exception):
+    """Texts that could not be read, so that they never begin; what else is written goes on with the next step.
+
+    Attributes:
+        rows: their numbers.
+    """
+
+    def __init__(self, rows: list[int], cause: Exception) -> None:
+        super().__init__(f"the text could not be read: {type(cause).__name__}: {cause}")
+        self.rows = rows
 
 
 def told_as_text(path: str) -> bool:

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from serve.errors import UnreadError
 from serve.manifest import BundleError, Manifest
 from serve.sampling import Ask, Beams, drawn
 
@@ -102,6 +103,7 @@ class Running:
             one["name"]: np.zeros((0, one["shape"][0], 0, one["shape"][2]), np.float32) for one in block["caches"]
         }
         self._held: dict[str, np.ndarray] = {}  # states, and what the encoder gave
+        self._pieces: list[tuple[int, Piece]] = []  # of a step that did not end
         self._call: _Call | None = None  # the last step, and what it is of
         self._call_of: tuple[int, ...] = ()
 
@@ -175,16 +177,19 @@ class Running:
     def drop(self, row: int) -> None:
         """Leave a row; one that has ended has left already."""
         self._waiting = [one for one in self._waiting if one.number != row]
+        self._pieces = [piece for piece in self._pieces if piece[0] != row]
         kept = [place for place, one in enumerate(self._owners) if one.number != row]
         self._arrange(kept, [self._owners[place] for place in kept])
 
     def step(self) -> list[tuple[int, Piece]]:
-        """One token for every row; those that wait are read first.
+        """One token for every row, and the first one for those that wait.
 
         Returns:
             For each row its number and what is new; a row whose piece is `done` is gone.
+
+        Raises:
+            UnreadError: rows that waited cannot be read and are gone; what the others got comes with the next step.
         """
-        pieces: list[tuple[int, Piece]] = []
         if self._owners:
             count = len(self._owners)
             self._reserve(count, int(self._cached.max()) + 1)
@@ -194,13 +199,18 @@ class Running:
                 self._call, self._call_of = self._bound(slice(0, count), 1), key
             logits = self._call(self._tokens, self._cached)
             self._cached += 1
-            pieces += self._choose(logits, 0)
+            self._pieces += self._choose(logits, 0)
         while self._waiting:
             first = len(self._waiting[0].tokens)
             group = [row for row in self._waiting if len(row.tokens) == first]
             self._waiting = [row for row in self._waiting if len(row.tokens) != first]
             begin = len(self._owners)
-            pieces += self._choose(self._begin(group), begin)
+            try:
+                logits = self._begin(group)
+            except Exception as error:  # of the engine, or of memory: a long text needs more of it than those that run
+                raise UnreadError([row.number for row in group], error) from error
+            self._pieces += self._choose(logits, begin)
+        pieces, self._pieces = self._pieces, []
         return pieces
 
     def _begin(self, group: list[Row]) -> np.ndarray:

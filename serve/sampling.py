@@ -64,9 +64,14 @@ def drawn(logits: np.ndarray, ask: Ask, random: np.random.Generator) -> int:
         ask: its `temperature` (above 0), `top_k` and `top_p`, which take effect in this order.
         random: where the number comes from.
 
+    Raises:
+        FloatingPointError: a logit is not a number.
+
     Source: Fan, Lewis & Dauphin 2018 (arXiv:1805.04833), section 5.2, for `top_k`; Holtzman et al. 2019
     (arXiv:1904.09751), section 3.1, for `top_p`.
     """
+    if np.isnan(logits.max()):
+        raise FloatingPointError("the model gave a logit that is not a number")
     tokens = np.arange(len(logits))
     if 0 < ask.top_k < len(logits):
         least = np.partition(logits, -ask.top_k)[-ask.top_k]  # tokens that are equally likely all stay

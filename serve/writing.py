@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from serve.continuations import Asked, failure, paints
-from serve.errors import RequestError, late
+from serve.errors import RequestError, UnreadError, late
 from serve.manifest import Manifest
 from serve.sampling import Ask
 
@@ -24,7 +24,7 @@ log = logging.getLogger("serve")
 
 GENERATOR = "serve.generation:Running"
 PAINTER = "serve.painting:Painting"
-MOST = 16  # texts that are continued at a time: each of them keeps what its tokens left in every layer
+MOST = 16  # texts that are continued at a time, one with beams as often: each keeps what its tokens left in every layer
 
 
 class Generator(Protocol):
@@ -94,8 +94,9 @@ class Part:
 class Writing:
     """Requests to one model that are answered together; for one thread.
 
-    At most `most` texts are continued at a time. The others wait in the order in which their requests came; of a request with
-    several texts one is taken in each turn, so that it holds up nobody with a single one.
+    At most `most` texts are continued at a time, where each of a text's beams counts as one; a text with more of them runs
+    alone. The others wait in the order in which their requests came; of a request with several texts one is taken in each turn,
+    so that it holds up nobody with a single one.
     """
 
     def __init__(self, generator: Generator, most: int = MOST) -> None:
@@ -131,7 +132,12 @@ class Writing:
     def step(self) -> list[tuple[int, Part]]:
         """One token for every text that has a place; what each request is told of it."""
         told: list[tuple[int, Part]] = []
-        while self._waiting and len(self._rows) < self._most:
+        taken = sum(self._asked[key].ask.beams for key, _ in self._rows.values())
+        while self._waiting:
+            beams = self._asked[self._waiting[0][0]].ask.beams
+            if taken and taken + beams > self._most:
+                break
+            taken += beams
             key, places = self._waiting.popleft()
             place, asked = places.popleft(), self._asked[key]
             if places:
@@ -143,12 +149,14 @@ class Writing:
         try:
             pieces = self._generator.step() if self._rows else []
         except Exception as error:  # the engine's own types, which share no public base
+            hurt = error.rows if isinstance(error, UnreadError) else list(self._rows)
             # the message may quote what the client sent, so only the type and the place are logged
-            place_of = "".join(traceback.format_tb(error.__traceback__))
-            log.error("texts could not be continued: %s at\n%s", type(error).__name__, place_of)
+            cause = error.__cause__ or error
+            place_of = "".join(traceback.format_tb(cause.__traceback__))
+            log.error("texts could not be continued: %s at\n%s", type(cause).__name__, place_of)
             message = "the model failed while it continued this text; the server's log has the reason"
             lost = RequestError("inference_failed", message, 500)
-            for key in dict.fromkeys(owner for owner, _ in self._rows.values()):
+            for key in dict.fromkeys(self._rows[row][0] for row in hurt):
                 told.append((key, self._failed(key, lost)))
             return told
         gathered: dict[int, list[bytes]] = {}

@@ -36,11 +36,14 @@ def pieces(running: "Running", text: str, **ask: Any) -> "Iterator[Piece]":
     from serve.sampling import Ask
 
     own, done = running.add(text, Ask(**ask)), ""
-    while not done:
-        for number, piece in running.step():
-            if number == own:
-                done = piece.done
-                yield piece
+    try:
+        while not done:
+            for number, piece in running.step():
+                if number == own:
+                    done = piece.done
+                    yield piece
+    finally:  # whoever has read enough leaves nothing behind
+        running.drop(own)
 
 
 def opened(model: Any, precision: str | None = None, threads: int = 0, *, paints: bool = False) -> Any:

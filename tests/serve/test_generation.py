@@ -11,10 +11,12 @@ import small_writers
 from tokenizers import Tokenizer
 
 import zoo
+from serve.errors import UnreadError
 from serve.generation import Piece, Running, Text, generate
 from serve.manifest import BundleError, Manifest
 from serve.sampling import Ask, Beams, drawn
 from zoo.data.texts import TextPreprocess
+from zoo.generation import pieces as continued
 
 STEP = small_writers.step()
 
@@ -270,6 +272,12 @@ LETTERS.no_padding()
 LETTERS.no_truncation()
 
 
+@pytest.mark.parametrize("ask", [Ask(temperature=1.0), Ask(temperature=1.0, top_k=2)])
+def test_nothing_is_drawn_from_what_is_no_number(ask):
+    with pytest.raises(FloatingPointError, match="the model gave a logit that is not a number"):
+        drawn(np.array([1, 2, np.nan], np.float32), ask, np.random.default_rng(0))
+
+
 def test_characters_come_whole():
     text = "naïve café, 3 € each 🙂, 漢字" * 3
     found, _ = pieces_of(LETTERS, text)
@@ -363,6 +371,40 @@ def test_a_dropped_row_may_wait_be_gone_or_never_have_been(running):
     running.step()
     assert running.rows == [goes]
     running.drop(goes)
+    assert running.idle
+
+
+def test_a_text_that_cannot_be_read_is_gone_and_the_others_lose_nothing(running, monkeypatch):
+    expected, _ = finished_one(running, "the cat", Ask(most=6))
+    first = running.add("the cat", Ask(most=6))
+    pieces, begin = running.step(), running._begin
+
+    def failing(group):
+        if group[0].ask.seed:
+            raise MemoryError("too long")
+        return begin(group)
+
+    monkeypatch.setattr(running, "_begin", failing)
+    other, lost = running.add("dogs and cats", Ask(most=2)), running.add("on", Ask(most=2, seed=1))
+    with pytest.raises(UnreadError, match="the text could not be read: MemoryError: too long") as caught:
+        running.step()
+    assert caught.value.rows == [lost] and running.rows == [first, other]
+    left = running.add("dogs and cats", Ask(most=2))
+    texts, last = finished(running, pieces + running.step())
+    assert texts[first] == expected and texts[other] == texts[left] and last.keys() == {first, other, left}
+    monkeypatch.undo()
+    gone = running.add("the cat", Ask(most=6))
+    running.step()
+    monkeypatch.setattr(running, "_begin", failing)
+    running.add("on", Ask(most=2, seed=1))
+    with pytest.raises(UnreadError):
+        running.step()
+    running.drop(gone)
+    assert running.step() == [] and running.idle  # nor does anything come of a row that left
+
+
+def test_who_reads_no_further_leaves_no_row_behind(running):
+    assert next(continued(running, "the cat", most=40)).tokens == 1
     assert running.idle
 
 

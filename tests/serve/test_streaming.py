@@ -9,7 +9,7 @@ from fake_generation import FAKE, LENGTH, Running, write_teller
 
 from serve import continuations, protocol
 from serve.continuations import addressed, read
-from serve.errors import RequestError
+from serve.errors import RequestError, UnreadError
 from serve.generation import Piece
 from serve.manifest import Port
 from serve.manifest import read as read_bundle
@@ -128,12 +128,15 @@ def test_completions_are_as_openai_has_them(model):
         {"text": "one", "index": 0, "logprobs": None, "finish_reason": "length"},
         {"text": "two", "index": 1, "logprobs": None, "finish_reason": "stop"},
     ]
-    assert told["usage"] == {"completion_tokens": 5}
+    assert told["usage"] == {"completion_tokens": 5} and "notes" not in told
+    likeliest = asked(model, "completions", model="teller", prompt="a", beams=2)
+    told = json.loads(likeliest.say(0, Piece("one", 2, "length", "only the end of it was read")))
+    assert told["notes"] == ["only the end of it was read"] and likeliest.ask.temperature == 0
     stream = asked(model, "completions", model="teller", prompt="a", stream=True, max_tokens=2)
-    first, last = stream.say(0, Piece("one", 1)), stream.say(0, Piece("", 2, "stop"))
+    first, last = stream.say(0, Piece("one", 1, note="cut")), stream.say(0, Piece("", 2, "stop"))
     assert [choice["choices"][0]["finish_reason"] for choice in events(first)] == [None]
     *_, end, done = events(last)
-    assert end["choices"][0]["finish_reason"] == "stop" and done == "[DONE]"
+    assert end["choices"][0]["finish_reason"] == "stop" and done == "[DONE]" and end["notes"] == ["cut"]
 
 
 @pytest.mark.parametrize(
@@ -185,6 +188,13 @@ def test_texts_share_their_steps_and_places(model):
     assert writing.idle and writing.rows == 0
 
 
+def test_each_beam_takes_a_place_and_more_than_there_are_run_alone(model):
+    writing = Writing(Running(None, None, "fp32"), most=4)
+    for key, beams in (("two", 2), ("other two", 2), ("one", 1), ("many", 8), ("last", 1)):
+        writing.add(key, asked(model, text_input="a", max_tokens=1, beams=beams))
+    assert [list(parts(writing)) for _ in range(4)] == [["two", "other two"], ["one"], ["many"], ["last"]]
+
+
 def test_a_text_that_is_dropped_gives_its_place_to_the_next(model):
     writing = Writing(Running(None, None, "fp32"), most=1)
     for key in ("first", "second"):
@@ -226,6 +236,19 @@ def test_a_generator_that_fails_ends_what_it_wrote_and_takes_the_next(model, cap
     }
     assert "ZeroDivisionError" in caplog.text and "fail so" not in caplog.text
     assert parts(writing)["three"][1:] == (1, 1) and writing.idle
+
+
+def test_a_text_that_cannot_be_read_fails_alone_and_nothing_is_lost(model, caplog):
+    generator = Running(None, None, "fp32")
+    writing = Writing(generator, most=9)
+    writing.add("good", asked(model, text_input="a", max_tokens=2))
+    assert parts(writing)["good"][1] == 1
+    writing.add("bad", asked(model, text_input="b", max_tokens=2))
+    usual, generator.step = generator.step, lambda: (_ for _ in ()).throw(UnreadError([2], MemoryError("b")))
+    found = dict(writing.step())
+    assert found.keys() == {"bad"} and found["bad"].error.code == "inference_failed" and "UnreadError" in caplog.text
+    generator.step = usual
+    assert parts(writing)["good"][1:] == (2, 1) and writing.idle
 
 
 def test_threads_that_wait_for_tokens_make_them_for_each_other(model):

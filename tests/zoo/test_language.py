@@ -30,6 +30,8 @@ def test_targets_are_the_tokens_that_follow(step):
         assert (y[row, count:] == NOTHING).all()
     assert y[:, 0].tolist() == [6, 1, 7, 8]  # characters: of "naïve ab" without the first, though ï is two tokens
     assert corpus.spelled(step)[inputs[0, 0]] == "a"
+    ended = TextPreprocess.fit(TEXTS, "bpe:257", 12, answers=["a"])  # with a token behind each text
+    assert corpus.followed(ended, TEXTS)[:, 0].tolist() == [6, 1, 7, 10]  # the last is cut
     lossy = TextPreprocess.fit(TEXTS, "words", 9)
     with pytest.raises(ValueError, match="needs a tokenizer that knows every text, such as bpe:1000"):
         corpus.followed(lossy, TEXTS)
@@ -131,6 +133,13 @@ def test_its_probabilities_of_all_tokens_sum_to_one():
     new = np.tile(random.randint(0, 3, (1, 10)), (3, 1))
     wanted = np.repeat(np.arange(3)[:, None], 10, axis=1)
     np.testing.assert_allclose(witten_bell(rows, following, new, wanted, 3).sum(axis=0), 1, rtol=1e-9)
+
+
+def test_texts_shorter_than_what_the_baseline_looks_at_have_one():
+    tokens, following = np.array([[1, 2, 0, 0]]), np.array([[2, NOTHING, NOTHING, NOTHING]])
+    one = witten_bell(tokens, following, tokens, following, 5, 2)
+    assert one[0, 0] == pytest.approx((1 + (1 + 1 / 5) / 2) / 2)  # seen once, and so was what stands in front of it
+    np.testing.assert_array_equal(witten_bell(tokens, following, tokens, following, 5, 5), one)
 
 
 def test_pieces_of_a_file_are_in_one_split():

@@ -224,9 +224,10 @@ def test_columns_of_conll_are_read(tmp_path):
         3,
         3,
     ] and splits.signature.task == "token-classification"
-    file.write_text("Anna B-name\nBerg X-name\n", encoding="utf-8")
-    with pytest.raises(ValueError, match="line 2: 'Berg X-name' must be a word and its label"):
-        tagging.read(file)
+    for label in ("X-name", "BI-name", "-name"):
+        file.write_text(f"Anna B-name\nBerg {label}\n", encoding="utf-8")
+        with pytest.raises(ValueError, match=f"line 2: 'Berg {label}' must be a word and its label"):
+            tagging.read(file)
     file.write_text("Anna O\n", encoding="utf-8")
     with pytest.raises(ValueError, match="no word with another label than O"):
         tagging.read(file)

@@ -72,9 +72,11 @@ def test_what_is_written_is_what_the_loop_by_hand_writes(own):
     assert translations.written(network, signature, TEXTS) == [step.written(row[1:]) for row in said]
 
 
-def test_what_is_exactly_right_is_not_written_again(own, monkeypatch):
+def test_what_is_exactly_right_is_not_written_again_and_reads_as_it_is_written(own, monkeypatch):
     network, signature, said = own
     scored = scored_of(network, signature, said)
+    capitals = TextPreprocess.fit(TEXTS, "wordpiece:100", answers=[f"On {row} May" for row in range(len(TEXTS))])
+    signature = replace(signature, preprocess=capitals)  # which reads small letters
     x = {"text": TEXTS, "answer": np.array([f"true {row}" for row in range(len(TEXTS))])}
     asked = []
     monkeypatch.setattr(translations, "written", lambda *given: asked.extend(given[2]) or ["new"] * len(given[2]))
@@ -82,7 +84,7 @@ def test_what_is_exactly_right_is_not_written_again(own, monkeypatch):
     y[3, 0] = 0  # cut
     y[5, 1] = (y[5, 1] + 1) % 5
     found = translations.completed(network, signature, y, scored, x, None)
-    assert asked == [TEXTS[3], TEXTS[5]] and found[3] == found[5] == "new" and found[4] == "true 4"
+    assert asked == [TEXTS[3], TEXTS[5]] and found[3] == found[5] == "new" and found[4] == capitals.written(y[4, 1:])
     asked.clear()
     assert translations.completed(network, signature, y, scored, x, None, 4) == ["new"] * len(TEXTS)  # may be others
     assert asked == TEXTS.tolist()

@@ -142,6 +142,17 @@ def test_two_columns_of_a_table_are_read(tmp_path):
     assert len(load(named, task="text-to-text", target="b", tokenizer="characters").train) == 39
 
 
+def test_a_text_with_several_answers_is_in_one_split(tmp_path):
+    path = tmp_path / "many.csv"
+    path.write_text("source,target\n" + "".join(f"s{row},t{row}{way}\n" for row in range(100) for way in "abc"))
+    data = load(path, task="text-to-text", text="source", tokenizer="characters")
+    texts = [set(split.x["text"].tolist()) for split in data.splits.values()]
+    assert not set.intersection(*texts) and len(set.union(*texts)) == sum(map(len, texts)) == 100
+    assert not data.leaks()
+    data.test.x["text"][0] = data.train.x["text"][0]
+    assert data.leaks() == [("test", 0, "train", 0)]
+
+
 @pytest.mark.parametrize(
     ("rows", "options", "message"),
     [

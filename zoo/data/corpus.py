@@ -70,7 +70,9 @@ def followed(step: TextPreprocess, texts: Sequence[str]) -> np.ndarray:
     for row, one in zip(y, encoded, strict=True):
         count = int(np.sum(one.attention_mask))
         row[1:count] = one.ids[1:count]
-        row[0] = max(0, one.offsets[count - 1][1] - one.offsets[0][1]) if count else 0
+        ends = [end for (_, end), special in zip(one.offsets, one.special_tokens_mask, strict=True) if not special]
+        # a token that opens the text foretells its first character, too
+        row[0] = ends[-1] - (0 if one.special_tokens_mask[0] else ends[0]) if ends else 0
     return y
 
 

@@ -54,8 +54,14 @@ class Rows:
 
 def digests(x: dict[str, np.ndarray | Pictures]) -> list[bytes]:
     """16-byte hash of each raw input row; equal rows have equal hashes, whatever the array's memory layout."""
-    if "text" in x:  # beside which tokens are made of it, drawn anew for each split
-        x = {name: values for name, values in x.items() if name != "tokens"}
+    if (
+        "text" in x
+    ):  # beside which tokens are made of it, drawn anew for each split, or it has an answer, which is the target
+        x = {name: values for name, values in x.items() if name not in ("tokens", "answer")}
+    return _digests(x)
+
+
+def _digests(x: dict[str, np.ndarray | Pictures]) -> list[bytes]:
     if len(x) == 1 and isinstance(pictures := next(iter(x.values())), Pictures):
         return pictures.digests()
     return [
@@ -77,7 +83,7 @@ def fingerprint(rows: Rows) -> str:
     total = hashlib.sha256(json.dumps([list(rows.labels), list(rows.numbers), list(rows.categories)]).encode())
     for key, values in rows.x.items():
         total.update(f"{key}{values.shape}".encode())
-    for digest in digests(rows.x):
+    for digest in _digests({name: values for name, values in rows.x.items() if name != "tokens"}):
         total.update(digest)
     total.update(np.ascontiguousarray(rows.y).tobytes())
     return total.hexdigest()

@@ -154,7 +154,7 @@ def _texts(file: Path) -> list[tuple[str, list[tuple[int, int, str]]]]:
         columns = line.split()
         if columns and columns[0] != _NEW_DOCUMENT:
             border, _, kind = columns[-1].partition("-")
-            if len(columns) < 2 or not ((border in "BI" and kind) or columns[-1] == OUTSIDE):
+            if len(columns) < 2 or not ((border in ("B", "I") and kind) or columns[-1] == OUTSIDE):
                 raise ValueError(
                     f"{file}, line {number}: {line!r} must be a word and its label, {OUTSIDE}, B-kind or I-kind, with spaces or a tab "
                     "between; write it so"

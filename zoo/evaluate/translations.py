@@ -54,8 +54,9 @@ def _by_files(bundle: Any, texts: list[str], precision: str | None, beams: int) 
         )
     running, said = Running(bundle.folder, bundle.manifest, precision), {}
     ask = Ask(most=bundle.manifest.generation["length"] - 1, beams=beams)  # one place is the start's
-    for start in range(0, len(texts), _BATCH):
-        own = {running.add(text, ask): start + place for place, text in enumerate(texts[start : start + _BATCH])}
+    size = max(1, _BATCH // beams)
+    for start in range(0, len(texts), size):
+        own = {running.add(text, ask): start + place for place, text in enumerate(texts[start : start + size])}
         said |= dict.fromkeys(own.values(), "")
         while not running.idle:
             for number, piece in running.step():
@@ -88,7 +89,7 @@ def completed(
 ) -> list[str]:
     """What a model writes for the first 500 rows.
 
-    Where each likeliest token is the true one, that is the true answer itself; several beams may have found a likelier one.
+    Where each likeliest token is the true one, that is the true tokens' text; several beams may have found a likelier one.
 
     Args:
         model, signature, precision, beams: as of `written`.
@@ -97,7 +98,7 @@ def completed(
         x: raw inputs.
     """
     exact = right(y[:MOST], scored[:MOST]) & (beams == 1)
-    said = x["answer"][:MOST].tolist()
+    said = [signature.preprocess.written(row[1:]) for row in y[:MOST]]
     wrong = np.flatnonzero(~exact)
     for row, text in zip(
         wrong, written(model, signature, x["text"][wrong], precision, beams) if len(wrong) else [], strict=True

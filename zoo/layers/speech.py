@@ -5,6 +5,7 @@ import itertools
 import math
 
 import keras
+import numpy as np
 from keras import layers, ops
 
 IMPOSSIBLE = (
@@ -82,6 +83,10 @@ class LogMel(layers.Layer):
                 "hop must be at least one sample, window at least the hop, mels at least 1 and floor above 0, got "
                 f"rate={rate}, window={window}, hop={hop}, mels={mels}, floor={floor}"
             )
+
+    def frames(self, samples):
+        """How many whole frames so many samples have."""
+        return np.maximum((np.asarray(samples) - self.size) // self.step + 1, 0)
 
     def call(self, audio):
         points = 2 ** math.ceil(math.log2(self.size))

@@ -219,6 +219,8 @@ def witten_bell(inputs, following, new, wanted, vocabulary, order=ORDER):
         if length:
             contexts, others = _longer(contexts, inputs, others, new, length, vocabulary)
         pairs, counts = np.unique((contexts * vocabulary + following)[known & (contexts >= 0)], return_counts=True)
+        if not len(pairs):  # no row has so many tokens
+            break
         heads = pairs // vocabulary
         size = int(heads.max()) + 1
         total, kinds = np.bincount(heads, counts, size), np.bincount(heads, minlength=size)
@@ -240,6 +242,8 @@ def _longer(contexts, inputs, others, new, length, vocabulary):
 
     own, found = keys(contexts, inputs), keys(others, new)
     names = np.unique(own[own >= 0])
+    if not len(names):
+        return np.full_like(own, -1), np.full_like(found, -1)
     made = np.where(own >= 0, np.searchsorted(names, own), -1)
     place = np.minimum(np.searchsorted(names, found), len(names) - 1)
     return made, np.where((found >= 0) & (names[place] == found), place, -1)

@@ -56,12 +56,16 @@ class SpeechRecognition(Task):
         if mixing:
             raise ValueError(f"{mixing[0]} mixes the targets of two rows, and texts cannot be mixed; leave it out")
         from zoo.data.audio import lengths
+        from zoo.layers.speech import LogMel
 
         y, steps = data.train.y, model.output_shape[1]
         # a symbol twice in a row needs a blank between
         twice = (y[:, 1:] == y[:, :-1]) & (y[:, 1:] != NOTHING)
         needed = (y != NOTHING).sum(axis=1) + twice.sum(axis=1)
-        room = np.ceil(lengths(data.train.x["audio"]) / data.signature.preprocess.samples * steps)
+        frames = next((layer.frames for layer in model.layers if isinstance(layer, LogMel)), np.asarray)
+        room = np.ceil(
+            frames(lengths(data.train.x["audio"])) / np.ceil(frames(data.signature.preprocess.samples) / steps)
+        )
         if (needed > room).any():
             row = int((needed - room).argmax())
             raise ValueError(
