@@ -30,6 +30,7 @@ from zoo.machine import versions
 BACKGROUND = 100  # rows of the training split that stand for "unknown" in explanations
 PAINTED = 8  # golden pictures, each of which takes as many steps as it has codes
 RUNNER = "run.py"
+_ROWS, _ROOM = 1024, 2**30  # of one run of a server, and bytes that its answers take at most
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _PACKAGES = ("zooroad", "keras", "onnx", "onnxruntime", "numpy")
 
@@ -200,6 +201,7 @@ def to_bundle(
             conformal=sets,
             verification=verdicts,
             generation=writing,
+            max_batch=most if (most := tasks.together(model, _ROWS, _ROOM)) < _ROWS else 0,
         )
         port = manifest.outputs[0]
         if task.paints or port.dtype == "BYTES":  # a picture or a text is all that its users get

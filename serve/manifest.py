@@ -159,6 +159,7 @@ class Manifest:
             and `picture` says how many codes there are, which have the first numbers (`text`), the number of the first
             token for padding (`padding`), that of padding in the tokenizer (`pad`) and the codes of a picture (`places`).
             See `serve.generation` and `serve.painting`. Else empty.
+        max_batch: most rows of one run whose answers within the file take 1 GB at most, 0 where 1,024 do.
     """
 
     name: str
@@ -181,6 +182,7 @@ class Manifest:
     conformal: dict[str, Any] = field(default_factory=dict)
     verification: dict[str, Any] = field(default_factory=dict)
     generation: dict[str, Any] = field(default_factory=dict)
+    max_batch: int = 0
     format: int = FORMAT
 
     def to_json(self) -> str:

@@ -73,7 +73,7 @@ class Declared:
         bundle: where the model comes from.
         manifest: what the bundle says of itself.
         precision: name of the stored form that is served.
-        max_batch: most rows of one request.
+        max_batch: most rows of one request, and of one run; fewer than asked where the bundle says so.
     """
 
     def __init__(self, bundle: Bundle, *, precision: str | None = None, max_batch: int = 1024) -> None:
@@ -85,7 +85,7 @@ class Declared:
         self.bundle = bundle
         self.manifest = bundle.manifest
         self.precision = precision or self.manifest.default
-        self.max_batch = max_batch
+        self.max_batch = min(max_batch, self.manifest.max_batch or max_batch)
         if self.precision not in self.manifest.precisions and self.precision in self.manifest.refused:
             raise BundleError(f"precision {self.precision!r} was not stored: {self.manifest.refused[self.precision]}")
         bundle.model(self.precision)

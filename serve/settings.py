@@ -95,11 +95,11 @@ class Settings:
     )
     texts: int = _option(
         16,
-        "texts that a process writes at a time, token by token; more wait",
+        "texts that a process writes at a time, each beam as one; more wait",
         "computation",
         least=1,
     )
-    max_batch: int = _option(1024, "most rows of a request, and of one run of the engine", "computation", least=1)
+    max_batch: int = _option(1024, "most rows of a request, and of one run of the engine; fewer of a model whose answers take over 1 GB", "computation", least=1)
     queue: int = _option(
         2048, "inferences that wait for one version; more are answered with 503", "computation", least=1
     )

@@ -261,8 +261,10 @@ def test_manifests_of_the_first_format_are_read(digits_bundle):
         Manifest.from_json(json.dumps(raw | {"format": 7}))
 
 
-def test_run_facts_go_into_the_manifest(perceptron_of_mixed, mixed, tmp_path):
+def test_run_facts_go_into_the_manifest(perceptron_of_mixed, mixed, digits_bundle, tmp_path, monkeypatch):
     from zoo.recipes import Recipe
+
+    monkeypatch.setattr(bundle, "_ROOM", 7 * 4 * perceptron_of_mixed.output_shape[-1])
 
     recipe = Recipe(model="mlp", data="mixed", seed=5)
     run = SimpleNamespace(
@@ -271,6 +273,7 @@ def test_run_facts_go_into_the_manifest(perceptron_of_mixed, mixed, tmp_path):
     found = export.to_bundle(run, tmp_path / "mixed" / "1", int8=False)
     assert found.manifest.architecture == "mlp" and found.manifest.training["seed"] == 5
     assert found.manifest.training["recipe"]["data"] == "mixed" and "int8" not in found.manifest.refused
+    assert (found.manifest.max_batch, digits_bundle.manifest.max_batch) == (7, 0)
 
 
 def test_a_run_and_other_data_are_refused(mixed, digits, lenet, tmp_path):

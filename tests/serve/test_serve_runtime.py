@@ -3,6 +3,7 @@ import os
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import onnx
@@ -341,6 +342,14 @@ def test_golden_rows_may_be_more_than_one_request_may_hold(tmp_path):
     model = Model(read(write_image(tmp_path)), threads=1, max_batch=1)
     with pytest.raises(RequestError, match="must hold 1 … 1 rows, got 2"):
         model.predict({"image": image(2)})
+
+
+def test_a_bundle_says_how_many_rows_its_answers_leave_memory_for(tmp_path):
+    bundle = read(write_image(tmp_path))
+    large = replace(bundle, manifest=replace(bundle.manifest, max_batch=3))
+    assert [Model(large, threads=1, max_batch=most).max_batch for most in (1024, 2)] == [3, 2]
+    with pytest.raises(RequestError, match="must hold 1 … 3 rows, got 4; split it"):
+        Model(large, threads=1).predict({"image": image(4)})
 
 
 def test_looking_at_a_store_loads_no_engine():

@@ -10,6 +10,7 @@ from zoo import data, tasks
 from zoo.data import corpus
 from zoo.data.targets import NOTHING
 from zoo.data.texts import TextPreprocess
+from zoo.evaluate.report import answers
 from zoo.tasks.language import next_token_loss, witten_bell
 
 TASK_NAME = "language-modelling"
@@ -170,5 +171,11 @@ def test_a_model_learns_from_text(tmp_path, monkeypatch):
     assert run.metrics["test"] < 0
     for name in ("report.md", "confusion.png"):
         assert any(tmp_path.rglob(name))
+    row = 4 * 32 * 257  # bytes of an answer
+    assert [tasks.together(run.model, 9, room) for room in (9 * row, 3 * row, 1)] == [9, 3, 1]
+    some = {"text": run.data.test.x["text"][:5]}
+    whole = answers(run.model, run.signature, some)
+    monkeypatch.setattr(tasks, "together", lambda model, most: 2)
+    np.testing.assert_allclose(answers(run.model, run.signature, some), whole, atol=1e-5)
     again = data.load("stdlib_text", tokenizer="bpe:257", tokens=32)
     assert again.signature.outputs == 257 and again.leaks() == []

@@ -483,12 +483,12 @@ def _task(described, beams):
     return task.searching(beams) if beams > 1 else task
 
 
-def _told(bundle, precision, batch=128):
+def _told(bundle, precision):
     """Answers of the file that is told the true answer; what a server answers is written, or painted, by other files."""
     from serve.session import open_session
 
     session, task = open_session(bundle.model(precision), "onnxruntime", cores()), tasks.get(bundle.manifest.task)
-    names = list(session.outputs)
+    names, batch = list(session.outputs), min(128, bundle.manifest.max_batch or 128)
 
     def predict(x, signature):
         parts = []
@@ -518,7 +518,7 @@ def answers(model, signature, x, batch=128, beams=1) -> np.ndarray:
     from keras import tree
 
     tasks.check_model(model, signature, "give the data the model was trained on")
-    task = _task(signature, beams)
+    task, batch = _task(signature, beams), tasks.together(model, batch)
     rows = len(next(iter(x.values())))
     parts = []
     for start in range(0, rows, batch):

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from zoo.data.signature import Signature
+from zoo.tasks import together
 from zoo.tasks.translation import right
 
 MOST = 500  # rows that answers are written for
@@ -38,10 +39,11 @@ def written(
             f"a run writes the likeliest token after the likeliest, got beams={beams}; export it and judge the bundle"
         )
     network = getattr(model, "model", model)
+    size = together(network, _BATCH)
     return [
         text
-        for start in range(0, len(texts), _BATCH)
-        for text in _by_network(network, signature, texts[start : start + _BATCH])
+        for start in range(0, len(texts), size)
+        for text in _by_network(network, signature, texts[start : start + size], size)
     ]
 
 
@@ -64,11 +66,11 @@ def _by_files(bundle: Any, texts: list[str], precision: str | None, beams: int) 
     return [said[place] for place in range(len(texts))]
 
 
-def _by_network(network: Any, signature: Signature, texts: Sequence[str]) -> list[str]:
+def _by_network(network: Any, signature: Signature, texts: Sequence[str], size: int) -> list[str]:
     """One batch; the network reads all places again for each token."""
     step = signature.preprocess
-    inputs = step({"text": np.resize(np.asarray(texts), _BATCH)})  # one shape for all batches
-    answer, over = inputs["answer"], np.zeros(_BATCH, bool)
+    inputs = step({"text": np.resize(np.asarray(texts), size)})  # one shape for all batches
+    answer, over = inputs["answer"], np.zeros(size, bool)
     for place in range(step.answer - 1):
         logits = np.asarray(network.predict_on_batch(inputs))
         answer[:, place + 1] = np.where(over, step.pad, logits[:, place].argmax(axis=-1))

@@ -5,6 +5,7 @@ whoever trains, judges, exports or explains asks the task and does not look at i
 before any model sees them is in `zoo.data.targets`; what people get from a server is in `serve.codec`.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import import_module
@@ -13,6 +14,7 @@ from typing import Any, ClassVar, Protocol
 
 import numpy as np
 
+ROOM = 2**28  # bytes that the answers of a batch take at most where they are judged
 _FILES = {
     "classification": "classification",
     "image-classification": "classification",
@@ -341,6 +343,15 @@ def main_shape(model: Any) -> tuple[int | None, ...]:
     """Shape without the batch of the only input, or of the image, or else of the tokens: the builder's `input_shape`."""
     shapes = input_shapes(model)
     return next(shapes[name] for name in ("", "image", "tokens", *shapes) if name in shapes)
+
+
+def together(model: Any, most: int, room: int = ROOM) -> int:
+    """Rows of a batch, at least one and at most `most`, whose answers take no more than `room` bytes.
+
+    A language model answers with a number for each token of its vocabulary at each place: 200 MB for a text of 1,024 places.
+    """
+    values = sum(math.prod(size or 1 for size in output.shape[1:]) for output in model.outputs)
+    return max(1, min(most, room // (4 * values)))
 
 
 def main_input(model: Any) -> Any:

@@ -19,7 +19,7 @@ from zoo.training.optimisers import optimiser
 from zoo.training.transfer import Freezing
 
 AHEAD = min(8, cores())  # training batches that are made while one trains
-JUDGED = 256  # validation rows in a batch
+JUDGED = 256  # validation rows in a batch at most
 
 
 class Method:
@@ -183,19 +183,20 @@ class Held(keras.utils.PyDataset):
     Args:
         data: `zoo.data.Data`.
         method: who completes the targets.
+        size: rows of a batch.
     """
 
-    def __init__(self, data, method):
+    def __init__(self, data, method, size):
         super().__init__()
-        self.data, self.method, self.failure = data, method, None
+        self.data, self.method, self.size, self.failure = data, method, size, None
         self.targets = data.signature.targets(data.validation.y)
 
     def __len__(self):
-        return math.ceil(len(self.targets) / JUDGED)
+        return math.ceil(len(self.targets) / self.size)
 
     def __getitem__(self, index):
         with kept(self):
-            return self.of(np.arange(index * JUDGED, min(len(self.targets), (index + 1) * JUDGED)))
+            return self.of(np.arange(index * self.size, min(len(self.targets), (index + 1) * self.size)))
 
     def of(self, rows):
         """Inputs and targets of some rows."""
@@ -294,7 +295,7 @@ def fit(
     epoch, skip = position(folder) if resume else (0, 0)
     compile_for(model, recipe, task, steps, method, freezing, freezing.begin(epoch))
 
-    held = Held(data, method)
+    held = Held(data, method, tasks.together(network, JUDGED))
     if _in_files(data.validation):
         validation, few = held, held.of(np.arange(min(64, len(data.validation))))
     else:
@@ -341,7 +342,7 @@ def fit(
                     initial_epoch=first,
                     epochs=last,
                     validation_data=validation,
-                    validation_batch_size=None if validation is held else JUDGED,
+                    validation_batch_size=None if validation is held else held.size,
                     callbacks=[turn, *everything],
                     shuffle=False,
                     verbose=0,
