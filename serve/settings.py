@@ -99,7 +99,12 @@ class Settings:
         "computation",
         least=1,
     )
-    max_batch: int = _option(1024, "most rows of a request, and of one run of the engine; fewer of a model whose answers take over 1 GB", "computation", least=1)
+    max_batch: int = _option(
+        1024,
+        "most rows of a request, and of one run of the engine; fewer of a model whose answers take over 1 GB",
+        "computation",
+        least=1,
+    )
     queue: int = _option(
         2048, "inferences that wait for one version; more are answered with 503", "computation", least=1
     )

@@ -70,9 +70,11 @@ def test_a_padded_row_has_the_frames_of_itself_and_then_zeros():
         room[0, :samples] = wave[:samples]
         frames, mask = arrays(*layer(room))
         count = 1 + (samples - 100) // 40
-        assert alone.shape[1] == count and mask[0].tolist() == [True] * count + [False] * (16 - count)
+        assert layer.frames(samples) == count == alone.shape[1]
+        assert mask[0].tolist() == [True] * count + [False] * (16 - count)
         np.testing.assert_allclose(frames[0, :count], alone[0], atol=1e-5)
         assert (frames[0, count:] == 0).all()
+    assert layer.frames([0, 99, 100]).tolist() == [0, 0, 1]
 
 
 @pytest.mark.parametrize("wrong", [dict(hop=0.03), dict(hop=1e-5), dict(mels=0), dict(floor=0.0)])
