@@ -12,8 +12,7 @@ import keras
 from keras import layers, ops
 
 from zoo.layers.activations import gelu_sigmoid
-from zoo.layers.attention import Attention
-from zoo.layers.blocks import dropped, norm
+from zoo.layers.blocks import norm, pre_norm
 from zoo.layers.positions import LearnedPositions
 from zoo.layers.tokens import ClassToken, FirstToken, Positions, TokenOf
 from zoo.registry import Tensor, register
@@ -55,25 +54,20 @@ class Pairs(layers.Layer):
         return keras.KerasTensor((image.shape[0], 2, image.shape[-1]), self.compute_dtype)
 
 
-def _dense(x, units, name, deviation, activation=None, bias=True):
-    start = keras.initializers.RandomNormal(stddev=deviation)
-    return layers.Dense(units, activation=activation, use_bias=bias, kernel_initializer=start, name=name)(x)
-
-
-def _block(x, heads, hidden, depth, causal, epsilon, dropout, name):
-    """Attention and two dense layers, each on a normalised copy that is added to x: (batch, length, width) in and out."""
+def _blocks(x, depth, heads, hidden, causal, epsilon, dropout, name):
     width = x.shape[-1]
-    deviation = width**-0.5
-    added = deviation * (2 * depth) ** -0.5  # of what is added to the residual
-    y = norm(x, epsilon, f"{name}_norm0")
-    parts = [_dense(y, width, f"{name}_{part}", deviation) for part in ("query", "key", "value")]
-    y = Attention(heads, causal=causal, dropout=dropout, name=f"{name}_attention")(*parts)
-    y = _dense(y, width, f"{name}_mixed", added)
-    x = layers.Add(name=f"{name}_add0")([x, dropped(y, dropout, f"{name}_mixed")])
-    y = norm(x, epsilon, f"{name}_norm1")
-    y = _dense(y, hidden, f"{name}_hidden", (2 * width) ** -0.5, gelu_sigmoid)
-    y = _dense(y, width, f"{name}_output", added)
-    return layers.Add(name=f"{name}_add1")([x, dropped(y, dropout, f"{name}_output")])
+    deviations = width**-0.5, (2 * width) ** -0.5, width**-0.5 * (2 * depth) ** -0.5
+    for block in range(depth):
+        x = pre_norm(
+            x, heads, hidden or 4 * width, f"{name}_block{block}", activation=gelu_sigmoid, causal=causal, epsilon=epsilon,
+            dropout=dropout, deviations=deviations,
+        )  # fmt: skip
+    return x
+
+
+def _projected(x, units, name):
+    start = keras.initializers.RandomNormal(stddev=x.shape[-1] ** -0.5)
+    return layers.Dense(units, use_bias=False, kernel_initializer=start, name=name)(x)
 
 
 def _image_tower(image, patch, width, depth, heads, hidden, epsilon, dropout):
@@ -84,8 +78,7 @@ def _image_tower(image, patch, width, depth, heads, hidden, epsilon, dropout):
     x = Positions(name="image_positions")(x)
     x = layers.Reshape((x.shape[1] * x.shape[2], width), name="image_sequence")(x)
     x = norm(ClassToken(name="image_class_token")(x), epsilon, "image_norm")
-    for block in range(depth):
-        x = _block(x, heads, hidden or 4 * width, depth, False, epsilon, dropout, f"image_block{block}")
+    x = _blocks(x, depth, heads, hidden, False, epsilon, dropout, "image")
     return norm(FirstToken(name="image_token")(x), epsilon, "image_features")
 
 
@@ -94,8 +87,7 @@ def _text_tower(tokens, vocabulary, length, width, depth, heads, hidden, end, ep
     start = keras.initializers.RandomNormal(stddev=0.02)
     x = layers.Embedding(vocabulary, width, embeddings_initializer=start, name="text_words")(tokens)
     x = LearnedPositions(length, name="text_positions")(x)
-    for block in range(depth):
-        x = _block(x, heads, hidden or 4 * width, depth, True, epsilon, dropout, f"text_block{block}")
+    x = _blocks(x, depth, heads, hidden, True, epsilon, dropout, "text")
     return norm(TokenOf(end, name="text_token")(x, tokens), epsilon, "text_features")
 
 
@@ -219,7 +211,7 @@ def clip(
     tokens = keras.Input((length,), dtype="int32", name="tokens")
     x = _image_tower(image, patch, width, depth, heads, hidden, epsilon, dropout)
     y = _text_tower(tokens, vocabulary, length, text_width, text_depth, text_heads, text_hidden, end, epsilon, dropout)
-    x = _dense(x, latent, "image_projection", width**-0.5, bias=False)
-    y = _dense(y, latent, "text_projection", text_width**-0.5, bias=False)
+    x = _projected(x, latent, "image_projection")
+    y = _projected(y, latent, "text_projection")
     x, y = layers.UnitNormalization(name="image_embedding")(x), layers.UnitNormalization(name="text_embedding")(y)
     return keras.Model({"image": image, "tokens": tokens}, Pairs(name="pairs")(x, y), name="clip")

@@ -12,8 +12,7 @@ import math
 import keras
 from keras import KerasTensor, layers, ops
 
-from zoo.layers.attention import Attention
-from zoo.layers.blocks import dropped, norm
+from zoo.layers.blocks import norm, pre_norm
 from zoo.registry import Tensor, register
 
 EPSILON = 0.1  # how far pixels stay from 0 and 1, appendix A.3
@@ -266,20 +265,6 @@ def _decoder(codes, channels, filters, poolings):
     return layers.Conv2D(2 * channels, 1, name="pixels")(x)
 
 
-def _block(x, heads, hidden, dropout, name):
-    """Attention and two dense layers, each on a normalised copy that is added to x: (batch, places, width) in and out."""
-    width = x.shape[-1]
-    y = norm(x, 1e-5, f"{name}_norm0")
-    parts = [layers.Dense(width, name=f"{name}_{part}")(y) for part in ("query", "key", "value")]
-    y = Attention(heads, causal=True, dropout=dropout, name=f"{name}_attention")(*parts)
-    y = layers.Dense(width, name=f"{name}_mixed")(y)
-    x = layers.Add(name=f"{name}_add0")([x, dropped(y, dropout, f"{name}_mixed")])
-    y = norm(x, 1e-5, f"{name}_norm1")
-    y = layers.Dense(hidden, activation="gelu", name=f"{name}_hidden")(y)
-    y = layers.Dense(width, name=f"{name}_output")(y)
-    return layers.Add(name=f"{name}_add1")([x, dropped(y, dropout, f"{name}_output")])
-
-
 @register(
     "dalle",
     task="text-to-image",
@@ -402,7 +387,7 @@ def dalle(
     x = layers.Embedding(first + codes, width, embeddings_initializer=start, name="words")(text)
     x = TextAndGrid(length, *code_logits.shape[1:3], name="positions")(x)
     for block in range(depth):
-        x = _block(x, heads, hidden or 4 * width, dropout, f"block{block}")
+        x = pre_norm(x, heads, hidden or 4 * width, f"block{block}", activation="gelu", dropout=dropout)
     x = norm(x, 1e-5, "features")
     logits = layers.Dense(first + codes, name="logits")(x)
     figures = Figures(length, first, dtype="float32", name="figures")(text, logits, likelihood, apart)

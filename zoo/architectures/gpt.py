@@ -9,32 +9,9 @@ import keras
 from keras import layers
 
 from zoo.layers.activations import gelu_tanh
-from zoo.layers.attention import Attention
-from zoo.layers.blocks import dropped, norm
+from zoo.layers.blocks import dropped, norm, pre_norm
 from zoo.layers.positions import LearnedPositions
 from zoo.registry import Tensor, register
-
-
-def _drawn(deviation=0.02):
-    return keras.initializers.RandomNormal(stddev=deviation)
-
-
-def _dense(x, units, name, activation=None, deviation=0.02):
-    return layers.Dense(units, activation=activation, kernel_initializer=_drawn(deviation), name=name)(x)
-
-
-def _block(x, heads, hidden, deviation, epsilon, dropout, name):
-    """Attention and two dense layers, each on a normalised copy that is added to x: (batch, length, width) in and out."""
-    width = x.shape[-1]
-    y = norm(x, epsilon, f"{name}_norm0")
-    parts = [_dense(y, width, f"{name}_{part}") for part in ("query", "key", "value")]
-    y = Attention(heads, causal=True, dropout=dropout, name=f"{name}_attention")(*parts)
-    y = _dense(y, width, f"{name}_mixed", deviation=deviation)
-    x = layers.Add(name=f"{name}_add0")([x, dropped(y, dropout, f"{name}_mixed")])
-    y = norm(x, epsilon, f"{name}_norm1")
-    y = _dense(y, hidden, f"{name}_hidden", gelu_tanh)
-    y = _dense(y, width, f"{name}_output", deviation=deviation)
-    return layers.Add(name=f"{name}_add1")([x, dropped(y, dropout, f"{name}_output")])
 
 
 @register(
@@ -98,10 +75,14 @@ def gpt(
     if width % heads:
         raise ValueError(f"width must be a multiple of heads, got width={width!r}, heads={heads!r}")
     tokens = keras.Input(input_shape, dtype="int32", name="tokens")
-    words = layers.ReversibleEmbedding(vocabulary, width, embeddings_initializer=_drawn(), name="words")
+    start = keras.initializers.RandomNormal(stddev=0.02)
+    words = layers.ReversibleEmbedding(vocabulary, width, embeddings_initializer=start, name="words")
     x = dropped(LearnedPositions(length, name="positions")(words(tokens)), dropout, "positions")
     deviation = 0.02 / (2 * depth) ** 0.5  # of what is added to the residual, section 2.3
     for block in range(depth):
-        x = _block(x, heads, hidden or 4 * width, deviation, epsilon, dropout, f"block{block}")
+        x = pre_norm(
+            x, heads, hidden or 4 * width, f"block{block}", activation=gelu_tanh, epsilon=epsilon, dropout=dropout,
+            deviations=(0.02, 0.02, deviation),
+        )  # fmt: skip
     x = words(norm(x, epsilon, "features"), reverse=True)
     return keras.Model(tokens, layers.Identity(name="logits")(x), name="gpt")
