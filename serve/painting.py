@@ -1,6 +1,6 @@
 """Pictures that are painted of texts, many at once: codes as in `serve.generation`, and a file that makes pictures of them."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -66,13 +66,24 @@ class Painting(Running):
         return Piece("", row.made, "end")
 
 
-def paint(running: Painting, texts: Sequence[str], asked: Sequence[Ask]) -> np.ndarray:
+def paint(
+    running: Painting, texts: Sequence[str], asked: Sequence[Ask], told: Callable[[str], object] = str
+) -> np.ndarray:
     """A picture of each text, uint8 (texts, height, width, channels): the simple loop over `Painting.step`.
+
+    Args:
+        running: what paints.
+        texts: to be painted.
+        asked: how, one for each.
+        told: called with what people should know, such as that a text was cut.
 
     Raises:
         ValueError: a text is blank.
     """
     found: dict[int, Any] = {running.add(text, ask): None for text, ask in zip(texts, asked, strict=True)}
     while not running.idle:
-        found |= {number: piece.picture for number, piece in running.step() if piece.done}
+        for number, piece in running.step():
+            found[number] = piece.picture
+            if piece.note:
+                told(piece.note)
     return np.stack(list(found.values()))

@@ -1,5 +1,6 @@
 """Texts that a model writes: by a bundle's decoder, or by one that is made of a run for the moment."""
 
+import dataclasses
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,7 +26,7 @@ def generate(model: Any, text: str, *, precision: str | None = None, threads: in
 
     Raises:
         ValueError: the model writes no texts, the text has nothing to go on from, or an argument is out of range.
-        TypeError: there is no such argument.
+        TypeError: there is no such argument, or the text is none.
     """
     running = opened(model, precision, threads)
     return "".join(piece.text for piece in pieces(running, text, **ask))
@@ -35,6 +36,18 @@ def pieces(running: "Running", text: str, **ask: Any) -> "Iterator[Piece]":
     """The same as it comes, from what `opened` gave: the new characters, and why it ended."""
     from serve.sampling import Ask
 
+    there = [field.name for field in dataclasses.fields(Ask)]
+    for name in ask:
+        if name not in there:
+            raise TypeError(f"there is no argument {name!r}; there are {', '.join(there)}")
+    if isinstance(ask.get("stop"), str):
+        ask["stop"] = (ask["stop"],)
+    if not isinstance(text, str):
+        raise TypeError(f"the text must be a str, got {text!r:.60}")
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise ValueError(f"the text is no Unicode, got {text!r:.60}; read it as UTF-8") from None
     own, done = running.add(text, Ask(**ask)), ""
     try:
         while not done:

@@ -1,5 +1,6 @@
 """Pictures that a model paints of texts: by the files of a bundle, or by those that are made of a run for the moment."""
 
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -7,6 +8,7 @@ from typing import Any
 import numpy as np
 
 TOGETHER = 64  # pictures that are painted at a time
+_FILES = (".png", ".jpg", ".jpeg", ".webp", ".svg", ".pdf")
 
 
 def paint(
@@ -51,10 +53,17 @@ def paint(
         Ask(temperature=temperature, top_k=top_k, top_p=top_p, seed=int(random.integers(2**63)))
         for _ in range(len(texts))
     ]
+    if out is not None and (Path(out).suffix.lower() not in _FILES or not Path(out).parent.is_dir()):
+        raise ValueError(
+            f"out must be a file for a picture in a folder that exists, such as painted.png, got {str(out)!r}"
+        )
     running = opened(model, precision, threads, paints=True)
     parts = [slice(start, start + TOGETHER) for start in range(0, len(texts), TOGETHER)]
     given = [str(text) for text in texts]
-    pictures = np.concatenate([together(running, given[part], asked[part]) for part in parts])
+    notes: list[str] = []
+    pictures = np.concatenate([together(running, given[part], asked[part], notes.append) for part in parts])
+    for note in dict.fromkeys(notes):
+        warnings.warn(note, stacklevel=2)
     if out is not None:
         from zoo.evaluate import painted_pictures
 

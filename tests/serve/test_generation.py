@@ -9,12 +9,14 @@ import numpy as np
 import pytest
 import small_writers
 from tokenizers import Tokenizer
+from typer.testing import CliRunner
 
 import zoo
 from serve.errors import UnreadError
 from serve.generation import Piece, Running, Text, generate
 from serve.manifest import BundleError, Manifest
 from serve.sampling import Ask, Beams, drawn
+from zoo.cli import app as commands
 from zoo.data.texts import TextPreprocess
 from zoo.generation import pieces as continued
 
@@ -406,6 +408,33 @@ def test_a_text_that_cannot_be_read_is_gone_and_the_others_lose_nothing(running,
 def test_who_reads_no_further_leaves_no_row_behind(running):
     assert next(continued(running, "the cat", most=40)).tokens == 1
     assert running.idle
+
+
+@pytest.mark.parametrize(
+    ("text", "given", "message"),
+    [
+        (5, {}, "the text must be a str, got 5"),
+        ("a\udc80", {}, r"the text is no Unicode, got 'a\\udc80'; read it as UTF-8"),
+        ("a", {"max_tokens": 5}, "there is no argument 'max_tokens'; there are most, temperature, top_k"),
+    ],
+)
+def test_what_is_no_text_or_no_argument_is_named(running, text, given, message):
+    with pytest.raises((TypeError, ValueError), match=message):
+        zoo.generate(running, text, **given)
+
+
+def test_the_command_tells_the_text_and_what_there_is_to_know(running, tmp_path, monkeypatch):
+    monkeypatch.setattr("zoo.commands.generate.quiet_backend", lambda: None)
+    monkeypatch.setattr("zoo.generation.opened", lambda *_: running)
+    expected = zoo.generate(running, "the cat", most=9, stop="e")
+
+    def told(*more):
+        return CliRunner().invoke(commands, ["generate", str(tmp_path), "--most", "9", *more])
+
+    plain = told("--text", "the cat", "--stop", "e", "--seed", "4")
+    assert plain.stdout.strip() == expected.strip() and "nothing is drawn at temperature 0" in plain.stderr
+    long = json.loads(told("--json", "--text", "the cat " * 50).stdout)
+    assert long["tokens"] == 9 and "of the text's" in long["notes"][0]
 
 
 def test_pieces_say_how_far_a_row_is(running):

@@ -357,6 +357,15 @@ def test_the_command_paints_from_a_bundle(bundle, tmp_path, monkeypatch):
         commands, ["paint", str(bundle.folder), "--text", "a ring", "--each", "2", "--out", str(out)]
     )
     assert told.exit_code == 0 and f"2 pictures in {out}" in told.output.replace("\n", "") and out.stat().st_size
+    long = " ".join(["ring"] * 60)
+    with pytest.warns(UserWarning, match=r"only the first \d+ tokens of the text were read, the rest was cut off"):
+        told = CliRunner().invoke(commands, ["paint", str(bundle.folder), "--text", long, "--out", str(out)])
+    assert told.exit_code == 0 and f"1 picture in {out}" in told.output.replace("\n", "")
+    for wrong in (tmp_path, tmp_path / "none" / "a.png", tmp_path / "rings.txt"):
+        with pytest.raises(
+            ValueError, match=r"out must be a file for a picture in a folder that exists, such as painted\.png"
+        ):
+            zoo.paint(bundle, ["a ring"], out=wrong)
     told = CliRunner().invoke(commands, ["paint", str(tmp_path / "none"), "--text", "a ring"])
     assert told.exit_code and "neither a run folder nor a bundle" in told.output.replace("\n", " ") + str(
         told.exception

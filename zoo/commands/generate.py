@@ -26,7 +26,7 @@ def generate(
     stop: Annotated[list[str] | None, typer.Option(metavar="TEXT", help="End before this text; repeatable.")] = None,
     seed: Annotated[int | None, typer.Option(help="Of the drawing.")] = None,
     precision: Annotated[str | None, typer.Option(help="Form of a bundle, such as w8.")] = None,
-    threads: Annotated[int, typer.Option(help="Processor threads; 0 for all.")] = 0,
+    threads: Annotated[int, typer.Option(min=0, help="Processor threads; 0 for all.")] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON alone.")] = False,
 ) -> None:
     """Print what a model writes behind a text, as it comes.
@@ -47,16 +47,19 @@ def generate(
     running = opened(what, precision, threads)
     begun = sys.stdin.read() if text == "-" else text
     ask = {"most": most, "temperature": temperature, "top_k": top_k, "top_p": top_p, "beams": beams, "seed": seed}
-    started, said = time.perf_counter(), []
+    if not temperature and (top_k or top_p < 1 or seed is not None):
+        typer.echo("nothing is drawn at temperature 0, so that --top-k, --top-p and --seed change nothing", err=True)
+    started, said, notes = time.perf_counter(), [], []
     for piece in pieces(running, begun, stop=tuple(stop or ()), **ask):
         if piece.note:
+            notes.append(piece.note)
             typer.echo(piece.note, err=True)
         said.append(piece.text)
         if not as_json:
             typer.echo(piece.text, nl=False)
             sys.stdout.flush()
     seconds = time.perf_counter() - started
-    facts = {"tokens": piece.tokens, "done": piece.done, "seconds": round(seconds, 3)}
+    facts = {"tokens": piece.tokens, "done": piece.done, "seconds": round(seconds, 3), "notes": notes}
     if as_json:
         typer.echo(json.dumps({"text": "".join(said), **facts}, ensure_ascii=False))
     else:

@@ -23,7 +23,7 @@ def paint(
     top_p: Annotated[float, typer.Option(help="Draw among the likeliest of so much probability.")] = 1.0,
     seed: Annotated[int | None, typer.Option(help="Of the drawing.")] = None,
     precision: Annotated[str | None, typer.Option(help="Form of a bundle, such as w8.")] = None,
-    threads: Annotated[int, typer.Option(help="Processor threads; 0 for all.")] = 0,
+    threads: Annotated[int, typer.Option(min=0, help="Processor threads; 0 for all.")] = 0,
 ) -> None:
     """Paint pictures of texts by a model that was trained on pictures with captions.
 
@@ -39,4 +39,4 @@ def paint(
     texts = [asked for asked in text for _ in range(each)]
     drawn = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "seed": seed}
     painted(what, texts, **drawn, precision=precision, threads=threads, out=out)
-    typer.echo(f"{len(texts)} pictures in {out}")
+    typer.echo(f"{len(texts)} picture{'s' * (len(texts) > 1)} in {out}")

@@ -52,9 +52,9 @@ def painted(images: np.ndarray, texts: list[str], path: str | Path) -> Path:
     figure = Figure(figsize=(2.2 * columns, 2.7 * lines), dpi=110, layout="constrained")
     places = figure.subplots(lines, columns, squeeze=False).ravel()
     for axis in places:
-        axis.axis("off")
+        axis.set(xticks=[], yticks=[], frame_on=False)
     for axis, image, text in zip(places, images, texts, strict=False):
         axis.imshow(image if image.shape[-1] == 3 else np.repeat(image[..., :1], 3, axis=-1))
-        axis.set_title("\n".join(textwrap.wrap(str(text), 26)[:4]), fontsize=8, y=-0.05, va="top")
+        axis.set_xlabel("\n".join(textwrap.wrap(str(text), 26, max_lines=4, placeholder=" …")), fontsize=8)
     figure.savefig(path)
     return Path(path)
