@@ -40,8 +40,9 @@ def report(request, tmp_path_factory):
 def test_every_builder_exports_and_becomes_a_bundle(report):
     for name, found in report["builders"].items():
         assert found["float32"] <= 1e-4, name
-        for policy in ("mixed_float16", "mixed_bfloat16"):  # the file is float32, so they differ by what half is worth
-            assert name in CHOOSING or found[policy] <= 0.05, (name, policy)
+        # the file is float32, so they differ by what half precision is worth, which has 3 bits fewer as bfloat16
+        for policy, most in (("mixed_float16", 0.05), ("mixed_bfloat16", 0.1)):
+            assert name in CHOOSING or found[policy] <= most, (name, policy, found[policy])
         rounded = [] if "int8" in registry.entry(name).skip else ["int8", "model.int8.ort"]
         half = [] if name in CHOOSING else ["fp16"]
         assert {"fp32", "model.ort", *half, *rounded} <= set(found["forms"]), name
