@@ -160,6 +160,7 @@ class Asked(ABC):
         stream: whether the answer goes out as it comes.
         written: texts so far, in the same order.
         tokens: of each of them.
+        read: tokens of what is continued, for each.
         ends: why each ended, "" for one that goes on.
         pictures: what was painted of each, None for one that goes on, or is a text.
     """
@@ -183,6 +184,7 @@ class Asked(ABC):
         self.texts, self.ask = given, ask
         self.written = [""] * len(given)
         self.tokens = [0] * len(given)
+        self.read = [0] * len(given)
         self.ends = [""] * len(given)
         self.pictures: list[np.ndarray | None] = [None] * len(given)
         self.notes: dict[str, None] = {}
@@ -200,6 +202,7 @@ class Asked(ABC):
 
     def _count(self, place: int, piece: "Piece") -> None:
         self.tokens[place], self.ends[place], self.pictures[place] = piece.tokens, piece.done, piece.picture
+        self.read[place] += piece.read
         if piece.note:
             self.notes[piece.note if len(self.texts) == 1 else f"row {place + 1}: {piece.note}"] = None
 
@@ -317,7 +320,8 @@ class Completions(Streamed):
 
     def answer(self) -> bytes:
         choices = [self._choice(place, text) for place, text in enumerate(self.written)]
-        usage = {"completion_tokens": sum(self.tokens)}
+        read, made = sum(self.read), sum(self.tokens)
+        usage = {"prompt_tokens": read, "completion_tokens": made, "total_tokens": read + made}
         return msgspec.json.encode({**self._told, "choices": choices, "usage": usage, **self._noted()})
 
 

@@ -37,6 +37,7 @@ class Piece:
             or "end" (the model ended it).
         note: what people should know, with the first piece of a row.
         picture: uint8 (height, width, channels), with the last piece of a row that is painted.
+        read: tokens of the text that were read, with the first piece of a row.
     """
 
     text: str
@@ -44,6 +45,7 @@ class Piece:
     done: str = ""
     note: str = ""
     picture: np.ndarray | None = None
+    read: int = 0
 
 
 @dataclass
@@ -54,6 +56,7 @@ class Row:
     text: "Text"
     random: np.random.Generator
     most: int
+    read: int  # tokens of the text
     note: str = ""
     source: dict[str, np.ndarray] = field(default_factory=dict)  # what the encoder reads
     beams: Beams | None = None
@@ -137,11 +140,11 @@ class Running:
         """A text as the decoder begins with it."""
         random = np.random.default_rng(ask.seed)
         if self._encoder is not None:
-            tokens, read, note = list(self.block["start"]), *self._whole(text)
-            source = {self.block["source"]: np.array([read], np.int32)}
+            tokens, ids, count, note = list(self.block["start"]), *self._whole(text)
+            source = {self.block["source"]: np.array([ids], np.int32)}
             most = min(ask.most, self.length - len(tokens) + 1) if self.length else ask.most
             said = Text(self._tokenizer, [], ask.stop)
-            return Row(number, ask, tokens, said, random, most, note, source)
+            return Row(number, ask, tokens, said, random, most, count, note, source)
         tokens = self._read(text)
         note, room = "", min(ask.most, self.length // 2) if self.length else 0
         if self.length and len(tokens) > self.length - room:
@@ -149,10 +152,11 @@ class Running:
             note = f"only the last {kept} of the text's {len(tokens)} tokens were read, so that {room} fit behind them"
             tokens = tokens[-kept:]
         most = min(ask.most, self.length - len(tokens) + 1) if self.length else ask.most
-        return Row(number, ask, tokens, Text(self._tokenizer, tokens[-BEFORE:], ask.stop), random, most, note)
+        said = Text(self._tokenizer, tokens[-BEFORE:], ask.stop)
+        return Row(number, ask, tokens, said, random, most, len(tokens), note)
 
-    def _whole(self, text: str) -> tuple[list[int], str]:
-        """Tokens of a text that is read to its end and filled up, and a note where it was cut.
+    def _whole(self, text: str) -> tuple[list[int], int, str]:
+        """Tokens of a text that is read to its end and filled up, how many of them are its own, and a note where it was cut.
 
         Raises:
             ValueError: the text is blank.
@@ -161,7 +165,7 @@ class Running:
             raise ValueError("the text is blank; write something")
         read = self._tokenizer.encode(text)
         note = f"only the first {self._cut} tokens of the text were read, the rest was cut off"
-        return read.ids, note if read.overflowing else ""
+        return read.ids, sum(read.attention_mask), note if read.overflowing else ""
 
     def _read(self, text: str) -> list[int]:
         """Tokens of a text that is to be continued: without those that end it."""
@@ -267,8 +271,8 @@ class Running:
                 piece = self._piece(row, token)
                 pieces.append((row.number, piece))
                 parents, following = ([], []) if piece.done else ([0], [token])
-            if row.note:
-                pieces[-1][1].note, row.note = row.note, ""
+            if row.made == 1:
+                pieces[-1][1].note, pieces[-1][1].read = row.note, row.read
             places += [place + parent for parent in parents]
             owners += [row] * len(parents)
             tokens += following

@@ -46,7 +46,7 @@ class Painting(Running):
         return pieces
 
     def _row(self, number: int, text: str, ask: Ask) -> Row:
-        read, note = self._whole(text)
+        read, count, note = self._whole(text)
         picture = self.block["picture"]
         tokens = [
             picture["padding"] + place if token == picture["pad"] else picture["text"] + token
@@ -54,7 +54,7 @@ class Painting(Running):
         ]
         self._codes[number] = []
         nothing = Text(self._tokenizer, [], ())
-        return Row(number, ask, tokens, nothing, np.random.default_rng(ask.seed), picture["places"], note)
+        return Row(number, ask, tokens, nothing, np.random.default_rng(ask.seed), picture["places"], count, note)
 
     def _piece(self, row: Row, token: int) -> Piece:
         self._codes[row.number].append(token)

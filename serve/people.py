@@ -13,7 +13,7 @@ from flask import Flask, Response, g, has_request_context, request
 
 from serve import codec, continuations, masks, pictures, texts
 from serve.codec import Batch, Inputs
-from serve.errors import RequestError, shown
+from serve.errors import RequestError, did_you_mean, shown
 from serve.explainer import Explainer
 from serve.gallery import Gallery
 from serve.heads import LONGEST_WAIT, deadline_of
@@ -178,6 +178,7 @@ def _answer_routes(
             )
             raise RequestError("bad_batch", message, 413)
         inputs, notes = batch.take()
+        notes = [*_unknown(), *notes]
         if found.manifest.generation:
             predictions, told = _written(found, inputs, _parameters())
             _counted(monitor, store, found, predictions)
@@ -402,6 +403,16 @@ def _whole(parameter: str, default: int) -> int:
     if not (text.isascii() and text.isdigit() and int(text[:9]) > 0):
         raise RequestError("bad_parameter", f"{parameter} must be a whole number above 0, got {text[:40]!r}")
     return int(text[:9])
+
+
+def _unknown() -> list[str]:
+    """Notes on what the URL asks that nothing is done with."""
+    known = ("version", "top", "form", *continuations.PARAMETERS, continuations.STOP)
+    return [
+        f"no parameter is called {name!r:.60}, so it was left out.{did_you_mean(name, known)}"
+        for name in request.args
+        if name not in known
+    ]
 
 
 def _form(model: ModelLike) -> str:

@@ -112,8 +112,10 @@ def test_predict_agrees_for_pixels_a_file_and_a_form(client):
 def test_predict_several_files_with_top_and_version(client):
     left = [[255, 255, 0, 0]] * 4
     files = [(io.BytesIO(picture(RIGHT, 5)), "a.png"), (io.BytesIO(picture(left, 5)), "b.png")]
-    answer = client.post("/predict/sides?top=1&version=2", data={"image": files}).json
+    answer = client.post("/predict/sides?top=1&version=2&max_token=5", data={"image": files}).json
     assert answer["version"] == "2"
+    unknown = "no parameter is called 'max_token', so it was left out. Did you mean 'max_tokens'?"
+    assert answer["notes"] == [unknown]
     assert [row["label"] for row in answer["predictions"]] == ["right", "left"]
     assert [len(row["top"]) for row in answer["predictions"]] == [1, 1]
 

@@ -121,14 +121,14 @@ def test_a_stream_says_each_piece_and_then_why_it_ended(model):
 def test_completions_are_as_openai_has_them(model):
     whole = asked(model, "completions", model="teller", prompt=["a", "b"], n=1, echo=False, user="me", logprobs=None)
     assert (whole.ask.most, whole.ask.temperature, whole.stream) == (16, 1.0, False)
-    whole.say(1, Piece("two", 3, "end"))
+    whole.say(1, Piece("two", 3, "end", read=4))
     told = json.loads(whole.say(0, Piece("one", 2, "length")))
     assert told["object"] == "text_completion" and told["model"] == "teller" and told["id"].startswith("cmpl-")
     assert told["choices"] == [
         {"text": "one", "index": 0, "logprobs": None, "finish_reason": "length"},
         {"text": "two", "index": 1, "logprobs": None, "finish_reason": "stop"},
     ]
-    assert told["usage"] == {"completion_tokens": 5} and "notes" not in told
+    assert told["usage"] == {"prompt_tokens": 4, "completion_tokens": 5, "total_tokens": 9} and "notes" not in told
     likeliest = asked(model, "completions", model="teller", prompt="a", beams=2)
     told = json.loads(likeliest.say(0, Piece("one", 2, "length", "only the end of it was read")))
     assert told["notes"] == ["only the end of it was read"] and likeliest.ask.temperature == 0
