@@ -96,6 +96,8 @@ class Entry:
         for name, value in arguments.items():
             if self.signature[name].startswith("(") and not isinstance(value, tuple | list):
                 raise TypeError(f"{name} takes a tuple such as {self.signature[name]}, got {value!r}")
+            if self.signature[name].lstrip("-")[:1].isdigit() and isinstance(value, str):
+                raise TypeError(f"{name} takes a number such as {self.signature[name]}, got {value!r}")
         shape, image = arguments.get("input_shape"), "height" in next(iter(self.inputs.values())).axes
         if image and shape is not None and (len(shape) != 3 or not all(size and size >= 1 for size in shape)):
             raise ValueError(f"input_shape must be (height, width, channels), each at least 1, got {shape!r}")

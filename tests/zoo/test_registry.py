@@ -37,6 +37,8 @@ def test_unknown_argument_suggests():
 def test_arguments_of_a_wrong_kind_are_named():
     with pytest.raises(TypeError, match=r"input_shape takes a tuple such as \(784,\), got 5"):
         registry.get("mlp", input_shape=5)
+    with pytest.raises(TypeError, match="width takes a number such as 64, got 'abc'"):
+        registry.get("lstm", width="abc")
     with pytest.raises(ValueError, match=r"dropout must be a share in \[0, 1\), got dropout=2"):
         registry.get("lenet", dropout=2)
     with pytest.raises(ValueError, match="classes must be at least 1, got classes=0"):

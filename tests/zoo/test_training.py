@@ -128,7 +128,7 @@ def test_logistic_regression_matches_scikit_learn(name):
             "'learning_rat' is neither a training setting nor an argument of 'mlp'. Did you mean 'learning_rate'",
         ),
         ({"epochs": 0}, "epochs must be at least 1, got 0"),
-        ({"epochs": "many"}, "epochs takes a int, got 'many'"),
+        ({"epochs": "many"}, "epochs takes a whole number, got 'many'"),
         ({"optimizer": "adma"}, "optimizer must be one of sgd"),
         ({"augment": ("twist",)}, "augment must be among resized_crop"),
         ({"classes": 3}, "classes follows from the data"),

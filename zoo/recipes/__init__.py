@@ -300,6 +300,7 @@ def _augments(entry: str) -> bool:
     return known and all(re.fullmatch(r"\d+\.?\d*|\.\d+", figure) for figure in figures)
 
 
+_KINDS = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}
 SETTINGS = {name: kind for name, kind in get_type_hints(Recipe).items() if name not in ("model", "data", "arguments")}
 
 
@@ -325,11 +326,11 @@ def parse(name: str, value: Any) -> Any:
         try:
             return {"true": True, "false": False}[value.lower()] if kind is bool else kind(value)
         except (ValueError, KeyError):
-            raise TypeError(f"{name} takes a {kind.__name__}, got {value!r}") from None
+            raise TypeError(f"{name} takes {_KINDS[kind]}, got {value!r}") from None
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
-        raise TypeError(f"{name} takes a {kind.__name__}, got {value!r}")
+        raise TypeError(f"{name} takes {_KINDS[kind]}, got {value!r}")
     return value
 
 
