@@ -168,6 +168,8 @@ def test_what_cannot_be_painted_is_refused(model, splits, bundle, tmp_path):
         zoo.paint(model, ["a ring"])
     with pytest.raises(ValueError, match="'painter' paints pictures of texts, and writes none; ask it with"):
         zoo.generate(bundle, "a ring")
+    with pytest.raises(ValueError, match="'painter' paints a picture, and explanations share out one figure"):
+        zoo.explain(bundle, {"text": np.array(["a ring"])})
     with pytest.raises(ExportError, match=r"'dalle' paints pictures code by code, which no file for devices does"):
         to_litert(model, tmp_path / "model.tflite", signature=splits.signature)
     with pytest.raises(ExportError, match=r"'\w+' paints no pictures; a model that does, such as 'dalle', has text,"):

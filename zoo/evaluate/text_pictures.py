@@ -39,7 +39,8 @@ def by_commonness(tokens: np.ndarray, found: np.ndarray, path: str | Path) -> Pa
         low, high = ranks[group == place].min() + 1, ranks[group == place].max() + 1
         names.append(f"{low}" if low == high else f"{low}-{high}")
     axis.set_xticks(np.unique(group), names, fontsize=8)
-    axis.axhline(found.mean(), color="grey", linewidth=1, linestyle="--")
+    axis.axhline(found.mean(), color="grey", linewidth=1, linestyle="--", label="of all")
+    axis.legend(fontsize=8)
     axis.set(xlabel="tokens, the commonest first", ylabel="share found", ylim=(0, 1))
     axis.set_title(f"{found.sum():,} of {len(found):,} hidden tokens found", fontsize=11)
     axis.grid(alpha=0.3, axis="y")

@@ -95,6 +95,11 @@ def _check_kind(name: str, kind: str, task: str) -> None:
             f"a transcript is no single figure that could be shared out, so {name!r} is not explained; its probabilities say "
             "when each symbol was heard"
         )
+    if task == "text-to-image":
+        raise ValueError(
+            f"{name!r} paints a picture, and explanations share out one figure; which places of it were not expected is drawn by "
+            "zoo evaluate"
+        )
     if kind == "captioned":
         raise ValueError(
             f"{name!r} answers with vectors of an image and a text, and explanations share out one answer; make a classifier of it "
