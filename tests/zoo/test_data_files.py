@@ -268,6 +268,22 @@ def test_other_encodings_and_damaged_files_are_refused(tmp_path):
         load(broken, target="ill")
 
 
+@pytest.mark.parametrize(
+    ("later", "wrong"),
+    [("yes,fine", "is never closed"), ('yes,"fine, too"', "is closed in the middle of a cell of line 52")],
+)
+def test_a_quote_that_swallows_lines_is_refused_with_its_line(tmp_path, later, wrong):
+    lines = [f"{'yes' if row % 2 else 'no'},we met number {row}" for row in range(60)]
+    lines[0] = 'no,"one, that\nsays ""two"" lines"'  # a proper one
+    lines[1] = 'yes,"two" of one line'  # and one that swallows nothing
+    told = load(_csv(tmp_path, "\n".join(["answer,note", *lines])), target="answer", text="note")
+    found = [text for split in told.splits.values() for text in split.x["text"].tolist()]
+    assert len(found) == 60 and {'one, that\nsays "two" lines', "two of one line"} <= set(found)
+    lines[30], lines[49] = 'no,"he said', later
+    with pytest.raises(ValueError, match=rf"""the quote in line 33 that opens the cell '"he said' {wrong}; close it"""):
+        load(_csv(tmp_path, "\n".join(["answer,note", *lines])), target="answer", text="note")
+
+
 def test_numbers_beyond_float32_are_refused_with_their_row(tmp_path):
     parquet.write_table(pyarrow.table({"a": [1.0, 1e300, 2.0, 3.0], "ill": [0, 1, 0, 1]}), tmp_path / "t.parquet")
     with pytest.raises(ValueError, match=r"column 'a' has the value 1e\+300 in row 2"):

@@ -1,5 +1,6 @@
 """CSV and Parquet files with a target column."""
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -123,6 +124,7 @@ def _csv(path: Path, texts: Sequence[str] = ()):
     header = text.partition(b"\n")[0]
     _check_encoding(path, text)
     delimiter = max(b",;\t", key=header.count)
+    _check_quotes(path, text, chr(delimiter).encode())
     ragged = []
 
     def remember(row):
@@ -150,6 +152,22 @@ def _csv(path: Path, texts: Sequence[str] = ()):
                 f"{row.text[:60]!r}; repair the row, and quote cells that contain {chr(delimiter)!r}"
             ) from None
         raise ValueError(f"{path} cannot be read as CSV: {error}") from error
+
+
+def _check_quotes(path: Path, text: bytes, delimiter: bytes) -> None:
+    """Refuse a quote that opens a cell and swallows the lines behind it: nothing closes it, or a later cell's quote does."""
+    cells = rb"(?:\A(?:\xef\xbb\xbf)?|[\r\n" + delimiter + rb'])(")[^"]*(?:""[^"]*)*("?)'
+    for cell in re.finditer(cells, text):
+        start, end = cell.start(1), cell.end()
+        if cell[2] and (text[end : end + 1] in (b"", b"\r", b"\n", delimiter) or text.find(b"\n", start, end) < 0):
+            continue
+        shown = text[start : start + 60].splitlines()[0].decode("utf-8", errors="ignore")
+        opened_in, closed_in = (1 + text.count(b"\n", 0, place) for place in (start, end))
+        wrong = f"is closed in the middle of a cell of line {closed_in}" if cell[2] else "is never closed"
+        raise ValueError(
+            f"{path}: the quote in line {opened_in} that opens the cell {shown!r} {wrong}; close it, or double it and quote "
+            "the cell where it is part of the text"
+        )
 
 
 def _check_encoding(path: Path, text: bytes) -> None:
