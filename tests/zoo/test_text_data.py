@@ -40,6 +40,21 @@ def test_a_column_of_texts_beside_the_target_is_the_input(tmp_path):
         assert told == [of[text] for text in split.x["text"].tolist()]
 
 
+def test_words_for_missing_values_are_texts_and_labels(tmp_path):
+    texts, _ = _texts()
+    texts[:4] = ["NA", "null", "?", "None"]
+    labels = ["NA" if row % 2 else "null" for row in range(40)]
+    data = load(_csv(tmp_path, {"message": texts, "label": labels}))
+    assert data.signature.labels == ("NA", "null")
+    assert {"NA", "null", "?", "None"} <= {text for split in data.splits.values() for text in split.x["text"].tolist()}
+    data = load(_csv(tmp_path, {"message": texts, "answer": labels}), task="text-to-text")
+    assert set(data.train.x["answer"].tolist()) == {"NA", "null"}
+    with pytest.raises(ValueError, match="target 'label' is missing in row 2"):
+        load(_csv(tmp_path, {"message": texts, "label": ["NA", "", *labels[2:]]}))
+    with pytest.raises(ValueError, match="the text in row 1 is empty"):
+        load(_csv(tmp_path, {"message": ["", *texts[1:]], "label": labels}))
+
+
 def test_other_columns_need_the_name_of_the_texts(tmp_path):
     texts, labels = _texts()
     file = _csv(tmp_path, {"message": texts, "length": [len(text) for text in texts], "label": labels})

@@ -22,9 +22,9 @@ def read(
 
     Text and true/false columns are categories, number columns are numbers; empty cells and the words in `MISSING` are
     missing values. A column of texts, which are several words long and hardly ever the same, is the input alone where it
-    is the only one besides the target, or where `text` names it. Columns called audio and text hold the names of
-    recordings and what is said in them, see `zoo.data.recordings`; columns called image and caption those of pictures and
-    what they show, see `zoo.data.captions`.
+    is the only one besides the target, or where `text` names it; in texts and labels only empty cells are missing. Columns
+    called audio and text hold the names of recordings and what is said in them, see `zoo.data.recordings`; columns called
+    image and caption those of pictures and what they show, see `zoo.data.captions`.
 
     Raises:
         ValueError: the file is empty or damaged, the target is unknown or missing, or a column is of another type.
@@ -34,11 +34,9 @@ def read(
     table = opened(path)
     names = table.column_names
     if recordings.is_table(names, target) and not text and task in (None, "speech-recognition"):
-        files, texts = (_decoded(table[name]).to_pylist() for name in (recordings.COLUMN, recordings.TEXT))
-        return recordings.read(path, files, texts)
+        return recordings.read(path, *_as_texts(path, recordings.COLUMN, recordings.TEXT))
     if captions.is_table(names, target) and not text and task in (None, "image-text"):
-        files, texts = (_decoded(table[name]).to_pylist() for name in (captions.COLUMN, captions.TEXT))
-        return captions.read(path, files, texts, input_shape)
+        return captions.read(path, *_as_texts(path, captions.COLUMN, captions.TEXT), input_shape)
     if task == "image-text":
         raise ValueError(
             f"{path} needs a column {captions.COLUMN!r} of image files and a column {captions.TEXT!r} of what they show, its "
@@ -56,11 +54,14 @@ def read(
     prose = text_files.column_of(path, {name: _texts(path, name, table[name]) for name in others}, task, text)
     if prose and task is not None:
         task = task.removeprefix("text-")
-    chosen, y, labels = targets(target_values(path, target, table[target]), task, str(path), target)
+    column = table[target]
+    if str(column.type) in ("string", "null"):  # NA and null are labels, too
+        column = opened(path, [target])[target]
+    chosen, y, labels = targets(target_values(path, target, column), task, str(path), target)
     if prose:
         read_in = [prose] if prose in others else prose.split(",")
         others = [name for name in others if name not in read_in]
-        first, *more = (_decoded(table[name]).to_pylist() for name in read_in)
+        first, *more = _as_texts(path, *read_in)
         return text_files.of_column(path, first, chosen, y, labels, others, *more)
     numbers: dict[str, np.ndarray] = {}
     categories: dict[str, np.ndarray] = {}
@@ -85,7 +86,7 @@ def _answered(path: Path, target: str | None, text: str) -> Rows:
     chosen = text_files.column_of(path, columns, "text-classification", text)
     if chosen not in columns:
         raise ValueError(f"{path}: texts to be answered stand in one column, got text={text!r}; name one")
-    said = _decoded(table[target]).cast("string").to_pylist()
+    (said,) = _as_texts(path, target)
     return text_files.answered(path, columns[chosen], said, [name for name in columns if name != chosen])
 
 
@@ -94,14 +95,15 @@ def opened(path: Path, texts: Sequence[str] = ()):
 
     Args:
         path: file.
-        texts: columns of a CSV file whose cells are texts, whatever they look like.
+        texts: columns to read alone; cells of a CSV file are then texts, whatever they look like, and only empty ones are
+            missing.
 
     Raises:
         ValueError: it is empty, damaged, or has two columns of one name.
     """
     if not path.stat().st_size:
         raise ValueError(f"{path} is empty; it needs a header and rows")
-    table = _parquet(path) if path.suffix.lower() == ".parquet" else _csv(path, texts)
+    table = (_parquet if path.suffix.lower() == ".parquet" else _csv)(path, texts)
     names = table.column_names
     twice = {name for name in names if names.count(name) > 1}
     if twice:
@@ -117,7 +119,13 @@ def _texts(path: Path, name: str, column) -> list | None:
     return column.to_pylist() if _kind(path, name, column) == "text" else None
 
 
-def _csv(path: Path, texts: Sequence[str] = ()):
+def _as_texts(path: Path, *names: str) -> list[list[str | None]]:
+    """Cells of columns as they are written, None where they are empty."""
+    table = opened(path, tuple(dict.fromkeys(names)))
+    return [_decoded(table[name]).cast("string").to_pylist() for name in names]
+
+
+def _csv(path: Path, texts: Sequence[str]):
     from pyarrow import ArrowInvalid, csv, string
 
     text = path.read_bytes()
@@ -141,7 +149,10 @@ def _csv(path: Path, texts: Sequence[str] = ()):
                 delimiter=chr(delimiter), newlines_in_values=True, invalid_row_handler=remember
             ),
             convert_options=csv.ConvertOptions(
-                null_values=MISSING, strings_can_be_null=True, column_types=dict.fromkeys(texts, string())
+                null_values=[""] if texts else MISSING,
+                strings_can_be_null=True,
+                column_types=dict.fromkeys(texts, string()),
+                include_columns=list(texts),
             ),
         )
     except ArrowInvalid as error:
@@ -183,11 +194,11 @@ def _check_encoding(path: Path, text: bytes) -> None:
         raise ValueError(f"{path} is not UTF-8 text, see line {line} after {shown!r}; save the file as UTF-8") from None
 
 
-def _parquet(path: Path):
+def _parquet(path: Path, texts: Sequence[str]):
     from pyarrow import ArrowException, parquet
 
     try:
-        return parquet.read_table(path)
+        return parquet.read_table(path, columns=list(texts) or None)
     except (ArrowException, OSError) as error:
         raise ValueError(f"{path} cannot be read as Parquet: {error}; write it again") from error
 
