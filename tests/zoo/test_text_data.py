@@ -55,6 +55,14 @@ def test_words_for_missing_values_are_texts_and_labels(tmp_path):
         load(_csv(tmp_path, {"message": ["", *texts[1:]], "label": labels}))
 
 
+def test_white_space_around_labels_makes_no_other_class(tmp_path):
+    texts, labels = _texts()
+    told = [f" {label}" if row < 10 else f"{label} " if row < 20 else label for row, label in enumerate(labels)]
+    assert load(_csv(tmp_path, {"message": texts, "label": told})).signature.labels == ("no", "yes")
+    with pytest.raises(ValueError, match="target 'label' is missing or not finite in row 40"):
+        load(_csv(tmp_path, {"message": texts, "label": [*told[:-1], "  "]}))
+
+
 def test_other_columns_need_the_name_of_the_texts(tmp_path):
     texts, labels = _texts()
     file = _csv(tmp_path, {"message": texts, "length": [len(text) for text in texts], "label": labels})

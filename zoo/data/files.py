@@ -177,7 +177,7 @@ def targets(
     """Task, targets and labels of a column of classes or values.
 
     Args:
-        values: text, true/false, integers or floats `(rows,)`.
+        values: text, true/false, integers or floats `(rows,)`; white space around text does not count.
         task: "classification", "regression", or None to go by the type and the number of different values.
         where: file, for messages.
         name: name of the column.
@@ -189,6 +189,8 @@ def targets(
     text = values.dtype.kind in "US"
     if not text and values.dtype.kind not in "biuf":
         raise ValueError(f"{where}: target {name!r} has type {values.dtype}; use text, true/false, integers or floats")
+    if text:
+        values = np.char.strip(values)  # "ham " looks like "ham", and is
     bad = values == "" if text else ~np.isfinite(values.astype(np.float64))
     if bad.any():
         row = int(bad.argmax())
