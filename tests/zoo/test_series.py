@@ -170,6 +170,7 @@ def changed(place, new=None):
             ),
             r"column 'shop' holds text such as 'Bonn'.*write a file for each series",
         ),
+        (monthly(wave(1)), r"has 1 time, 1 of them for training; context=24 and horizon=12 need 36 there"),
         (monthly(wave(20)), r"sales.csv, 2001-01-01 … 2002-08-01 has 20 times, 13 of them for training"),
     ],
 )

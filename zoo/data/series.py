@@ -83,7 +83,7 @@ class Recording:
         ):
             if have < need:
                 raise ValueError(
-                    f"{self.source} has {times} times, {have} of them for {part}; context={context} and horizon={horizon} "
+                    f"{self.source} has {times} time{'s' * (times > 1)}, {have} of them for {part}; context={context} and horizon={horizon} "
                     f"need {need} there: take smaller ones, or add times"
                 )
         windows = np.lib.stride_tricks.sliding_window_view(self.values, context, axis=0)  # (starts, columns, context)
@@ -285,7 +285,7 @@ def _check_times(path: Path, name: str, column: Any) -> None:
 
 
 def _even(gaps: np.ndarray) -> bool:
-    return bool(np.isclose(gaps, gaps[0], rtol=1e-6).all())
+    return bool(np.isclose(gaps, gaps[:1], rtol=1e-6).all())
 
 
 def _numbered(path: Path, name: str, column: Any) -> np.ndarray:
