@@ -233,6 +233,16 @@ def test_columns_of_conll_are_read(tmp_path):
         tagging.read(file)
 
 
+def test_a_label_too_rare_to_split_is_named(tmp_path):
+    file = tmp_path / "notes.conll"
+    texts = [f"Anna B-name\npaid O\n{n} {'B-rare' if n == 5 else 'B-amount'}\n" for n in range(40)]
+    file.write_text("\n".join(texts), encoding="utf-8")
+    with pytest.raises(
+        ValueError, match=r"label 'B-rare' has only 1 different row, which cannot be split .*; add rows of"
+    ):
+        data.load(file)
+
+
 def test_generated_messages_mark_what_they_say():
     texts, marked = memos.memos(200, 3)
     assert (texts, marked) == memos.memos(200, 3) and texts != memos.memos(200, 4)[0]

@@ -1,5 +1,8 @@
 """Which rows are for training, validation and test: seeded, stratified, and equal rows never on two sides."""
 
+from collections.abc import Callable
+from functools import partial
+
 import numpy as np
 
 from zoo.data import lazy, targets
@@ -52,9 +55,9 @@ def assign(rows: Rows, validation: float, test: float, seed: int) -> np.ndarray:
     unit = ("different row", "different rows") if whole is None else kind.together
     for label in range(len(rows.labels)) if kind.each else np.unique(strata[free]):
         stratum = free[strata[free] == label]
-        what = f"class {rows.labels[label]!r}" if kind.each else "the data"
+        what = partial(named, rows, kind, stratum, label)
         own = stratum[strata[group[stratum]] == label]
-        _deal(part, own, group, wanted, random, f"{rows.source}: {what}", unit)
+        _deal(part, own, group, wanted, random, what, unit)
     part[free] = part[group[free]]  # equal rows of another class follow the first of them
     learned = kind.present(rows.y[part == TRAIN], len(rows.labels)).any(axis=0)
     if learned.size and not kind.each and not learned.any():
@@ -66,6 +69,16 @@ def assign(rows: Rows, validation: float, test: float, seed: int) -> np.ndarray:
             f"{rows.source}: class {rows.labels[label]!r} has no row left for training; add rows of this class"
         )
     return part
+
+
+def named(rows: Rows, kind: targets.Kind, stratum: np.ndarray, label: int) -> str:
+    """Rows that are dealt out together, for messages: their class, or the rarest label of each."""
+    if kind.each:
+        return f"{rows.source}: class {rows.labels[label]!r}"
+    present = kind.present(rows.y, len(rows.labels))
+    rarity = np.where(present, present.sum(axis=0), len(present) + 1)[stratum]
+    rarest = {rows.labels[own.argmin()] for own in rarity if own.size and own.min() <= len(present)}
+    return f"{rows.source}: " + (f"label {' or '.join(map(repr, sorted(rarest)))}" if rarest else "the data")
 
 
 def _groups(rows: Rows, free: np.ndarray, whole: np.ndarray | None = None) -> np.ndarray:
@@ -103,7 +116,7 @@ def _deal(
     group: np.ndarray,
     wanted: dict,
     random: np.random.Generator,
-    what: str,
+    what: Callable[[], str],
     unit: tuple[str, str],
 ) -> None:
     """Deal the groups of one class to the splits, each time to the split that lacks most rows."""
@@ -111,7 +124,7 @@ def _deal(
     if len(heads) < len(wanted) + 1:
         names = ", ".join(NAMES[split] for split in (TRAIN, *wanted))
         raise ValueError(
-            f"{what} has only {len(heads)} {unit[len(heads) != 1]}, which cannot be split into {names}; "
+            f"{what()} has only {len(heads)} {unit[len(heads) != 1]}, which cannot be split into {names}; "
             "add rows of it, or leave it out"
         )
     lack = {split: max(1, round(len(stratum) * share)) for split, share in wanted.items()}

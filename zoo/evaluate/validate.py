@@ -18,6 +18,7 @@ from zoo import data as datasets
 from zoo import recipes, registry
 from zoo.data import Data, Rows, lazy, targets
 from zoo.data.rows import TEST, TRAIN, VALIDATION, digests
+from zoo.data.splits import named
 from zoo.evaluate import metrics
 from zoo.evaluate.report import SPLITS, Candidate, Report, defined, evaluate
 from zoo.tasks import Interval
@@ -243,8 +244,8 @@ def deal(rows: Rows, folds: int, seed: int) -> np.ndarray:
     for stratum in np.unique(strata):
         own = random.permutation(np.flatnonzero(strata == stratum))
         if len(own) < folds:
-            what = f"class {rows.labels[stratum]!r}" if kind.each else "the data"
-            raise ValueError(f"{rows.source}: {what} has {len(own)} different rows, too few for {folds} folds")
+            what = named(rows, kind, heads[own], stratum)
+            raise ValueError(f"{what} has {len(own)} different rows, too few for {folds} folds")
         own = own[np.argsort(-sizes[own], kind="stable")]
         count = np.zeros(folds, np.int64)
         for head in own:
