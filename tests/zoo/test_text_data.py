@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from zoo import tasks
-from zoo.data import Data, load, messages
+from zoo.data import Data, load, messages, tokens
 from zoo.data.docstrings import TOPICS
 from zoo.tasks import baselines
 
@@ -38,6 +38,18 @@ def test_a_column_of_texts_beside_the_target_is_the_input(tmp_path):
     for split in data.splits.values():
         told = [data.signature.labels[label] for label in split.y]
         assert told == [of[text] for text in split.x["text"].tolist()]
+
+
+def test_the_summary_tells_what_is_cut_and_unknown(tmp_path):
+    texts, labels = _texts()
+    file = _csv(tmp_path, {"message": [*texts[1:], "ham"], "label": labels})
+    assert "  cut: 39 of 40 texts, to 1 token; unknown: " in load(file, tokens=1).summary()
+    known = load(file, tokens=40, tokenizer="bpe:300").summary()
+    assert "cut:" not in known and "unknown:" not in known
+    (tmp_path / "tokenizer.json").write_text(tokens.train("words", ["eggs"], 8), encoding="utf-8")
+    file = _csv(tmp_path, {"message": [f"eggs eggs word{row}" for row in range(40)], "label": labels})
+    strange = load(file, tokenizer=str(tmp_path / "tokenizer.json")).summary()
+    assert "  unknown: 33.3% of the tokens" in strange and "cut:" not in strange
 
 
 def test_words_for_missing_values_are_texts_and_labels(tmp_path):

@@ -284,6 +284,10 @@ def test_two_columns_are_a_pair(tmp_path):
     splits = data.load(file, target="label", text="question,answer", tokenizer="wordpiece:80")
     assert set(splits.train.x) == {"text", "second"} and splits.signature.labels == ("no", "yes")
     assert "columns not used: number" in splits.source
+    assert (
+        "cut: 60 of 60 texts, to 6 tokens"
+        in data.load(file, target="label", text="question,answer", tokenizer="wordpiece:80", tokens=6).summary()
+    )
     with pytest.raises(ValueError, match="has no column 'reply' besides its target"):
         data.load(file, target="label", text="question,reply")
 

@@ -110,7 +110,7 @@ class Data:
         return found
 
     def summary(self) -> str:
-        """Rows per split, class balance, missing values, leaks and licence, as text to print."""
+        """Rows per split, class balance, what is missing or cut, leaks and licence, as text to print."""
         step = self.signature.preprocess
         shape = "x".join(map(str, step.shape))
         what = f"images of {shape} pixels" if step.kind == "image" else f"rows of {_columns(step)}"
@@ -155,6 +155,7 @@ class Data:
                 head,
                 *table,
                 *self._missing(),
+                *self._lost(),
                 *([f"  forecast: {_asked(self.signature)}"] if forecast else []),
                 f"  leaks: {_leaks(self.leaks())}",
                 f"  source: {self.source}",
@@ -181,6 +182,21 @@ class Data:
             found.update(zip(step.categories, gaps.tolist(), strict=True))
         text = ", ".join(f"{column} {count:,}" for column, count in found.items() if count)
         return [f"  missing values: {text}"] if text else []
+
+    def _lost(self) -> list[str]:
+        """What a model does not see of texts."""
+        step = self.signature.text
+        if step is None or "text" not in self.train.x:
+            return []
+        every = [s.x for s in self.splits.values()]
+        texts, second = ([str(text) for x in every for text in x.get(name, ())] for name in ("text", "second"))
+        cut, unknown = step.lost(texts, second)
+        told = []
+        if cut:
+            told.append(f"cut: {cut:,} of {len(texts):,} texts, to {step.length} token{'s' * (step.length > 1)}")
+        if unknown >= 0.0005:
+            told.append(f"unknown: {unknown:.1%} of the tokens")
+        return [f"  {'; '.join(told)}"] if told else []
 
 
 def names() -> list[str]:

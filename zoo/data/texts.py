@@ -187,6 +187,15 @@ class TextPreprocess:
                 row[1 : 1 + len(own)] = own[: len(row) - 1]
         return {"tokens": found, "answer": begun}
 
+    def lost(self, texts: Sequence[str], second: Sequence[str] = ()) -> tuple[int, float]:
+        """How many texts, or pairs, are cut, and which share of all their tokens is unknown, special ones left out."""
+        rows = list(zip(texts, second, strict=True)) if self.pair else list(texts)
+        found = [each.ids for each in self._uncut.encode_batch_fast(rows)]
+        every = np.concatenate(found)
+        strange = every == self.unknown
+        there = strange | ~np.isin(every, self.special)
+        return sum(len(each) > self.length for each in found), float(strange.sum() / max(1, there.sum()))
+
     def following(self, answers: Sequence[str]) -> np.ndarray:
         """Targets of answers, see `zoo.data.targets.Answers`; int32 `(rows, 1 + places)`."""
         y = np.full((len(answers), 1 + self.answer), NOTHING, np.int32)
