@@ -86,6 +86,38 @@ def test_a_broken_file(tmp_path, content, message):
         tokens.make(str(path), TEXTS)
 
 
+MODELS = tokenizers.models
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        MODELS.WordPiece({"cat": 0}, unk_token="[UNK]"),
+        MODELS.WordLevel({"cat": 0}, "<unk>"),
+        MODELS.Unigram([("cat", -1.0)], None),
+        MODELS.BPE({"c": 0}, [], unk_token="<unk>"),
+    ],
+)
+def test_a_file_without_the_unknown_token_it_needs(tmp_path, model):
+    path = tmp_path / "tokenizer.json"
+    tokenizers.Tokenizer(model).save(str(path))
+    kind = type(model).__name__
+    with pytest.raises(
+        ValueError, match=rf"no token for what is not in its vocabulary.*; give its {kind} model an unknown"
+    ):
+        tokens.read(path)
+
+
+def test_bytes_and_what_drops_need_no_unknown_token(tmp_path):
+    path = tmp_path / "tokenizer.json"
+    letters = {letter: number for number, letter in enumerate(tokenizers.pre_tokenizers.ByteLevel.alphabet())}
+    made = tokenizers.Tokenizer(MODELS.BPE(letters, [], unk_token="<none>"))
+    made.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel()
+    for each in (made, tokenizers.Tokenizer(MODELS.BPE({"c": 0}, []))):
+        each.save(str(path))
+        assert tokens.read(path) == path.read_text(encoding="utf-8")
+
+
 def test_a_file_keeps_its_own_tokens(tmp_path):
     made = tokenizers.Tokenizer(
         tokenizers.models.WordLevel({"<s>": 0, "</s>": 1, "<pad>": 2, "<unk>": 3, "cat": 4}, "<unk>")

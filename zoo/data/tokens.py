@@ -39,6 +39,7 @@ _MASKS = (MASK, "<mask>")
 _BYTES = 256
 _NEVER = -1e4  # score of a piece that no text is made of
 _LARGEST = 64 * 2**20  # bytes of a tokenizer.json
+_RARE = "\ue000"  # a letter for private use, which vocabularies do not have
 
 
 def make(setting: str, texts: Sequence[str]) -> str:
@@ -84,7 +85,8 @@ def read(path: str | Path) -> str:
     """Content of a `tokenizer.json` of Hugging Face, which is checked by loading it.
 
     Raises:
-        ValueError: no such file, or none that the library can read; the message says why.
+        ValueError: no such file, none that the library can read, or one that has no number for some text; the
+            message says why.
     """
     path = Path(path).expanduser()
     if not path.is_file():
@@ -98,8 +100,20 @@ def read(path: str | Path) -> str:
         json.loads(content)
     except ValueError as error:
         raise ValueError(f"{path} is no JSON: {error}; give a tokenizer.json as Hugging Face writes it") from None
-    opened(content, str(path))
+    _check(opened(content, str(path)), path)
     return content
+
+
+def _check(tokenizer: Any, path: Path) -> None:
+    """Refuse a tokenizer that has no number for what it does not know."""
+    kind = type(tokenizer.model).__name__
+    try:  # of bytes nothing is unknown, and those are made in front of a BPE model; others fail at any letter they lack
+        (tokenizer.encode if kind == "BPE" else tokenizer.model.tokenize)(_RARE)
+    except Exception as error:  # the library raises bare exceptions
+        raise ValueError(
+            f"{path} has no token for what is not in its vocabulary, so it cannot read every text ({error}); give its "
+            f"{kind} model an unknown token, such as {UNKNOWN}, that is in the vocabulary"
+        ) from None
 
 
 def opened(content: str, where: str = "the tokenizer") -> Any:
