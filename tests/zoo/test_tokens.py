@@ -118,6 +118,22 @@ def test_bytes_and_what_drops_need_no_unknown_token(tmp_path):
         assert tokens.read(path) == path.read_text(encoding="utf-8")
 
 
+@pytest.mark.parametrize(
+    ("change", "part"),
+    [
+        ({"padding": {"strategy": "BatchLongest", "direction": "Right", "pad_to_multiple_of": None, "pad_id": 999,
+                      "pad_type_id": 0, "pad_token": "[PAD]"}}, "padding"),
+        ({"post_processor": {"type": "BertProcessing", "sep": ["[SEP]", 999], "cls": ["[UNK]", 0]}}, "post_processor"),
+    ],
+)  # fmt: skip
+def test_a_file_that_gives_numbers_beyond_its_vocabulary(tmp_path, change, part):
+    path = tmp_path / "tokenizer.json"
+    made = tokenizers.Tokenizer(MODELS.WordLevel({"[UNK]": 0, "cat": 1}, "[UNK]"))
+    path.write_text(json.dumps({**json.loads(made.to_str()), **change}))
+    with pytest.raises(ValueError, match=f"the {part} of .* gives the number 999, which none of its 2 tokens has"):
+        tokens.read(path)
+
+
 def test_a_file_keeps_its_own_tokens(tmp_path):
     made = tokenizers.Tokenizer(
         tokenizers.models.WordLevel({"<s>": 0, "</s>": 1, "<pad>": 2, "<unk>": 3, "cat": 4}, "<unk>")

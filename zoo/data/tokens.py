@@ -85,8 +85,8 @@ def read(path: str | Path) -> str:
     """Content of a `tokenizer.json` of Hugging Face, which is checked by loading it.
 
     Raises:
-        ValueError: no such file, none that the library can read, or one that has no number for some text; the
-            message says why.
+        ValueError: no such file, none that the library can read, or one that has no number for some text or gives one that
+            no token has; the message says why.
     """
     path = Path(path).expanduser()
     if not path.is_file():
@@ -105,7 +105,7 @@ def read(path: str | Path) -> str:
 
 
 def _check(tokenizer: Any, path: Path) -> None:
-    """Refuse a tokenizer that has no number for what it does not know."""
+    """Refuse a tokenizer that has no number for what it does not know, or gives numbers that no token has."""
     kind = type(tokenizer.model).__name__
     try:  # of bytes nothing is unknown, and those are made in front of a BPE model; others fail at any letter they lack
         (tokenizer.encode if kind == "BPE" else tokenizer.model.tokenize)(_RARE)
@@ -114,6 +114,17 @@ def _check(tokenizer: Any, path: Path) -> None:
             f"{path} has no token for what is not in its vocabulary, so it cannot read every text ({error}); give its "
             f"{kind} model an unknown token, such as {UNKNOWN}, that is in the vocabulary"
         ) from None
+    padding = tokenizer.padding
+    tokenizer.no_padding()
+    tokenizer.no_truncation()
+    around = {*tokenizer.encode("").ids, *tokenizer.encode("", "").ids}
+    for what, given in (("padding", {padding["pad_id"]} if padding else set()), ("post_processor", around)):
+        beyond = sorted(number for number in given if tokenizer.id_to_token(number) is None)
+        if beyond:
+            raise ValueError(
+                f"the {what} of {path} gives the number {beyond[0]}, which none of its {tokenizer.get_vocab_size():,} tokens "
+                "has; correct it, or take another tokenizer.json"
+            )
 
 
 def opened(content: str, where: str = "the tokenizer") -> Any:
