@@ -86,6 +86,18 @@ def test_a_broken_file(tmp_path, content, message):
         tokens.make(str(path), TEXTS)
 
 
+def test_unigram_has_a_place_for_each_letter():
+    texts = ["语言处理模型", "词典分词"]  # 9 letters, and what stands for a space
+    with pytest.raises(ValueError, match=r"each of the 10 letters .* got unigram:12; take at least unigram:13"):
+        tokens.make("unigram:12", texts)
+    assert tokens.opened(tokens.make("unigram:13", texts)).get_vocab_size() <= 13
+
+
+def test_empty_texts_make_no_tokenizer():
+    with pytest.raises(ValueError, match="made from texts, got 2 that are empty"):
+        tokens.make("unigram", ["", ""])
+
+
 MODELS = tokenizers.models
 
 

@@ -77,6 +77,8 @@ def train(kind: str, texts: Sequence[str], size: int) -> str:
     if not len(texts):
         raise ValueError("a tokenizer is made from texts, got none; give it the training split")
     texts = [str(text) for text in texts]
+    if not any(texts):
+        raise ValueError(f"a tokenizer is made from texts, got {len(texts):,} that are empty; give it others")
     makers = {"wordpiece": _wordpiece, "bpe": _bpe, "unigram": _unigram, "words": _words, "characters": _characters}
     return makers[kind](_library(), texts, size).to_str()
 
@@ -268,14 +270,7 @@ def _wordpiece(library: Any, texts: list[str], size: int) -> Any:
     tokenizer.normalizer = library.normalizers.BertNormalizer(lowercase=True)
     tokenizer.pre_tokenizer = library.pre_tokenizers.BertPreTokenizer()
     special = [PAD, UNKNOWN, CLASS, SEPARATOR, MASK]
-    letters = sorted(
-        {
-            letter
-            for text in texts
-            for word, _ in tokenizer.pre_tokenizer.pre_tokenize_str(tokenizer.normalizer.normalize_str(text))
-            for letter in word
-        }
-    )
+    letters = sorted(_letters(tokenizer, texts))
     # the trainer numbers the letters inside words as a hash table gives them, and equal counts are decided by number:
     # given as special tokens they have the same numbers each time
     inside = [f"##{letter}" for letter in letters]
@@ -313,10 +308,26 @@ def _bpe(library: Any, texts: list[str], size: int) -> Any:
     return tokenizer
 
 
+def _letters(tokenizer: Any, texts: list[str]) -> set[str]:
+    """What the words of the texts are made of, behind the tokenizer's normalisation."""
+    return {
+        letter
+        for text in texts
+        for word, _ in tokenizer.pre_tokenizer.pre_tokenize_str(tokenizer.normalizer.normalize_str(text))
+        for letter in word
+    }
+
+
 def _unigram(library: Any, texts: list[str], size: int) -> Any:
     tokenizer = library.Tokenizer(library.models.Unigram())
     tokenizer.normalizer = library.normalizers.NFKC()
     tokenizer.pre_tokenizer = library.pre_tokenizers.Metaspace()
+    letters = len(_letters(tokenizer, texts))
+    if size < letters + 3:  # with one less the trainer keeps more pieces than asked for, with still less it fails
+        raise ValueError(
+            f"a vocabulary of unigram has a token for each of the {letters:,} letters of its texts, and three more, got "
+            f"unigram:{size}; take at least unigram:{letters + 3}, unigram:{KINDS['unigram']} is usual"
+        )
     trainer = library.trainers.UnigramTrainer(
         vocab_size=size, special_tokens=[PAD, UNKNOWN], unk_token=UNKNOWN, show_progress=False
     )
