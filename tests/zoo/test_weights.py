@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+import json
 import logging
 import re
 import urllib.request
@@ -318,7 +319,7 @@ def test_unknown_and_damaged_files_are_refused(small, tmp_path):
     refused(
         "eight.safetensors", len(header).to_bytes(8, "little") + header + b"a", "of a type that is not read.*float32"
     )
-    with pytest.raises(ValueError, match=r"is a folder, give the file of weights in it, such as .*model\.keras"):
+    with pytest.raises(ValueError, match=r"is a folder, give the file of weights in it, such as .*a\.h5"):
         zoo.get("resnet50", weights=tmp_path)
     refused("a.keras", b"not a zip", "cannot be read as a Keras model")
     buffer = io.BytesIO()
@@ -333,6 +334,24 @@ def test_unknown_and_damaged_files_are_refused(small, tmp_path):
     )
     save_file({"steps": np.zeros(3, np.int64)}, tmp_path / "d.safetensors")
     refused("d.safetensors", (tmp_path / "d.safetensors").read_bytes(), "holds no weights")
+
+
+def test_folders_are_refused_with_the_file_that_is_needed(tmp_path):
+    with pytest.raises(ValueError, match="is a folder, and no file of weights is in it; give the file"):
+        zoo.get("resnet50", weights=tmp_path)
+    for number in (1, 2):
+        save_file({"a": np.zeros(3, np.float32)}, tmp_path / f"model-0000{number}-of-00002.safetensors")
+    with pytest.raises(
+        ValueError, match=r"several files \(model-00001.*; put model\.safetensors\.index\.json beside them"
+    ):
+        zoo.get("resnet50", weights=tmp_path)
+    index = {"weight_map": {name: f"model-0000{number}-of-00002.safetensors" for number, name in ((1, "a"), (2, "b"))}}
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
+    (tmp_path / "model-00002-of-00002.safetensors").write_bytes(b"version https://git-lfs.github.com/spec/v1\n")
+    with pytest.raises(
+        ValueError, match=r"model-00002-of-00002\.safetensors cannot be read as safeten.*a pointer of Git LFS"
+    ):
+        zoo.get("resnet50", weights=tmp_path)
 
 
 def test_hdf5_that_points_to_other_files_is_refused(tmp_path):

@@ -5,6 +5,7 @@ full before the first value is set.
 """
 
 import logging
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -205,7 +206,7 @@ def _locate(entry: Any, weights: str) -> Path:
         if (path / name).is_file():
             return path / name
     if path.is_dir():
-        raise ValueError(f"{path} is a folder, give the file of weights in it, such as {path / 'model.keras'}")
+        raise ValueError(f"{path} is a folder, {_inside(path)}")
     if not path.is_file():
         declared = f"it has {', '.join(map(repr, entry.weights))}" if entry.weights else "it has none by name"
         raise ValueError(
@@ -213,6 +214,20 @@ def _locate(entry: Any, weights: str) -> Path:
             f"Give a path or a declared name; {declared}{''.join(f'. {told}' for told in to_convert(entry))}"
         )
     return path
+
+
+def _inside(folder: Path) -> str:
+    """What to do with a folder, by the files of weights in it."""
+    kinds = (".safetensors", ".keras", ".h5", ".hdf5", *files.PICKLED)
+    names = sorted(path.name for path in folder.iterdir() if path.suffix.lower() in kinds)
+    if any(re.fullmatch(r".+-\d+-of-\d+\.safetensors", name) for name in names):
+        return (
+            f"whose weights lie in several files ({', '.join(names[:3])}); put model.safetensors.index.json beside them"
+        )
+    if names:
+        usual = "model.keras" if "model.keras" in names else names[0]
+        return f"give the file of weights in it, such as {folder / usual}"
+    return "and no file of weights is in it; give the file, or the folder that it is in"
 
 
 def to_convert(entry: Any) -> list[str]:

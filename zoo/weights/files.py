@@ -4,6 +4,7 @@ import io
 import json
 import re
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO
 
@@ -56,10 +57,7 @@ def read(path: Path) -> dict[str, np.ndarray]:
     }  # fmt: skip
     if suffix not in readers:
         raise ValueError(f"{path} is of no known kind; give a .safetensors, .h5, .weights.h5 or .keras file")
-    try:
-        found = readers[suffix](path)
-    except _UnreadableError as error:
-        raise ValueError(f"{path} cannot be read as {error}; {_advice(path)}") from error
+    found = _tried(readers[suffix], path)
     if not found:
         raise ValueError(f"{path} holds no weights; save a model that has been built")
     return found
@@ -77,6 +75,14 @@ def conversion(name: str, inside: str = "") -> str:
 
 class _UnreadableError(Exception):
     """What a file cannot be read as, and why."""
+
+
+def _tried(reader: Callable[[Path], dict[str, np.ndarray]], path: Path) -> dict[str, np.ndarray]:
+    """What a reader finds in the file, or a ValueError that says what is wrong with this file."""
+    try:
+        return reader(path)
+    except _UnreadableError as error:
+        raise ValueError(f"{path} cannot be read as {error}; {_advice(path)}") from error
 
 
 def _advice(path: Path) -> str:
@@ -121,7 +127,7 @@ def _shards(path: Path) -> dict[str, np.ndarray]:
             )
         if not shard.is_file():
             raise ValueError(f"{path} names {name}, which is not there; put all {len(names)} files beside it")
-        found |= _safetensors(shard)
+        found |= _tried(_safetensors, shard)
     return found
 
 
