@@ -114,6 +114,7 @@ def test_the_file_says_what_it_can(tmp_path):
     save_file(golden("encoder")[0], tmp_path / "model.safetensors")
     model = zoo.get("bert_base", weights=tmp_path, head="none", **sizes)
     assert model.input_shape == (None, 20)
+    assert zoo.get("bert_base", weights=tmp_path, head="none", length=16, **sizes).input_shape == (None, 16)
     assert model.get_layer("segment").separator == -1  # the vocabulary is smaller than that of the authors
 
 

@@ -78,6 +78,8 @@ def test_sizes_are_those_of_hugging_face():
 def test_positions_are_cut_or_refused(tmp_path):
     model = loaded("language", tmp_path, length=16)
     assert model.get_layer("positions").table.shape == (16, 24) and model.get_layer("words").input_dim == 40
+    sizes = {"width": 24, "depth": 3, "heads": 3, "hidden": 40}
+    assert zoo.get("gpt2", weights=tmp_path, length=16, **sizes).input_shape == (None, 16)
     with pytest.raises(ValueError, match="the weights have 18 positions, the model 30; pass length=18 or less"):
         loaded("language", tmp_path, length=30)
 

@@ -253,7 +253,12 @@ def _complete(
             raise ValueError(
                 f"{path} is a {layout.title} file, which was made with {name}={value!r}, got {name}={found[name]!r}; leave it out"
             )
-    found = {**layouts.decided(entry, tensors), **found}
+    decided = layouts.decided(entry, tensors)
+    if "length" in found and decided.get("input_shape") == (
+        decided.get("length"),
+    ):  # texts as long as there are positions
+        decided["input_shape"] = (found["length"],)
+    found = {**decided, **found}
     head = next(iter(layouts.head(entry, found)), "")
     if head and head not in tensors and "classes" not in found and "classes" in entry.signature:
         raise ValueError(f"{path} has no head, so the number of classes is unknown; pass classes=... for a fresh one")
