@@ -134,6 +134,12 @@ def test_a_head_is_replaced_or_kept(tmp_path, caplog):
     assert model.output_shape == (None, 14, 4)
 
 
+def test_a_config_with_other_heads_is_refused(tmp_path):
+    (tmp_path / "config.json").write_text('{"num_attention_heads": 1}')
+    with pytest.raises(ValueError, match=r"says num_attention_heads=1, bert_base has heads=.*; pass heads=1"):
+        loaded("classification", tmp_path)
+
+
 def test_positions_are_cut_or_refused(tmp_path):
     whole = loaded("classification", tmp_path)
     short = loaded("classification", tmp_path, length=16)

@@ -133,6 +133,15 @@ def test_weights_may_lie_in_several_files(tmp_path):
     assert np.abs(answers(model, inputs("small")) - expected).max() <= 1e-5
 
 
+@pytest.mark.parametrize(("tower", "ours"), [("vision", "heads"), ("text", "text_heads")])
+def test_a_config_with_other_heads_is_refused(tmp_path, tower, ours):
+    (tmp_path / "config.json").write_text(json.dumps({f"{tower}_config": {"num_attention_heads": 1}}))
+    with pytest.raises(
+        ValueError, match=rf"says {tower}_config\.num_attention_heads=1, clip has {ours}=.*; pass {ours}=1"
+    ):
+        loaded("small", tmp_path)
+
+
 def test_our_own_files_are_loaded_back(tmp_path):
     sizes = {**registry.entry("clip").tiny, "latent": 4}
     model = zoo.get("clip", **sizes)

@@ -1,5 +1,6 @@
 """GPT-2 with the weights of Hugging Face files gives the answers of transformers, on both backends."""
 
+import json
 from functools import partial
 from pathlib import Path
 
@@ -82,6 +83,47 @@ def test_positions_are_cut_or_refused(tmp_path):
     assert zoo.get("gpt2", weights=tmp_path, length=16, **sizes).input_shape == (None, 16)
     with pytest.raises(ValueError, match="the weights have 18 positions, the model 30; pass length=18 or less"):
         loaded("language", tmp_path, length=30)
+
+
+def configured(folder, **config):
+    save_file(golden("language")[0], folder / "model.safetensors")
+    (folder / "config.json").write_text(json.dumps({"n_embd": 24, "n_layer": 3, "n_head": 3, "n_inner": 40, **config}))
+    return folder
+
+
+def test_what_shapes_do_not_show_is_read_in_the_config_beside(tmp_path):
+    for path in (configured(tmp_path), tmp_path / "model.safetensors"):
+        model = zoo.get("gpt2", weights=path, hidden=40, input_shape=(15,))
+        assert np.abs(answers(model, make_gpt.tokens()) - golden("language")[1]).max() <= 1e-5
+    model = zoo.get("gpt2", weights=configured(tmp_path, layer_norm_epsilon=1e-2, n_head=4), hidden=40)
+    assert model.pretrained.arguments["heads"] == 4 and model.pretrained.arguments["epsilon"] == 1e-2
+
+
+@pytest.mark.parametrize(
+    ("name", "given", "config", "message"),
+    [
+        ("gpt2", {"heads": 4}, {}, r"says n_head=3, gpt2 has heads=4\. Nothing was loaded; pass heads=3"),
+        ("gpt_nano", {}, {}, r"says n_embd=24, gpt_nano has width=128\. Nothing was loaded; pass width=24"),
+        (
+            "gpt2",
+            {"epsilon": 1e-5},
+            {"layer_norm_epsilon": 1e-3},
+            "says layer_norm_epsilon=0.001, gpt2 has epsilon=1e-05",
+        ),
+        ("gpt2", {}, {"activation_function": "relu"}, "says activation_function='relu', gpt2 has 'gelu_new' or"),
+        ("gpt2", {}, {"n_head": "3"}, "says n_head='3', which is no number"),
+    ],
+)
+def test_a_config_that_says_otherwise_is_refused(tmp_path, name, given, config, message):
+    with pytest.raises(ValueError, match=message):
+        zoo.get(name, weights=configured(tmp_path, **config), hidden=40, **given)
+
+
+@pytest.mark.parametrize(("content", "message"), [("{", "is no JSON"), ("[]", "is no object of fields, got a list")])
+def test_a_damaged_config_is_refused(tmp_path, content, message):
+    (configured(tmp_path) / "config.json").write_text(content)
+    with pytest.raises(ValueError, match=rf"config\.json {message}.*fetch or save it again"):
+        zoo.get("gpt2", weights=tmp_path, hidden=40)
 
 
 def test_old_files_hold_masks_and_the_matrix_twice(tmp_path):

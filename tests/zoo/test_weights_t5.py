@@ -143,6 +143,13 @@ def test_what_does_not_fit_is_named(tmp_path):
         loaded("plain", tmp_path, weights)
 
 
+@pytest.mark.parametrize("field", ["num_heads", "relative_attention_max_distance"])
+def test_a_config_that_says_otherwise_is_refused(tmp_path, field):
+    (tmp_path / "config.json").write_text(json.dumps({field: 99, "feed_forward_proj": "relu"}))
+    with pytest.raises(ValueError, match=rf"says {field}=99, t5_small has .*; pass \w+=99"):
+        loaded("plain", tmp_path)
+
+
 def test_our_own_files_are_loaded_back(tmp_path):
     sizes = {"width": 8, "depth": 1, "heads": 2, "vocabulary": 20, "input_shape": (7,), "places": 5}
     tokens = {"tokens": np.ones((2, 7), np.int32), "answer": np.ones((2, 5), np.int32)}

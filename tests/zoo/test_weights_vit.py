@@ -45,6 +45,12 @@ def test_answers_are_those_of_the_reference(tmp_path, kind):
     compare(tmp_path, kind, *golden(kind))
 
 
+def test_a_config_with_other_heads_is_refused(tmp_path):
+    (tmp_path / "config.json").write_text('{"num_attention_heads": 6}')
+    with pytest.raises(ValueError, match=r"says num_attention_heads=6, vit_tiny has heads=3\. .*; pass heads=6"):
+        compare(tmp_path, "hugging_face", *golden("hugging_face"))
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", list(make_vit.MODELS))
 def test_answers_are_those_of_the_reference_live(tmp_path, kind):

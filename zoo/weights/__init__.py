@@ -253,6 +253,7 @@ def _complete(
             raise ValueError(
                 f"{path} is a {layout.title} file, which was made with {name}={value!r}, got {name}={found[name]!r}; leave it out"
             )
+    found |= _told(entry, path, layout, found)
     decided = layouts.decided(entry, tensors)
     if "length" in found and decided.get("input_shape") == (
         decided.get("length"),
@@ -264,6 +265,33 @@ def _complete(
         raise ValueError(f"{path} has no head, so the number of classes is unknown; pass classes=... for a fresh one")
     if head in tensors and "classes" in entry.signature:
         found.setdefault("classes", int(tensors[head].shape[-1]))
+    return found
+
+
+def _told(entry: Any, path: Path, layout: layouts.Layout, arguments: dict[str, Any]) -> dict[str, Any]:
+    """Builder arguments by the `config.json` beside the file, such as heads, which the tensors do not show."""
+    config = files.config(path) if layout.config else {}
+    found: dict[str, Any] = {}
+    for name, ours in layout.config.items():
+        value: Any = config
+        for part in name.split("."):
+            value = value.get(part) if isinstance(value, dict) else None
+        if value is None:
+            continue
+        says = f"the config.json beside {path} says {name}={value!r}"
+        if isinstance(ours, tuple):
+            if value not in ours:
+                raise ValueError(
+                    f"{says}, {entry.name} has {' or '.join(map(repr, ours))} alone. Nothing was loaded; take weights that "
+                    "were trained so"
+                )
+            continue
+        if type(value) not in (int, float):
+            raise ValueError(f"{says}, which is no number; fetch or save it again")
+        has = {**entry.arguments, **arguments, **found}.get(ours, value)
+        if has != value:
+            raise ValueError(f"{says}, {entry.name} has {ours}={has!r}. Nothing was loaded; pass {ours}={value!r}")
+        found[ours] = value
     return found
 
 

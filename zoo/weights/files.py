@@ -6,7 +6,7 @@ import re
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -60,6 +60,24 @@ def read(path: Path) -> dict[str, np.ndarray]:
     found = _tried(readers[suffix], path)
     if not found:
         raise ValueError(f"{path} holds no weights; save a model that has been built")
+    return found
+
+
+def config(path: Path) -> dict[str, Any]:
+    """What the `config.json` of Hugging Face beside a file of weights says, {} where there is none.
+
+    Raises:
+        ValueError: it is damaged.
+    """
+    beside = path.with_name("config.json")
+    if not beside.is_file():
+        return {}
+    try:
+        found = json.loads(beside.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{beside} is no JSON: {error}; fetch or save it again") from None
+    if not isinstance(found, dict):
+        raise ValueError(f"{beside} is no object of fields, got a {type(found).__name__}; fetch or save it again")
     return found
 
 

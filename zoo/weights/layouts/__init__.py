@@ -38,6 +38,8 @@ class Layout:
             that differs from file to file.
         pickle: of what is published in this layout as a pickle of torch only: name of the file, or names, the index under
             which the tensors lie in it, where it is, and on what terms.
+        config: field of the `config.json` that lies beside such files, inner ones behind a dot -> builder argument that it
+            gives; or the values with which the network, which has no such argument, is the same.
     """
 
     title: str
@@ -48,6 +50,7 @@ class Layout:
     adapt: Callable[[Tensors], Tensors] | None = None
     scaling: str = ""
     pickle: tuple[str, str, str, str] | None = None
+    config: dict[str, str | tuple[Any, ...]] = field(default_factory=dict)
 
 
 OWN = Layout("this package", "", "logits/kernel", lambda name: name)

@@ -114,8 +114,25 @@ def TOP(arguments: dict[str, object]) -> tuple[str, ...]:
     return ("features/kernel", "features/bias") if whole else ()
 
 
+_CONFIG = {
+    "hidden_size": "width",
+    "num_hidden_layers": "depth",
+    "num_attention_heads": "heads",
+    "layer_norm_eps": "epsilon",
+    "hidden_act": ("gelu", "gelu_python"),
+}
+
 LAYOUTS = (
-    Layout("Hugging Face BERT", "bert", "bert.embeddings.word_embeddings.weight", _rename, adapt=_adapt),
-    Layout("Hugging Face BERT without head", "bert", "embeddings.word_embeddings.weight", _rename, adapt=_adapt),
+    Layout(
+        "Hugging Face BERT", "bert", "bert.embeddings.word_embeddings.weight", _rename, adapt=_adapt, config=_CONFIG
+    ),
+    Layout(
+        "Hugging Face BERT without head",
+        "bert",
+        "embeddings.word_embeddings.weight",
+        _rename,
+        adapt=_adapt,
+        config=_CONFIG,
+    ),
     Layout("this package's BERT", "bert", "segments/embeddings", lambda name: name),
 )

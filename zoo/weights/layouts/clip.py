@@ -98,7 +98,28 @@ def fit(tensors: Tensors, wanted: dict[str, tuple[int, ...]]) -> Tensors:
 
 HEAD = ()
 
+_CONFIG = {
+    "vision_config.hidden_size": "width",
+    "vision_config.num_hidden_layers": "depth",
+    "vision_config.num_attention_heads": "heads",
+    "vision_config.layer_norm_eps": "epsilon",
+    "vision_config.hidden_act": ("quick_gelu",),
+    "text_config.hidden_size": "text_width",
+    "text_config.num_hidden_layers": "text_depth",
+    "text_config.num_attention_heads": "text_heads",
+    "text_config.layer_norm_eps": "epsilon",
+    "text_config.hidden_act": ("quick_gelu",),
+}
+
 LAYOUTS = (
-    Layout("Hugging Face CLIP", "clip", "vision_model.pre_layrnorm.weight", _rename, adapt=_adapt, scaling=_SCALING),
+    Layout(
+        "Hugging Face CLIP",
+        "clip",
+        "vision_model.pre_layrnorm.weight",
+        _rename,
+        adapt=_adapt,
+        scaling=_SCALING,
+        config=_CONFIG,
+    ),
     Layout("this package's CLIP", "clip", "pairs/scale", lambda name: name),
 )

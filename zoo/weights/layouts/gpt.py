@@ -81,9 +81,19 @@ def fit(tensors: Tensors, wanted: dict[str, tuple[int, ...]]) -> Tensors:
 
 HEAD = ()
 
+_CONFIG = {
+    "n_embd": "width",
+    "n_layer": "depth",
+    "n_head": "heads",
+    "layer_norm_epsilon": "epsilon",
+    "activation_function": ("gelu_new", "gelu_pytorch_tanh", "gelu_fast"),  # three names of one function
+    "scale_attn_weights": (True,),
+    "scale_attn_by_inverse_layer_idx": (False,),
+}
+
 LAYOUTS = (
-    Layout("Hugging Face GPT-2", "gpt", "transformer.wte.weight", _rename, adapt=_adapt),
-    Layout("Hugging Face GPT-2 without head", "gpt", "wte.weight", _rename, adapt=_adapt),
+    Layout("Hugging Face GPT-2", "gpt", "transformer.wte.weight", _rename, adapt=_adapt, config=_CONFIG),
+    Layout("Hugging Face GPT-2 without head", "gpt", "wte.weight", _rename, adapt=_adapt, config=_CONFIG),
     Layout(
         "this package's GPT",
         "gpt",

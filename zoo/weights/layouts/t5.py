@@ -79,6 +79,16 @@ def fit(tensors: Tensors, wanted: dict[str, tuple[int, ...]]) -> Tensors:
 
 HEAD = ()
 
+_CONFIG = {
+    "d_model": "width",
+    "num_layers": "depth",
+    "num_heads": "heads",
+    "layer_norm_epsilon": "epsilon",
+    "relative_attention_num_buckets": "buckets",
+    "relative_attention_max_distance": "distance",
+    "feed_forward_proj": ("relu", "gated-gelu"),  # which of them, the tensors tell
+}
+
 LAYOUTS = (
     Layout(
         "Hugging Face T5",
@@ -86,6 +96,7 @@ LAYOUTS = (
         lambda names: {"shared.weight", "encoder.final_layer_norm.weight"} <= set(names),
         _rename,
         adapt=_adapt,
+        config=_CONFIG,
     ),
     Layout(
         "this package's T5",

@@ -157,10 +157,11 @@ def _weights(old: int, new: int) -> np.ndarray:
 
 _AUTHORS = {"epsilon": 1e-6}
 _FACE = {"epsilon": 1e-12}
+_CONFIG = {"num_attention_heads": "heads", "hidden_act": ("gelu", "gelu_python")}
 
 LAYOUTS = (
     Layout("timm ViT", "vit", "blocks.0.attn.qkv.weight", _rename, _AUTHORS, _adapt),
-    Layout("Hugging Face ViT", "vit", "vit.embeddings.cls_token", _rename, _FACE, _adapt, "tf"),
-    Layout("Hugging Face ViT without head", "vit", "embeddings.cls_token", _rename, _FACE, _adapt),
+    Layout("Hugging Face ViT", "vit", "vit.embeddings.cls_token", _rename, _FACE, _adapt, "tf", config=_CONFIG),
+    Layout("Hugging Face ViT without head", "vit", "embeddings.cls_token", _rename, _FACE, _adapt, config=_CONFIG),
     Layout("torchvision ViT", "vit", "encoder.pos_embedding", _rename, _AUTHORS, _adapt, "torch"),
 )
