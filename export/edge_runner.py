@@ -32,6 +32,8 @@ TYPES = {
     "BYTES": "object",
 }  # fmt: skip
 PICTURES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
+SHORTEST = 0.1  # seconds of a recording
+QUIET = 1e-3  # largest amplitude up to which a recording is silent
 ENGINES = {".onnx": "onnxruntime", ".ort": "onnxruntime", ".tflite": "ai_edge_litert"}
 
 
@@ -764,7 +766,24 @@ def checked(path: Path, port: dict[str, Any], found: dict[str, Any], manifest: d
     low, high = port["range"] or (-np.inf, np.inf)
     if target.kind in "iu" and ((values != np.rint(values)).any() or (values < low).any() or (values > high).any()):
         raise Refusal(f"{path.name}: {name!r} must hold whole numbers in {low:g} ... {high:g}")
+    if manifest["kind"] == "audio":
+        for wave in values:
+            audible(path, wave, int(manifest["preprocess"]["rate"]))
     return values.astype(target)
+
+
+def audible(path: Path, wave: Any, rate: int) -> None:
+    """Refuse amplitudes `(samples,)` that a server would: too short, silent, or not known somewhere before their end."""
+    import numpy as np
+
+    known = np.flatnonzero(~np.isnan(wave))
+    count = int(known[-1]) + 1 if len(known) else 0
+    if not np.isfinite(wave[:count]).all():
+        raise Refusal(f"{path.name} has values that are not finite before its end; give finite amplitudes")
+    if count < SHORTEST * rate:
+        raise Refusal(f"{path.name} has {count / rate:.2f} s, the least is {SHORTEST:g} s; give a longer one")
+    if np.abs(wave[:count]).max() <= QUIET:
+        raise Refusal(f"{path.name} is silent; check the microphone and record it again")
 
 
 def noted_answers(

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import soundfile
 from PIL import Image
 
 import export
@@ -176,3 +177,31 @@ def test_other_answers_than_the_golden_ones_are_refused(table_bundle, monkeypatc
     seal(copy)
     with pytest.raises(edge_runner.Refusal, match=r"the answers to the golden rows differ by .* in 'probabilities'"):
         inside(copy, monkeypatch)
+
+
+HEARD = {
+    "kind": "audio",
+    "task": "speech-recognition",
+    "preprocess": {"rate": 8000},
+    "inputs": [{"name": "audio", "shape": [-1, 4000], "axes": ["batch", "samples"], "dtype": "FP32", "range": [-1, 1]}],
+}
+
+
+@pytest.mark.parametrize(
+    ("wave", "message"),
+    [
+        (np.zeros(2000), "is silent; check the microphone and record it again"),
+        (np.full(2000, 5e-4), "is silent"),
+        (np.full(700, 0.5), r"has 0\.09 s, the least is 0\.1 s; give a longer one"),
+        (np.where(np.arange(2000) == 1000, np.nan, 0.5), "has values that are not finite before its end"),
+        (np.full(2000, np.inf), "has values that are not finite before its end"),
+    ],
+)
+def test_what_a_server_would_not_hear_is_refused(tmp_path, wave, message):
+    np.save(tmp_path / "a.npy", wave)
+    with pytest.raises(edge_runner.Refusal, match=rf"a\.npy {message}"):
+        edge_runner.read(tmp_path / "a.npy", HEARD)
+    if np.isfinite(wave).all():
+        soundfile.write(tmp_path / "a.wav", wave, 8000, subtype="PCM_16")
+        with pytest.raises(edge_runner.Refusal, match=rf"a\.wav {message}"):
+            edge_runner.read(tmp_path / "a.wav", HEARD)
