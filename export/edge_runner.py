@@ -34,6 +34,9 @@ TYPES = {
 PICTURES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
 SHORTEST = 0.1  # seconds of a recording
 QUIET = 1e-3  # largest amplitude up to which a recording is silent
+UNKNOWN = (
+    0x7FFF0000  # so many bytes, or more, say that the length was not known when the header of a WAV file was written
+)
 ENGINES = {".onnx": "onnxruntime", ".ort": "onnxruntime", ".tflite": "ai_edge_litert"}
 
 
@@ -671,9 +674,12 @@ def sound(path: Path, manifest: dict[str, Any]) -> Any:
     try:
         with wave.open(str(path)) as file:
             width, rate, channels = file.getsampwidth(), file.getframerate(), file.getnchannels()
+            said = file.getnframes() * width * channels
             frames = file.readframes(file.getnframes())
     except (wave.Error, EOFError) as error:
         raise Refusal(f"{path.name} cannot be read: {error or 'it is empty'}; save it as 16-bit WAV") from None
+    if len(frames) < said < UNKNOWN:
+        raise Refusal(f"{path.name} is cut off: {len(frames):,} of {said:,} bytes of sound are there; copy it again")
     wanted = int(manifest["preprocess"]["rate"])
     if width != 2 or rate != wanted:
         raise Refusal(

@@ -1,6 +1,7 @@
 """Recordings to the amplitudes that a model takes, by the same steps as the training data was read."""
 
 import io
+import re
 from math import gcd
 
 import numpy as np
@@ -10,6 +11,9 @@ from serve.manifest import Manifest
 
 SUFFIXES = (".wav", ".flac")
 LEAST, MOST = 1_000, 384_000  # samples per second that a file may have
+UNKNOWN = (
+    0x7FFF0000  # so many bytes, or more, say that the length was not known when the header of a WAV file was written
+)
 SHORTEST = 0.1  # seconds
 QUIET = 1e-3  # largest amplitude up to which a recording is silent
 ZEROS = 10  # zero crossings of the resampling filter on either side
@@ -41,6 +45,10 @@ def read(body: bytes, manifest: Manifest) -> tuple[np.ndarray, list[str]]:
             own, count = sound.samplerate, sound.frames
             if not LEAST <= own <= MOST:
                 raise RequestError("bad_audio", f"the recording has {own} samples per second, not {LEAST} … {MOST}")
+            cut = re.search(r"^data : (\d+) \(should be (\d+)\)", sound.extra_info, re.M)  # as libsndfile tells it
+            if cut and int(cut[1]) < UNKNOWN:
+                message = f"{int(cut[2]):,} of {int(cut[1]):,} bytes of sound are there; send the whole file"
+                raise RequestError("bad_audio", f"the recording is cut off: {message}")
             if count / own > samples / rate + 1 / own:  # before anything is decoded
                 raise _too_long(count / own, samples / rate)
             channels = sound.read(dtype="float32", always_2d=True)

@@ -205,3 +205,15 @@ def test_what_a_server_would_not_hear_is_refused(tmp_path, wave, message):
         soundfile.write(tmp_path / "a.wav", wave, 8000, subtype="PCM_16")
         with pytest.raises(edge_runner.Refusal, match=rf"a\.wav {message}"):
             edge_runner.read(tmp_path / "a.wav", HEARD)
+
+
+def test_a_wav_file_is_as_long_as_it_says_unless_it_was_written_to_a_pipe(tmp_path):
+    file = tmp_path / "a.wav"
+    soundfile.write(file, np.full(2000, 0.5), 8000, subtype="PCM_16")
+    body = bytearray(file.read_bytes())
+    file.write_bytes(body[:2044])
+    with pytest.raises(edge_runner.Refusal, match=r"a\.wav is cut off: 2,000 of 4,000 bytes of sound are there; copy"):
+        edge_runner.read(file, HEARD)
+    body[4:8] = body[40:44] = b"\xff" * 4
+    file.write_bytes(body[:2044])
+    assert np.isfinite(edge_runner.read(file, HEARD)["audio"]).sum() == 1000

@@ -162,6 +162,11 @@ def _listed(wave):
     ("body", "code", "message"),
     [
         (b"RIFF and no more", "bad_audio", "the body is not a sound file that can be read; send 16-bit WAV or FLAC"),
+        (
+            sound(np.ones(700) / 2)[:744],
+            "bad_audio",
+            "is cut off: 700 of 1,400 bytes of sound are there; send the whole",
+        ),
         (sound(np.zeros(500)), "silent", "the recording is silent"),
         (sound(np.full(500, 5e-4)), "silent", "the recording is silent"),
         (sound(np.zeros(0)), "too_short", "the recording has 0.00 s, the least is 0.1 s"),
@@ -176,6 +181,12 @@ def test_what_cannot_be_heard_is_refused_in_words(client, body, code, message):
     answer = client.post("/predict/heard", data=body, content_type="audio/wav")
     assert answer.status_code == 422 and answer.json["error"]["code"] == code
     assert message in answer.json["error"]["message"]
+
+
+def test_a_file_that_was_written_to_a_pipe_says_no_length(manifest):
+    body = bytearray(sound(np.ones(700) / 2))
+    body[4:8] = body[40:44] = b"\xff" * 4
+    assert np.isfinite(audio.read(bytes(body), manifest)[0]).sum() == 700
 
 
 def test_other_bodies_are_refused_with_what_to_send(client):

@@ -120,6 +120,19 @@ def test_a_file_that_was_cut_off_is_refused_or_read_as_far_as_it_goes(folder):
         data.load(folder / "table.csv")
 
 
+@pytest.mark.parametrize("size", [0xFFFFFFFF, 0x7FFFF000, 0])
+def test_a_wav_file_is_as_long_as_it_says_unless_it_was_written_to_a_pipe(folder, size):
+    whole = bytearray((folder / "5.wav").read_bytes())
+    assert whole[36:44] == b"data" + (4000).to_bytes(4, "little")
+    (folder / "5.wav").write_bytes(whole[:2044])
+    with pytest.raises(ValueError, match=r"5\.wav: it is cut off: 2,000 of 4,000 bytes of sound are there; repair or"):
+        data.load(folder / "table.csv")
+    whole[4:8] = (size or 8).to_bytes(4, "little")
+    whole[40:44] = size.to_bytes(4, "little")
+    (folder / "5.wav").write_bytes(whole[:2044])
+    assert len(recordings.open_audio(folder / "5.wav", RATE)) == 1000
+
+
 def test_rates_beyond_reason_and_missing_texts_are_refused(folder):
     soundfile.write(folder / "1.wav", tone(0.3), 500)
     with pytest.raises(ValueError, match=r"1\.wav: it has 500 samples per second, which is not within 1000 … 384000"):

@@ -1,5 +1,6 @@
 """Files of recordings and the texts that are spoken in them."""
 
+import re
 import unicodedata
 from collections import Counter
 from pathlib import Path
@@ -16,13 +17,16 @@ BLANK = "blank"  # name of the symbol that means none
 SHORTEST = 0.1  # seconds
 QUIET = 1e-3  # largest amplitude up to which a recording is silent
 LEAST, MOST = 1_000, 384_000  # samples per second that a file may have
+UNKNOWN = (
+    0x7FFF0000  # so many bytes, or more, say that the length was not known when the header of a WAV file was written
+)
 
 
 def open_audio(file: Path, rate: int | None) -> np.ndarray | int:
     """One recording at a rate, mono, float32 `(samples,)`; its own rate alone if `rate` is None.
 
     Raises:
-        ValueError: it is no readable sound, or it is too short or silent.
+        ValueError: it is no readable sound, cut off, too short or silent.
     """
     import soundfile
 
@@ -31,6 +35,9 @@ def open_audio(file: Path, rate: int | None) -> np.ndarray | int:
             own = sound.samplerate
             if not LEAST <= own <= MOST:
                 raise ValueError(f"it has {own} samples per second, which is not within {LEAST} … {MOST}")
+            cut = re.search(r"^data : (\d+) \(should be (\d+)\)", sound.extra_info, re.M)  # as libsndfile tells it
+            if cut and int(cut[1]) < UNKNOWN:
+                raise ValueError(f"it is cut off: {int(cut[2]):,} of {int(cut[1]):,} bytes of sound are there")
             if rate is None:
                 return own
             channels = sound.read(dtype="float32", always_2d=True)
