@@ -178,7 +178,7 @@ def test_what_does_not_apply_is_refused_in_words(run, bundle, tmp_path):
             zoo.explain(subject, {"audio": run.data.test.x["audio"][:1]})
     with pytest.raises(ValueError, match="mixup mixes the targets of two rows, and texts cannot be mixed"):
         zoo.train("speech_ctc", run.data, out=tmp_path / "mixed", epochs=1, quiet=True, augment=("mixup",), **SMALL)
-    with pytest.raises(ValueError, match=r"training row \d+ has \d steps for a text of 2; take a smaller hop"):
+    with pytest.raises(ValueError, match=r"row \d+ of train has \d steps for a text of 2, 'no'; correct the text"):
         zoo.train(
             "speech_ctc", run.data, out=tmp_path / "fast", epochs=1, quiet=True, **{**SMALL, "hop": 0.2, "window": 0.2}
         )

@@ -2,16 +2,20 @@
 
 import itertools
 import math
+from dataclasses import replace
 
+import keras
 import numpy as np
 import pytest
 import references
 
 from zoo import tasks
-from zoo.data import AudioPreprocess, Signature
+from zoo.data import AudioPreprocess, Data, Signature, Split
+from zoo.data.audio import rows_of
 from zoo.data.targets import NOTHING, Symbols
 from zoo.evaluate import transcripts
 from zoo.layers.speech import IMPOSSIBLE
+from zoo.recipes import Recipe
 from zoo.tasks.speech import _said
 
 LABELS = ("blank", " ", "a", "b")
@@ -130,3 +134,16 @@ def test_scores_count_words_of_all_rows_together():
     assert table["words"] == {"error_rate": 0.75, "replaced": 0.25, "left_out": 0.0, "put_in": 0.5, "rows": 4}
     twice = TASK.constant(np.concatenate([y, y[1:]]), 2, 4)
     assert TASK.score(y, twice) == pytest.approx(2 / 4)
+
+
+@pytest.mark.parametrize("name", ["train", "validation", "test"])
+def test_a_text_that_is_too_long_for_its_recording_is_named_in_every_split(name):
+    step = AudioPreprocess(8000, 800)
+    whole = Split({"audio": np.zeros((2, 800), np.float32)}, Symbols.padded([[2, 3], [2, 1, 3]]))
+    short = replace(whole, x={"audio": rows_of([np.zeros(800), np.zeros(200)])})
+    parts = {split: short if split == name else whole for split in ("train", "validation", "test")}
+    data = Data("said", Signature("speech-recognition", LABELS, step), **parts, source="", licence="", sha256="")
+    model = keras.Sequential([keras.Input((800,)), keras.layers.Reshape((8, 100)), keras.layers.Dense(4)])
+    message = rf"row 1 of {name} has 2 steps for a text of 3, 'a b'; correct the text"
+    with pytest.raises(ValueError, match=message):
+        TASK.learner(model, data, Recipe("speech_ctc", "said"))

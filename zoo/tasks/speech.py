@@ -47,7 +47,7 @@ class SpeechRecognition(Task):
         return keras.losses.CTC()
 
     def learner(self, model, data, recipe):
-        """The model itself, if each training text can be said in the steps that it has for the recording.
+        """The model itself, if each text can be said in the steps that it has for the recording.
 
         Raises:
             ValueError: a text is longer than that, or an augmentation mixes texts.
@@ -56,22 +56,25 @@ class SpeechRecognition(Task):
         if mixing:
             raise ValueError(f"{mixing[0]} mixes the targets of two rows, and texts cannot be mixed; leave it out")
         from zoo.data.audio import lengths
+        from zoo.evaluate import transcripts
         from zoo.layers.speech import LogMel
 
-        y, steps = data.train.y, model.output_shape[1]
-        # a symbol twice in a row needs a blank between
-        twice = (y[:, 1:] == y[:, :-1]) & (y[:, 1:] != NOTHING)
-        needed = (y != NOTHING).sum(axis=1) + twice.sum(axis=1)
+        signature = data.signature
         frames = next((layer.frames for layer in model.layers if isinstance(layer, LogMel)), np.asarray)
-        room = np.ceil(
-            frames(lengths(data.train.x["audio"])) / np.ceil(frames(data.signature.preprocess.samples) / steps)
-        )
-        if (needed > room).any():
-            row = int((needed - room).argmax())
-            raise ValueError(
-                f"training row {row} has {int(room[row])} steps for a text of {int(needed[row])}; take a smaller hop, or a "
-                "recording that is not spoken so fast"
-            )
+        size = np.ceil(frames(signature.preprocess.samples) / model.output_shape[1])  # frames of a step
+        for name, split in data.splits.items():
+            y = split.y
+            # a symbol twice in a row needs a blank between
+            twice = (y[:, 1:] == y[:, :-1]) & (y[:, 1:] != NOTHING)
+            needed = (y != NOTHING).sum(axis=1) + twice.sum(axis=1)
+            room = np.ceil(frames(lengths(split.x["audio"])) / size)
+            if (needed > room).any():
+                row = int((needed - room).argmax())
+                said = transcripts.spelled(transcripts.symbols(y[row]), signature.labels)
+                raise ValueError(
+                    f"row {row} of {name} has {int(room[row])} steps for a text of {int(needed[row])}, {said!r:.60}; correct "
+                    "the text, take a smaller hop, or a recording that is not spoken so fast"
+                )
         return model
 
     def encode(self, targets, outputs):
