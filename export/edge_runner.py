@@ -37,6 +37,7 @@ QUIET = 1e-3  # largest amplitude up to which a recording is silent
 UNKNOWN = (
     0x7FFF0000  # so many bytes, or more, say that the length was not known when the header of a WAV file was written
 )
+HOTTEST = 100.0  # temperature
 ENGINES = {".onnx": "onnxruntime", ".ort": "onnxruntime", ".tflite": "ai_edge_litert"}
 
 
@@ -360,8 +361,10 @@ class Writer:
         """Say how freely tokens are drawn; 0 takes the likeliest."""
         import numpy as np
 
-        if not temperature >= 0:
-            raise Refusal(f"--temperature must be at least 0, got {temperature:g}")
+        if not 0 <= temperature <= HOTTEST:
+            raise Refusal(f"--temperature must be a number from 0 to {HOTTEST:g}, got {temperature:g}")
+        if seed is not None and not 0 <= seed < 2**63:
+            raise Refusal(f"--seed must be a whole number from 0 to 2^63 - 1, got {seed}")
         self.temperature, self.random = temperature, np.random.default_rng(seed)
 
     def __call__(self, inputs: Any, most: int = 0) -> Any:

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+from dataclasses import asdict
 from pathlib import Path
 
 import keras
@@ -12,6 +13,7 @@ from tokenizers import Tokenizer
 from typer.testing import CliRunner
 
 import zoo
+from export import edge_runner
 from serve.errors import UnreadError
 from serve.generation import Piece, Running, Text, generate
 from serve.manifest import BundleError, Manifest
@@ -535,3 +537,24 @@ def test_tokens_are_those_of_transformers_live(tmp_path):
             expected[running.add(text, Ask(most=15, beams=beams))] = said(read, tokens, made)
         assert finished(running)[0] == expected
     assert ended
+
+
+@pytest.fixture
+def runner(place):
+    """What `run.py` writes with."""
+    folder, manifest = place
+    return edge_runner.Writer(folder, asdict(manifest), "fp32", 1)
+
+
+@pytest.mark.parametrize(
+    ("temperature", "seed", "message"),
+    [
+        (1.0, -1, r"--seed must be a whole number from 0 to 2\^63 - 1, got -1"),
+        (1.0, 2**63, "--seed must be a whole number"),
+        (float("nan"), 1, "--temperature must be a number from 0 to 100, got nan"),
+        (101.0, 1, "--temperature must be a number from 0 to 100, got 101"),
+    ],
+)
+def test_the_runner_refuses_what_cannot_be_meant(runner, temperature, seed, message):
+    with pytest.raises(edge_runner.Refusal, match=message):
+        runner.draws(temperature, seed)

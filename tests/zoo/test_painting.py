@@ -349,7 +349,7 @@ def test_run_py_paints(bundle, tmp_path):
     assert "8 golden rows agree: largest difference 0," in told.stdout, told.stderr
     assert "give the text with --paint" in run("--continue", "a").stderr
     assert "the text is blank" in run("--paint", " ").stderr
-    assert "--temperature must be at least 0, got -1" in run("--paint", "a", "--temperature=-1").stderr
+    assert "--temperature must be a number from 0 to 100, got -1" in run("--paint", "a", "--temperature=-1").stderr
 
 
 def test_the_command_paints_from_a_bundle(bundle, tmp_path, monkeypatch):
