@@ -163,7 +163,7 @@ def work(given: argparse.Namespace) -> dict[str, Any]:
         report["answers"] = [
             {"source": name, **answer}
             for name in given.rows
-            for answer in noted_answers(session, read(Path(name), manifest), manifest, given)
+            for answer in noted_answers(session, *read(Path(name), manifest), manifest, given)
         ]
         if manifest["task"] == "embedding":
             compare(report["answers"], manifest.get("verification", {}).get("thresholds", {}).get(precision))
@@ -581,8 +581,8 @@ def peak_mb() -> float | None:
     return peak * (1 if sys.platform == "darwin" else 1024) / 1e6
 
 
-def read(path: Path, manifest: dict[str, Any]) -> dict[str, Any]:
-    """Raw inputs of the rows in a file, checked against the manifest."""
+def read(path: Path, manifest: dict[str, Any]) -> tuple[dict[str, Any], str]:
+    """Raw inputs of the rows in a file, checked against the manifest, and a note on what was left out."""
     if not path.is_file():
         raise Refusal(f"no file called {str(path)!r}")
     kind = path.suffix.lower()
@@ -608,7 +608,20 @@ def read(path: Path, manifest: dict[str, Any]) -> dict[str, Any]:
             raise Refusal(f"{path.name} is no picture, .wav, .npy, .npz, .json, .csv or .txt file; convert it to one")
     except (ValueError, TypeError, OSError) as error:
         raise Refusal(f"{path.name} cannot be read: {error}") from None
-    return {port["name"]: checked(path, port, found, manifest) for port in manifest["inputs"]}
+    note = ""
+    if manifest["task"] == "forecasting" and names[0] in found:
+        found[names[0]], note = latest(path, found[names[0]], manifest["inputs"][0]["shape"][1])
+    return {port["name"]: checked(path, port, found, manifest) for port in manifest["inputs"]}, note
+
+
+def latest(path: Path, steps: Any, most: int) -> tuple[Any, str]:
+    """Of one series `(steps, columns)` the last steps, which a forecast is made from, and a note where there are others."""
+    count = len(steps) if steps.ndim == 2 else most
+    if count < most:
+        raise Refusal(f"{path.name}: a forecast needs the last {most} steps, got {count}; give more of the past")
+    if count == most:
+        return steps, ""
+    return steps[-most:], f"the forecast is made from the last {most} of {count} steps"
 
 
 def np_texts(texts: list[Any]) -> Any:
@@ -680,7 +693,9 @@ def sound(path: Path, manifest: dict[str, Any]) -> Any:
             said = file.getnframes() * width * channels
             frames = file.readframes(file.getnframes())
     except (wave.Error, EOFError) as error:
-        raise Refusal(f"{path.name} cannot be read: {error or 'it is empty'}; save it as 16-bit WAV") from None
+        raise Refusal(
+            f"{path.name} cannot be read: {str(error) or 'it ends too early'}; save it as 16-bit WAV"
+        ) from None
     if len(frames) < said < UNKNOWN:
         raise Refusal(f"{path.name} is cut off: {len(frames):,} of {said:,} bytes of sound are there; copy it again")
     wanted = int(manifest["preprocess"]["rate"])
@@ -753,8 +768,18 @@ def checked(path: Path, port: dict[str, Any], found: dict[str, Any], manifest: d
         )
     values = np.asarray(found[name])
     ends = manifest["kind"] in ("audio", "series") and manifest["task"] != "forecasting"
-    if ends and values.dtype.kind in "buif" and values.ndim == len(shape) - 1 and 0 < len(values) < shape[1]:
-        behind = ((0, shape[1] - len(values)), *[(0, 0)] * (values.ndim - 1))  # NaN stands behind a row's end
+    single = values.dtype.kind in "buif" and values.ndim == len(shape) - 1
+    if ends and single and (len(values) or manifest["kind"] == "audio"):
+        room = shape[1] - len(values)
+        if room < 0 and manifest["kind"] == "audio":
+            rate = int(manifest["preprocess"]["rate"])
+            seconds = f"{len(values) / rate:.2f} s, the model takes at most {shape[1] / rate:.2f} s"
+            raise Refusal(f"{path.name} has {seconds}; cut it into parts")
+        if room < 0:
+            raise Refusal(
+                f"{path.name} has {len(values)} steps, the model takes at most {shape[1]}; give a part of the series"
+            )
+        behind = ((0, room), *[(0, 0)] * (values.ndim - 1))  # NaN stands behind a row's end
         values = np.pad(values.astype(np.float32), behind, constant_values=np.nan)
     if (
         manifest["kind"] == "image" and shape[-1] == 1 and values.shape[-1:] != (1,)
@@ -796,10 +821,12 @@ def audible(path: Path, wave: Any, rate: int) -> None:
 
 
 def noted_answers(
-    session: Any, inputs: dict[str, Any], manifest: dict[str, Any], given: argparse.Namespace
+    session: Any, inputs: dict[str, Any], note: str, manifest: dict[str, Any], given: argparse.Namespace
 ) -> list[dict[str, Any]]:
-    """The same as `answers`, and of each text that the model did not read to its end how far it did."""
+    """The same as `answers`, with a note, and of each text that the model did not read to its end how far it did."""
     found = answers(session, inputs, manifest, given)
+    if note:
+        found = [{**one, "note": note} for one in found]
     tokenizer = getattr(session, "tokenizer", None) or getattr(session, "texts", None)
     if tokenizer is None:
         return found

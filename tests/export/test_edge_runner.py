@@ -192,6 +192,8 @@ HEARD = {
     [
         (np.zeros(2000), "is silent; check the microphone and record it again"),
         (np.full(2000, 5e-4), "is silent"),
+        (np.zeros(0), r"has 0\.00 s, the least is 0\.1 s"),
+        (np.full(4800, 0.5), r"has 0\.60 s, the model takes at most 0\.50 s; cut it into parts"),
         (np.full(700, 0.5), r"has 0\.09 s, the least is 0\.1 s; give a longer one"),
         (np.where(np.arange(2000) == 1000, np.nan, 0.5), "has values that are not finite before its end"),
         (np.full(2000, np.inf), "has values that are not finite before its end"),
@@ -216,4 +218,27 @@ def test_a_wav_file_is_as_long_as_it_says_unless_it_was_written_to_a_pipe(tmp_pa
         edge_runner.read(file, HEARD)
     body[4:8] = body[40:44] = b"\xff" * 4
     file.write_bytes(body[:2044])
-    assert np.isfinite(edge_runner.read(file, HEARD)["audio"]).sum() == 1000
+    assert np.isfinite(edge_runner.read(file, HEARD)[0]["audio"]).sum() == 1000
+    for start in (b"", b"hello", body[:20]):
+        file.write_bytes(start)
+        with pytest.raises(edge_runner.Refusal, match=r"cannot be read: it ends too early; save it as 16-bit WAV"):
+            edge_runner.read(file, HEARD)
+
+
+def test_a_series_is_brought_to_the_steps_of_the_model(tmp_path):
+    port = {"name": "series", "shape": [-1, 8, 2], "axes": ["batch", "time", "columns"], "dtype": "FP32", "range": None}
+    series = {"kind": "series", "task": "forecasting", "inputs": [port]}
+    steps = np.arange(24.0).reshape(12, 2)
+    np.save(tmp_path / "a.npy", steps)
+    found, note = edge_runner.read(tmp_path / "a.npy", series)
+    np.testing.assert_array_equal(found["series"], steps[None, -8:])
+    assert note == "the forecast is made from the last 8 of 12 steps"
+    with pytest.raises(edge_runner.Refusal, match=r"a\.npy has 12 steps, the model takes at most 8; give a part of"):
+        edge_runner.read(tmp_path / "a.npy", {**series, "task": "classification"})
+    np.save(tmp_path / "a.npy", steps[None, :8])
+    assert edge_runner.read(tmp_path / "a.npy", series)[1] == ""
+    np.save(tmp_path / "a.npy", steps[:5])
+    with pytest.raises(
+        edge_runner.Refusal, match=r"a\.npy: a forecast needs the last 8 steps, got 5; give more of the"
+    ):
+        edge_runner.read(tmp_path / "a.npy", series)

@@ -140,8 +140,12 @@ def test_the_runner_on_a_device_forecasts(bundle, tmp_path, monkeypatch):
     report = ran(monkeypatch, bundle.folder, tmp_path / "past.csv")
     np.testing.assert_allclose(report["answers"][0]["forecast"], expected, rtol=1e-4)
     assert edge_runner.text(report).splitlines()[-1].startswith(f"{tmp_path / 'past.csv'}: sold {expected[0]:.6g}"[:-2])
+    (tmp_path / "past.csv").write_text("\n".join([lines[0], "1,0", *lines[1:]]))
+    (longer,) = ran(monkeypatch, bundle.folder, tmp_path / "past.csv")["answers"]
+    np.testing.assert_allclose(longer["forecast"], expected, rtol=1e-4)
+    assert longer["note"] == "the forecast is made from the last 12 of 13 steps"
     (tmp_path / "past.csv").write_text("\n".join(lines[:5]))
-    with pytest.raises(edge_runner.Refusal, match=r"'series' must be \(batch, 12, 2\), got \(4, 2\)"):
+    with pytest.raises(edge_runner.Refusal, match=r"past\.csv: a forecast needs the last 12 steps, got 4; give more"):
         ran(monkeypatch, bundle.folder, tmp_path / "past.csv")
 
 
