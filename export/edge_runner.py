@@ -22,6 +22,7 @@ import math
 import os
 import sys
 import time
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -86,6 +87,13 @@ def arguments() -> argparse.Namespace:
         "--temperature", type=float, help="0 takes the likeliest, 1 draws as the model says (texts: 0, pictures: 1)"
     )
     parser.add_argument("--seed", type=int, help="of the drawing")
+    parser.add_argument("--top-k", type=int, default=0, help="draw only of the likeliest so many (default: of all)")
+    parser.add_argument(
+        "--top-p", type=float, default=1.0, help="draw only of the likeliest that together have this probability"
+    )
+    parser.add_argument(
+        "--stop", action="append", default=[], metavar="TEXT", help="end before this text; may be given several times"
+    )
     return parser.parse_args()
 
 
@@ -111,16 +119,20 @@ def work(given: argparse.Namespace) -> dict[str, Any]:
         )
     path, precision, facts = choose(folder, manifest, given.precision, given.format)
     if given.beams > 1 and manifest["task"] != "speech-recognition":
-        raise Refusal(f"--beams is for recordings, and this model is for {manifest['task']}; leave it out")
+        block = manifest.get("generation") or {}
+        cure = "of texts they are for a server or zoo generate; " if block and "picture" not in block else ""
+        raise Refusal(f"--beams is for recordings, and this model is for {manifest['task']}; {cure}leave it out")
     if given.paint is not None:
         return painted(folder, manifest, precision, given)
     if given.begun is not None:
         writer = Writer(folder, manifest, precision, given.threads)
         if writer.drawer is not None:
             raise Refusal("the model paints pictures of texts, and continues none; give the text with --paint")
-        writer.draws(given.temperature or 0.0, given.seed)
+        writer.draws(given.temperature or 0.0, given.seed, given.top_k, given.top_p)
+        if not all(given.stop):
+            raise Refusal("--stop must be a text that is not empty")
         started = time.perf_counter()
-        said, count = writer(given.begun, given.most)
+        said, count = writer(given.begun, given.most, given.stop)
         took = time.perf_counter() - started
         noted = {"note": writer.note} if writer.note else {}
         return {"name": manifest["name"], "text": said, "tokens": count, "tokens_a_second": count / took, **noted}
@@ -357,17 +369,37 @@ class Writer:
         self.note = ""
         self.draws(0.0, None)
 
-    def draws(self, temperature: float, seed: int | None) -> None:
-        """Say how freely tokens are drawn; 0 takes the likeliest."""
+    def draws(self, temperature: float, seed: int | None, top_k: int = 0, top_p: float = 1.0) -> None:
+        """Say how freely tokens are drawn; a temperature of 0 takes the likeliest."""
         import numpy as np
 
         if not 0 <= temperature <= HOTTEST:
             raise Refusal(f"--temperature must be a number from 0 to {HOTTEST:g}, got {temperature:g}")
         if seed is not None and not 0 <= seed < 2**63:
             raise Refusal(f"--seed must be a whole number from 0 to 2^63 - 1, got {seed}")
+        if top_k < 0 or not 0 < top_p <= 1:
+            raise Refusal(f"--top-k must be at least 0, --top-p above 0 and up to 1, got {top_k} and {top_p:g}")
         self.temperature, self.random = temperature, np.random.default_rng(seed)
+        self.top_k, self.top_p = top_k, top_p
 
-    def __call__(self, inputs: Any, most: int = 0) -> Any:
+    def drawn(self, logits: Any) -> int:
+        """A token by its probability, as a server draws it: of the likeliest `top_k`, and of these of `top_p` together."""
+        import numpy as np
+
+        tokens = np.arange(len(logits))
+        if 0 < self.top_k < len(logits):  # tokens that are equally likely all stay
+            tokens = np.flatnonzero(logits >= np.partition(logits, -self.top_k)[-self.top_k])
+        weights = np.exp((logits[tokens] - logits.max()).astype(np.float64) / self.temperature)
+        if self.top_p < 1:
+            order = np.argsort(-weights, kind="stable")
+            count = int(np.searchsorted(np.cumsum(weights[order]), self.top_p * weights.sum())) + 1
+            order = np.sort(order[:count])
+            tokens, weights = tokens[order], weights[order]
+        sums = np.cumsum(weights)
+        place = int(np.searchsorted(sums, self.random.random() * sums[-1], side="right"))
+        return int(tokens[min(place, len(tokens) - 1)])
+
+    def __call__(self, inputs: Any, most: int = 0, stop: Sequence[str] = ()) -> Any:
         """Text and number of tokens behind a text; or of golden rows the answers as the bundle names them."""
         import numpy as np
 
@@ -397,9 +429,18 @@ class Writer:
             zeros = np.zeros((1, *one["shape"]), np.float32)
             feed[one["name"]] = held[one["first"]] if one["first"] else zeros
         most = min(most, block["length"] - len(tokens) + 1) if block["length"] else most
-        made = self.following(tokens, feed, most)
         known = self.texts.decode(before[-8:])
-        return self.texts.decode(before[-8:] + made)[len(known) :], len(made)
+        made: list[int] = []
+
+        def said() -> str:
+            return str(self.texts.decode(before[-8:] + made)[len(known) :])
+
+        for token in self.following(tokens, feed, most):
+            made.append(token)
+            ends = [place for one in stop if (place := said().find(one)) >= 0]
+            if ends:
+                return said()[: min(ends)], len(made)
+        return said(), len(made)
 
     def picture(self, text: str) -> Any:
         """A picture of a text, uint8 (height, width, channels)."""
@@ -410,7 +451,7 @@ class Writer:
             block["padding"] + place if token == block["pad"] else block["text"] + token
             for place, token in enumerate(self.whole(text))
         ]
-        codes = np.array(self.following(tokens, {}, block["places"]), np.int32)
+        codes = np.array(list(self.following(tokens, {}, block["places"])), np.int32)
         shape = self.drawer.session.get_inputs()[0].shape  # type: ignore[union-attr]  # asked for before
         found = self.drawer({"codes": codes.reshape(1, *shape[1:])})["picture"]  # type: ignore[misc]
         return np.rint(found[0]).astype(np.uint8)
@@ -424,29 +465,25 @@ class Writer:
             self.note = cut(read)
         return list(read.ids)
 
-    def following(self, tokens: list[int], feed: dict[str, Any], most: int) -> list[int]:
+    def following(self, tokens: list[int], feed: dict[str, Any], most: int) -> Iterator[int]:
         """Tokens behind these, up to the one that ends a text."""
         import numpy as np
 
         block = self.block
         for one in block["caches"]:
             feed[one["name"]] = np.zeros((1, one["shape"][0], len(tokens) + most, one["shape"][2]), np.float32)
-        made: list[int] = []
         cached = 0
-        while len(made) < most:
+        for _ in range(most):
             given = {"tokens": np.array([tokens], np.int32), "cached": np.array([[cached]], np.int32), **feed}
             found = self.decoder({name: values for name, values in given.items() if name in self.asked})
             for one in block["caches"] + block["states"]:
                 feed[one["name"]] = found[one["name"] + "_new"]
             cached += len(tokens)
             logits = found["logits"][0]
-            if self.temperature:  # the largest of these sums is drawn by its probability
-                logits = logits / self.temperature + self.random.gumbel(size=logits.shape)
-            tokens = [int(logits.argmax())]
+            tokens = [self.drawn(logits) if self.temperature else int(logits.argmax())]
             if tokens[0] == block["end"]:
                 break
-            made += tokens
-        return made
+            yield tokens[0]
 
 
 def painted(folder: Path, manifest: dict[str, Any], precision: str, given: argparse.Namespace) -> dict[str, Any]:
@@ -458,7 +495,8 @@ def painted(folder: Path, manifest: dict[str, Any], precision: str, given: argpa
     except ImportError:
         raise Refusal("writing pictures needs Pillow; run: pip install Pillow") from None
     writer = Writer(folder, manifest, precision, given.threads)
-    writer.draws(1.0 if given.temperature is None else given.temperature, given.seed)
+    temperature = 1.0 if given.temperature is None else given.temperature
+    writer.draws(temperature, given.seed, given.top_k, given.top_p)
     started = time.perf_counter()
     pixels = writer.picture(given.paint)
     took = time.perf_counter() - started

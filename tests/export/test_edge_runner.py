@@ -242,3 +242,16 @@ def test_a_series_is_brought_to_the_steps_of_the_model(tmp_path):
         edge_runner.Refusal, match=r"a\.npy: a forecast needs the last 8 steps, got 5; give more of the"
     ):
         edge_runner.read(tmp_path / "a.npy", series)
+
+
+def test_beams_of_texts_are_found_elsewhere(monkeypatch, tmp_path):
+    monkeypatch.setattr(edge_runner, "verify", lambda folder: 1)
+    monkeypatch.setattr(edge_runner, "choose", lambda *given: (tmp_path / "model.onnx", "fp32", {}))
+    for block, cure in (
+        ({"files": {}}, "of texts they are for a server or zoo generate; leave it out"),
+        ({}, "leave it"),
+    ):
+        told = {"format": 6, "task": "language-modelling", "generation": block}
+        (tmp_path / "model.json").write_text(json.dumps(told))
+        with pytest.raises(edge_runner.Refusal, match=f"this model is for language-modelling; {cure}"):
+            inside(tmp_path, monkeypatch, "--beams", 2)

@@ -558,3 +558,26 @@ def runner(place):
 def test_the_runner_refuses_what_cannot_be_meant(runner, temperature, seed, message):
     with pytest.raises(edge_runner.Refusal, match=message):
         runner.draws(temperature, seed)
+    for top_k, top_p in ((-1, 1.0), (0, 0.0), (0, 1.5), (0, float("nan"))):
+        with pytest.raises(edge_runner.Refusal, match="--top-k must be at least 0, --top-p above 0 and up to 1, got"):
+            runner.draws(1.0, 1, top_k, top_p)
+
+
+@pytest.mark.parametrize(("top_k", "top_p"), [(0, 1.0), (3, 1.0), (0, 0.7), (8, 0.6)])
+def test_the_runner_draws_what_a_server_draws(running, runner, top_k, top_p):
+    for seed in range(4):
+        runner.draws(1.5, seed, top_k, top_p)
+        text, _ = runner("the cat", 10)
+        ask = Ask(most=10, temperature=1.5, top_k=top_k, top_p=top_p, seed=seed)
+        assert text.rstrip("\ufffd") == finished_one(running, "the cat", ask)[0]
+    logits = np.array([1.0, 2.0, 2.0, 0.0], np.float32)  # two that are equally likely both stay
+    runner.draws(1.0, 0, 1)
+    assert {runner.drawn(logits) for _ in range(50)} == {1, 2}
+
+
+def test_the_runner_ends_before_what_stops_it(running, runner):
+    whole, count = runner("the cat", 12)
+    for stop in ((whole[3:5],), (whole[6:8], "never", whole[2:4]), ("never",)):
+        text, made = runner("the cat", 12, stop)
+        assert text.rstrip("\ufffd") == finished_one(running, "the cat", Ask(most=12, stop=stop))[0]
+        assert made < count or stop == ("never",)
