@@ -200,7 +200,9 @@ def _show_layers(entry: Any, arguments: dict[str, object], as_json: bool) -> Non
 
 @app.command()
 def data(
-    source: Annotated[str, typer.Argument(help="Name, folder of images, CSV, Parquet or .npz file.")] = "",
+    source: Annotated[
+        str, typer.Argument(help="Name, folder of images or of .txt files, CSV, Parquet, .npz or .txt file.")
+    ] = "",
     target: Annotated[str | None, typer.Option(help="Target column of a table.")] = None,
     task: Annotated[
         str | None, typer.Option(help="What a file is for where it does not say it itself, such as forecasting.")
@@ -237,7 +239,8 @@ def data(
 def train(
     model: str,
     data: Annotated[
-        str | None, typer.Option(help="Data set name, folder of images, CSV, Parquet or .npz file.")
+        str | None,
+        typer.Option(help="Data set name, folder of images or of .txt files, CSV, Parquet, .npz or .txt file."),
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Run folder; runs/<model>-<data> if not given.")] = None,
     epochs: Annotated[int | None, typer.Option(help="Passes over the training rows.")] = None,

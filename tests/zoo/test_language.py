@@ -151,6 +151,104 @@ def test_pieces_of_a_file_are_in_one_split():
     assert all(len(set(part[files == file])) == 1 for file in set(files))
 
 
+def novel(seed, length=6_000):
+    random = np.random.RandomState(seed)
+    return "".join(random.choice(list("abc déf\n"), length))
+
+
+def marked(splits, books):
+    """The number of the book that each piece is from, by split; and that each is a whole one, there once."""
+    starts = {text[at : at + 256]: number for number, text in books.items() for at in range(0, len(text), 256)}
+    assert sum(map(len, splits.values())) == sum(max(1, len(text) // 256) for text in books.values())
+    return {name: [starts[text] for text in split.x["text"].tolist()] for name, split in splits.items()}
+
+
+def test_a_folder_of_files_is_running_text_and_pieces_of_a_file_are_in_one_split(tmp_path):
+    books = {number: novel(number, 6_000 if number < 8 else 100) for number in range(9)}
+    for number, text in books.items():
+        (tmp_path / f"{number}.txt").write_text(text, encoding="utf-8")
+    for options in ({}, {"task": TASK_NAME}, {"task": "masked-language-modelling", "tokenizer": "wordpiece:60"}):
+        splits = data.load(tmp_path, **options)
+        assert splits.signature.task == options.get("task", TASK_NAME)
+        found = marked(splits.splits, books)
+        assert sorted(number for numbers in found.values() for number in set(numbers)) == list(books)
+        assert all(found.values())
+    assert data.load(tmp_path, tokenizer="bpe:257").signature.outputs == 257
+    (tmp_path / "notes.md").write_text("not meant")
+    assert len(data.load(tmp_path, task=TASK_NAME).train)
+    with pytest.raises(ValueError, match="stands beside the folders of the classes"):
+        data.load(tmp_path)
+
+
+def test_one_file_is_cut_into_stretches_that_are_in_one_split(tmp_path):
+    file, text = tmp_path / "book.txt", novel(0, 256 * 100)
+    file.write_text("\ufeff" + text, encoding="utf-8")
+    splits = data.load(file, tokenizer="bpe:257").splits
+    stretches = {number: text[number * 1280 : (number + 1) * 1280] for number in range(20)}
+    found = marked(splits, stretches)
+    assert sorted(number for numbers in found.values() for number in set(numbers)) == list(range(20))
+    assert {name: len(numbers) for name, numbers in found.items()} == {"train": 65, "validation": 15, "test": 20}
+
+
+@pytest.mark.parametrize(
+    ("content", "options", "message"),
+    [
+        (b"", {}, "book.txt is empty"),
+        (b" \n" * 900, {}, "book.txt is empty"),
+        (b"\xff\xfea\x00", {}, "book.txt is not UTF-8 text; save it as UTF-8"),
+        (b"a\x00b\x00", {}, "book.txt holds a character NUL"),
+        (b"too short", {}, "has only 1 file or stretch of text, which cannot be split"),
+        (
+            b"a text",
+            {"task": "classification"},
+            "running text, which is for language-modelling, got task='classification'",
+        ),
+        (b"a text", {"target": "label"}, "target='label' names a column"),
+    ],
+)
+def test_files_that_are_no_running_text_are_refused(tmp_path, content, options, message):
+    (tmp_path / "book.txt").write_bytes(content)
+    with pytest.raises(ValueError, match=message):
+        data.load(tmp_path / "book.txt", **options)
+
+
+def test_texts_of_a_table_are_rows_of_their_own(tmp_path):
+    file = tmp_path / "notes.csv"
+    notes = [f"note {number} about something" for number in range(30)]
+    file.write_text("label,size,note\n" + "".join(f"x,{len(note)},{note}\n" for note in notes))
+    for options in ({}, {"target": "label"}, {"text": "note"}):
+        splits = data.load(file, task=TASK_NAME, **options).splits
+        assert sorted(text for split in splits.values() for text in split.x["text"].tolist()) == sorted(notes)
+    assert data.load(file, task=TASK_NAME).source == "notes.csv; columns not used: label, size"
+    file.write_text("note\n" + "".join(f"{note}\n" for note in notes))  # and nothing else
+    assert len(data.load(file, task=TASK_NAME).train) == 20
+    pairs = data.load("entailment", task=TASK_NAME)
+    assert list(pairs.train.x) == ["text"] and pairs.signature.task == TASK_NAME
+    with pytest.raises(ValueError, match="texts to learn from stand in one column, got text='note,label'"):
+        data.load(_two(file), task=TASK_NAME, text="note,label")
+    with pytest.raises(ValueError, match="language-modelling is learned from texts, and 'iris' has none"):
+        data.load("iris", task=TASK_NAME)
+
+
+def _two(file):
+    file.write_text("note,label\na b,c d\n")
+    return file
+
+
+def test_adapters_learn_from_a_file_on_weights_that_are_there(tmp_path):
+    import zoo
+
+    file, sizes = tmp_path / "book.txt", {"width": 8, "depth": 1, "heads": 2, "tokenizer": "bpe:257", "tokens": 32}
+    file.write_text(novel(0), encoding="utf-8")
+    first = zoo.train("gpt_nano", data=str(file), out=tmp_path / "first", epochs=1, quiet=True, **sizes)
+    assert first.metrics["test"] < 0
+    weights = str(tmp_path / "first" / "model.keras")
+    tuned = zoo.train(
+        "gpt_nano", data=str(file), out=tmp_path / "lora", epochs=1, quiet=True, weights=weights, lora=2, **sizes
+    )
+    assert tuned.metrics["test"] >= first.metrics["test"]
+
+
 def test_a_model_learns_from_text(tmp_path, monkeypatch):
     monkeypatch.setattr(corpus.library, "__defaults__", (8_000,))
     import zoo

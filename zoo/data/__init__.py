@@ -226,15 +226,15 @@ def load(
     Args:
         source: a name from `names()`; a folder with one folder of images per class, or with folders `images` and
             `masks` (see `zoo.data.masks`), or with `train`, `validation` and `test` folders of these; a `.csv` or
-            `.parquet` file; an `.npz` file with arrays `x, y` or `x_train, y_train, x_test, y_test`; or a `Data`, which
-            is returned as it is.
+            `.parquet` file; a `.txt` file of running text, or a folder of these; an `.npz` file with arrays `x, y` or
+            `x_train, y_train, x_test, y_test`; or a `Data`, which is returned as it is.
         input_shape: `(height, width, channels)` to resize and convert images to, `(time, columns)` of series that are to
             be filled up to so many steps; None keeps their own.
         target: column to predict, for CSV and Parquet.
         task: "classification" or "regression", where the target's type does not say it: text, true/false and up to
             20 different integers are classes, other numbers are values; "forecasting" of a table whose rows follow each
-            other in time; "masked-language-modelling" of any texts, whose labels are then left aside; "text-to-text" of a
-            table whose target is a text; "text-to-image" of any images with captions.
+            other in time; "language-modelling" and "masked-language-modelling" of any texts, whose labels are then left
+            aside; "text-to-text" of a table whose target is a text; "text-to-image" of any images with captions.
         text: column of a CSV or Parquet file whose texts are read, and nothing else of it; found where it is the only one
             besides the target.
         tokenizer: of texts: what kind to make from the training texts, such as "bpe:4000", or a `tokenizer.json`, see
@@ -263,12 +263,11 @@ def load(
         return source
     if not isinstance(source, str | Path):
         raise TypeError(f"data must be a name, a path or a zoo.data.Data, got a {type(source).__name__}")
-    own = {hiding.TASK: None, captions.PAINTED: "image-text"}
-    rows = _read(source, input_shape, target, own.get(task, task), text)
+    rows = _read(source, input_shape, target, "image-text" if task == captions.PAINTED else task, text)
     if task == captions.PAINTED:
         rows = replace(rows, task=task)
-    if task == hiding.TASK:
-        rows = hiding.without_labels(rows)
+    if task in (hiding.TASK, corpus.TASK):
+        rows = hiding.without_labels(rows, task)
     if isinstance(rows, Recording):
         rows = rows.cut(context, horizon, season, validation, test)
     elif context or horizon or season:
@@ -323,7 +322,7 @@ def _read(
         if text:
             raise ValueError(f"{name!r} has no columns of text to choose from, got text={text!r}; leave it out")
         own = "forecasting" if isinstance(rows, Recording) else rows.task
-        if task not in (None, own, own.partition("-")[2]):
+        if task not in (None, own, own.partition("-")[2], hiding.TASK, corpus.TASK):
             raise ValueError(f"{name!r} is for {own}, got task={task!r}")
         return rows
     path = Path(source).expanduser()
@@ -416,7 +415,7 @@ def from_rows(
         step = signature.preprocess
         signature = replace(signature, labels=corpus.spelled(step))
         found = {key: replace(part, y=step.following(part.x["answer"])) for key, part in found.items()}
-    if rows.task == "language-modelling":
+    if rows.task == corpus.TASK:
         step = signature.preprocess
         signature = replace(signature, labels=corpus.spelled(step))
         found = {key: replace(part, y=corpus.followed(step, part.x["text"])) for key, part in found.items()}
@@ -451,6 +450,8 @@ def _fit(rows: Rows, train: Split, tokenizer: str | TextPreprocess = "", tokens:
         made = tokenizer
         if not isinstance(made, TextPreprocess):
             more = (train.x[name].tolist() if name in train.x else () for name in ("answer", "second"))
+            if rows.task == corpus.TASK:  # which needs one that knows every text
+                made = made or "bpe"
             made = TextPreprocess.fit(train.x["text"].tolist(), made, tokens, *more)
         if "image" in train.x:
             made = CaptionedPreprocess(ImagePreprocess.fit(train.x["image"]), made)

@@ -300,7 +300,7 @@ def stdlib_text() -> Rows:
     texts, files, version = corpus.library()
     return Rows(
         name="stdlib_text",
-        task="language-modelling",
+        task=corpus.TASK,
         x={"text": texts},
         y=np.zeros((len(texts), 1), np.int32),
         labels=(),

@@ -7,11 +7,15 @@ from pathlib import Path
 
 import numpy as np
 
-from zoo.data import tokens
+from zoo.data import text_files, tokens
+from zoo.data.images import visible
+from zoo.data.rows import Rows
 from zoo.data.targets import NOTHING
 from zoo.data.texts import TextPreprocess
 
+TASK = "language-modelling"
 PIECE = 256  # characters
+_STRETCHES = 20  # that the text of too few files to be dealt whole is cut into
 _OF = 10  # files of which one is tested on and one validated on
 _LARGEST = 60_000  # characters of a file
 
@@ -35,11 +39,46 @@ def library(most: int = _LARGEST) -> tuple[np.ndarray, np.ndarray, str]:
     files = [text for text in files if len(text) <= most]
     if not files:
         raise FileNotFoundError(f"Python's library in {root} is not there as source; install it, or use other data")
+    texts, numbers = pieces([text if len(text) >= PIECE else "" for text in files])
+    return np.array(texts), numbers, platform.python_version()
+
+
+def pieces(files: Sequence[str]) -> tuple[list[str], np.ndarray]:
+    """Texts in pieces of 256 characters, each there once, and the number of the text that each is from, int64 `(rows,)`.
+
+    What is left behind the last whole piece of a text is left out; a shorter text is one piece. Blank ones are none.
+    """
     found: dict[str, int] = {}
     for number, text in enumerate(files):
-        for start in range(0, len(text) - PIECE + 1, PIECE):
-            found.setdefault(text[start : start + PIECE], number)
-    return np.array(list(found)), np.array(list(found.values()), np.int64), platform.python_version()
+        for start in range(0, max(0, len(text) - PIECE) + 1, PIECE):
+            piece = text[start : start + PIECE]
+            if piece.strip():
+                found.setdefault(piece, number)
+    return list(found), np.array(list(found.values()), np.int64)
+
+
+def is_folder(folder: Path, asked: bool) -> bool:
+    """Whether a folder holds `.txt` files; and nothing else, unless it is `asked` for running text."""
+    inside = visible(folder)
+    found = [file for file in inside if file.suffix == ".txt" and file.is_file()]
+    return bool(found) and (asked or len(found) == len(inside))
+
+
+def read(path: Path) -> Rows:
+    """Rows of a `.txt` file, or of those in a folder, in pieces; see `zoo.data.targets.Following` for what goes together.
+
+    Pieces of one file stay in one split. One or two files are cut into consecutive stretches that do so.
+
+    Raises:
+        ValueError: a file is empty or no UTF-8.
+    """
+    files = [file for file in visible(path) if file.suffix == ".txt"] if path.is_dir() else [path]
+    texts, numbers = pieces([text_files.contents(file) for file in files])
+    if len(files) < 3:  # one for each split
+        numbers = np.arange(len(texts)) * _STRETCHES // len(texts)
+    name = path.resolve().name if path.is_dir() else path.stem
+    x = {"text": text_files.as_array(texts, str(path), "piece")}
+    return Rows(name, TASK, x, (1 + numbers[:, None]).astype(np.int32), (), source=path.resolve().name)
 
 
 def dealt(files: np.ndarray) -> np.ndarray:

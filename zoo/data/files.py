@@ -4,13 +4,14 @@ from pathlib import Path
 
 import numpy as np
 
-from zoo.data import coco, identities, images, masks, tagging, text_files
+from zoo.data import coco, corpus, hiding, identities, images, masks, tagging, text_files
 from zoo.data.rows import OPEN, PARTS, Rows
+from zoo.data.targets import KINDS
 from zoo.registry import suggest
 
 
 def read(path: Path, input_shape: tuple[int, ...] | None, target: str | None, task: str | None, text: str = "") -> Rows:
-    """Rows of a folder, `.csv`, `.parquet`, `.npz` or COCO `.json`; the arguments are those of `zoo.data.load`.
+    """Rows of a folder, `.csv`, `.parquet`, `.npz`, `.txt` or COCO `.json`; the arguments are those of `zoo.data.load`.
 
     Raises:
         ValueError: another kind of file, or something in it that cannot be used.
@@ -18,6 +19,19 @@ def read(path: Path, input_shape: tuple[int, ...] | None, target: str | None, ta
     kind = "folder" if path.is_dir() else path.suffix.lower()
     if text and kind not in (".csv", ".tsv", ".parquet"):
         raise ValueError(f"text={text!r} names a column, but {path} has none; leave it out")
+    asked = task == corpus.TASK
+    if asked or task == hiding.TASK:  # of whatever has texts
+        if kind in (".csv", ".tsv", ".parquet"):
+            from zoo.data import tables
+
+            return tables.unlabelled(path, target, text)
+        task = None
+    if kind == ".txt" or (kind == "folder" and task is None and corpus.is_folder(path, asked)):
+        if task is not None:
+            raise ValueError(f"{path} holds running text, which is for {corpus.TASK}, got task={task!r}; leave it out")
+        if target is not None:
+            raise ValueError(f"target={target!r} names a column, but {path} has none; leave it out")
+        return corpus.read(path)
     if kind == "folder" and task in (None, "embedding") and (task or (path / identities.PAIRS).is_file()):
         if target is not None:
             raise ValueError(f"target={target!r} names a column, but {path} has none; leave it out")
@@ -44,8 +58,8 @@ def read(path: Path, input_shape: tuple[int, ...] | None, target: str | None, ta
         return tables.read(path, target, task, text, input_shape)
     if task not in (None, *(f"{of}classification" for of in ("", "image-", "series-", "text-")), "regression"):
         raise ValueError(
-            f"task must be 'classification' or 'regression', got {task!r}; 'segmentation' and 'embedding' are for folders "
-            "of their own form, 'forecasting' is for tables"
+            f"{path} is not read for task={task!r}; tasks are {', '.join(KINDS)}, and a folder or file must be of the form that "
+            "the task asks for"
         )
     if kind in (".csv", ".tsv", ".parquet"):
         from zoo.data import tables
@@ -64,7 +78,8 @@ def read(path: Path, input_shape: tuple[int, ...] | None, target: str | None, ta
             raise ValueError(f"{path} is a folder of images per class, got task='regression'; leave it out")
         return images.read_folder(path, input_shape)
     raise ValueError(
-        f"{path} is of no known kind; give a folder of images per class, or a .csv, .parquet, .npz or COCO .json file"
+        f"{path} is of no known kind; give a folder of images per class, a .txt file or a folder of these, or a .csv, .parquet, "
+        ".npz or COCO .json file"
     )
 
 

@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from zoo.data import corpus
 from zoo.data.rows import Rows
 from zoo.data.targets import NOTHING
 from zoo.data.texts import TextPreprocess
@@ -17,15 +18,21 @@ SHARE = 0.15  # of the tokens of a text that are asked for
 _MASKED, _OTHER = 0.8, 0.1  # of these, shown as the mask, and as any other token; the rest is shown as it is
 
 
-def without_labels(rows: Rows) -> Rows:
+def without_labels(rows: Rows, task: str = TASK) -> Rows:
     """The texts of any data set, to learn from without its labels.
+
+    Args:
+        rows: what was read.
+        task: this one, or language modelling.
 
     Raises:
         ValueError: it has no texts.
     """
     if "text" not in getattr(rows, "x", {}):
-        raise ValueError(f"{TASK} is learned from texts, and {rows.name!r} has none; leave the task out")
-    return replace(rows, task=TASK, y=np.zeros((len(rows.y), 1), np.int32), labels=())
+        raise ValueError(f"{task} is learned from texts, and {rows.name!r} has none; leave the task out")
+    pieces = rows.task == corpus.TASK  # which say what they are of
+    y = rows.y if pieces else np.zeros((len(rows.y), 1), np.int32)
+    return replace(rows, task=task, x={"text": rows.x["text"]}, y=y, labels=())
 
 
 def hidden(step: TextPreprocess, whole: np.ndarray, generator: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:

@@ -77,6 +77,23 @@ def read(
     return Rows(path.stem, chosen, x, y, labels, source=path.name, numbers=tuple(numbers), categories=tuple(categories))
 
 
+def unlabelled(path: Path, target: str | None, text: str) -> Rows:
+    """Rows of a column of texts alone, for a task that makes its own targets of them; a target is left aside.
+
+    Raises:
+        ValueError: there is no such column, several could be meant, or a text is missing.
+    """
+    table = opened(path)
+    names = table.column_names
+    if target is not None or (not text and len(names) > 1 and any(name in names for name in USUAL)):
+        target = target_column(path, names, target)
+    columns = {name: _texts(path, name, table[name]) for name in names if name != target}
+    chosen = text_files.column_of(path, columns, "text-classification", text)
+    if chosen not in columns:
+        raise ValueError(f"{path}: texts to learn from stand in one column, got text={text!r}; name one")
+    return text_files.of_texts(path, columns[chosen], [name for name in names if name != chosen])
+
+
 def _answered(path: Path, target: str | None, text: str) -> Rows:
     """Rows of a column of texts and one of what they are answered by, "answer" where none is named."""
     names = opened(path).column_names

@@ -185,11 +185,16 @@ class Symbols(Kind):
 class Following(Kind):
     """How many characters of a text are to be foretold, then the token behind each of its tokens, `NOTHING` where none is.
 
-    The first token is not foretold. They follow from the text once a tokenizer is there; until then a row has none.
+    The first token is not foretold. They follow from the text once a tokenizer is there; until then a row has the number,
+    from 1 on, of the file or stretch of text that it is a piece of, 0 where it is a text of its own.
     """
 
     dtype = np.int32
     least = 0
+    together = ("file or stretch of text", "files or stretches of text")
+
+    def whole(self, y: np.ndarray) -> np.ndarray | None:
+        return y[:, 0] if y.shape[1] == 1 and y.any() else None
 
     def encoded(self, y: np.ndarray) -> np.ndarray:
         return y[:, 1:]
@@ -219,14 +224,14 @@ class Answers(Following):
     """
 
 
-class Hidden(Kind):
+class Hidden(Following):
     """The true tokens at the places of a text that are hidden, `NOTHING` at all others; int32 `(rows, length)`.
 
-    They are drawn once a tokenizer is there; until then a row has none.
+    They are drawn once a tokenizer is there.
     """
 
-    dtype = np.int32
-    least = 0
+    def encoded(self, y: np.ndarray) -> np.ndarray:
+        return y
 
 
 class Tags(Kind):

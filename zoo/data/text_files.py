@@ -61,23 +61,33 @@ def read_folder(path: Path) -> Rows:
         raise ValueError(
             f"{path}: class {min(set(labels) - learned)!r} has no text to train on; add some to {path / 'train'}"
         )
-    contents = []
-    for _, file, _ in found:
-        try:
-            contents.append(file.read_text(encoding="utf-8-sig").strip())
-        except UnicodeDecodeError:
-            raise ValueError(f"{file} is not UTF-8 text; save it as UTF-8") from None
-        if not contents[-1]:
-            raise ValueError(f"{file} is empty; write its text, or remove it")
+    texts = [contents(file).strip() for _, file, _ in found]
     return Rows(
         path.name,
         "text-classification",
-        {"text": as_array(contents, str(path))},
+        {"text": as_array(texts, str(path))},
         np.array([labels.index(label) for label, _, _ in found], np.int64),
         labels,
         source=path.name,
         part=np.array([part for _, _, part in found], np.int8),
     )
+
+
+def contents(file: Path) -> str:
+    """The text in a file.
+
+    Raises:
+        ValueError: it is empty or no UTF-8.
+    """
+    try:
+        text = file.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError:
+        raise ValueError(f"{file} is not UTF-8 text; save it as UTF-8") from None
+    if "\0" in text:
+        raise ValueError(f"{file} holds a character NUL, which no text has; save it as UTF-8")
+    if not text.strip():
+        raise ValueError(f"{file} is empty; write its text, or remove it")
+    return text
 
 
 def column_of(path: Path, columns: dict[str, list | None], task: str | None, asked: str) -> str:
@@ -157,6 +167,18 @@ def of_column(
     if second is not None:
         x["second"] = as_array([text or "" for text in second], str(path))
     return Rows(path.stem, "text-classification", x, y, labels, source=f"{path.name}{left_out}")
+
+
+def of_texts(path: Path, texts: list, others: Sequence[str]) -> Rows:
+    """Rows of texts alone, each one of its own; `others` are columns that are not read, which the source says.
+
+    Raises:
+        ValueError: a text is missing.
+    """
+    left_out = f"; columns not used: {', '.join(others)}" if others else ""
+    x = {"text": as_array([text or "" for text in texts], str(path))}
+    y = np.zeros((len(texts), 1), np.int32)
+    return Rows(path.stem, "language-modelling", x, y, (), source=f"{path.name}{left_out}")
 
 
 def answered(path: Path, texts: list, said: list, others: Sequence[str]) -> Rows:
