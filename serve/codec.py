@@ -314,7 +314,8 @@ def csv_batch(body: bytes, manifest: Manifest) -> Batch:
 
     Commas, semicolons or tabs separate, double quotes enclose. Columns may stand in any order. A column that the model
     does not know, such as the answer or a number of the row, is left out with a note, unless it looks like a misspelt
-    one. For a series the lines are its steps, all of one row.
+    one. For a series the lines are its steps, all of one row; where the column of times is among them, they must follow
+    each other as in training.
 
     Raises:
         RequestError: the model has no columns, the header fits none of them, or a row has more or fewer cells.
@@ -324,7 +325,8 @@ def csv_batch(body: bytes, manifest: Manifest) -> Batch:
         raise RequestError("unsupported_media", message, 415)
     text = decoded(body, "the CSV file")
     known = [column for port in manifest.inputs for column in port.columns or (port.name,)]
-    header, separator, notes = header_of(text, known)
+    times = [manifest.preprocess["time"]["column"]] if manifest.preprocess.get("time") else []
+    header, separator, notes = header_of(text, [*known, *times])
     count = sum(1 for _ in records(text, separator, header))
     if not count:
         raise RequestError("bad_csv", "the CSV file has a header row but no rows below it; add at least one")
@@ -338,7 +340,11 @@ def csv_batch(body: bytes, manifest: Manifest) -> Batch:
             raise RequestError(
                 "bad_csv", f"the CSV file has no column {', '.join(absent[:5])}; a series needs all of them"
             )
-        values = [[cell_value(line, name, cells[at], True) for name, at in place.items()] for line, cells in lines]
+        kept = list(lines)
+        if times and times[0] in header:
+            at = header.index(times[0])
+            series.check_times([cells[at] for _, cells in kept], [line for line, _ in kept], manifest)
+        values = [[cell_value(line, name, cells[at], True) for name, at in place.items()] for line, cells in kept]
         steps, told = series.fitted(to_array(values, port.dtype, "the series"), manifest)
         return Batch(1, len(body), lambda first, stop: ({port.name: steps[None]}, notes + told))
 

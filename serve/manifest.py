@@ -142,7 +142,8 @@ class Manifest:
         refused: precision -> why it was not stored, with figures.
         training: provenance: data name and hash, seed, versions, licence.
         edge: files for devices, by name.
-        preprocess: what turns raw inputs into the model's own; ONNX files do this themselves.
+        preprocess: what turns raw inputs into the model's own; ONNX files do this themselves. Of a forecast `time` may
+            have the column of times and its step, see `serve.times.checked`.
         calibration: how logits become probabilities where that is more than a softmax: method, scale, bias, and the
             expected calibration error before and after; ONNX files do this themselves.
         conformal: sets or intervals that `/predict` answers: method, level, thresholds by precision, and the coverage
@@ -257,6 +258,10 @@ def _check_types(manifest: Manifest) -> None:
         )
     if not isinstance(manifest.preprocess.get("tokenizer", ""), str):
         raise ValueError("the name of the tokenizer is no text")
+    if time := manifest.preprocess.get("time"):
+        texts = [time[what] for what in ("column", "unit")]
+        if not all(isinstance(text, str) for text in texts) or type(time["step"]) not in (int, float):
+            raise ValueError("preprocess has a time whose column or unit is no text, or whose step is no number")
     if manifest.generation:
         _check_generation(manifest.generation)
     if manifest.verification:

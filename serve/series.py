@@ -4,6 +4,7 @@ from typing import Any
 
 import numpy as np
 
+from serve import times
 from serve.errors import RequestError, shown
 from serve.manifest import Manifest
 from serve.tensors import to_array
@@ -89,6 +90,24 @@ def check(rows: np.ndarray, manifest: Manifest, where: str = "") -> None:
             f"{row}the last step has no value, and the forecast begins behind it; send the series up to its last value"
         )
         raise RequestError("bad_value", message)
+
+
+def check_times(cells: list[str], lines: list[int], manifest: Manifest) -> None:
+    """Refuse steps that do not follow each other as those in training did.
+
+    Args:
+        cells: of the column of times, one for each step.
+        lines: their lines in the file.
+        manifest: the model's, which knows the column.
+
+    Raises:
+        RequestError: a time is missing, twice, out of order, or not one step behind the one before it.
+    """
+    known = manifest.preprocess["time"]
+    try:
+        times.checked(known["column"], cells, lambda place: f"line {lines[place]}", known)
+    except ValueError as error:
+        raise RequestError("bad_time", str(error)) from None
 
 
 def cure(manifest: Manifest) -> str:

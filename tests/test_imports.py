@@ -19,6 +19,7 @@ LIMITS = {
     "zoo.data": f"serve export {HEAVY}",
     "zoo.explain": f"serve export {HEAVY}",
     "serve.manifest": f"numpy zoo export {HEAVY}",
+    "serve.times": f"zoo export {HEAVY}",
     "serve.settings": f"numpy typer pydantic zoo export {HEAVY}",
     "serve.app": "keras tensorflow jax torch shap onnx sklearn matplotlib zoo export",
     "export": f"numpy {HEAVY}",
@@ -61,17 +62,18 @@ RULES = [  # files, files that are excepted, what they may not import, what of t
     (
         "zoo/**",
         "zoo/cli.py zoo/commands zoo/demo.py zoo/matrix.py zoo/explain zoo/evaluate zoo/compress/budget.py "
-        "zoo/generation.py zoo/painting.py",
+        "zoo/generation.py zoo/painting.py zoo/data/series.py",
         "export serve flask",
         "",
     ),
+    ("zoo/data/series", "", "export serve flask", "serve.times"),
     ("zoo/compress/budget", "", "serve flask", ""),
     ("zoo/explain/*", "", "export serve flask", "serve.manifest"),
     (
         "zoo/evaluate/*",
         "",
         "export serve flask",
-        "serve.manifest serve.runtime serve.session serve.generation serve.beam_search",
+        "serve.manifest serve.runtime serve.session serve.generation serve.beam_search serve.times",
     ),
     ("export/*", "", "flask serve", "serve.manifest serve.session serve.drift serve.generation serve.painting"),
     ("serve/*", "", "zoo export keras tensorflow torch jax", ""),

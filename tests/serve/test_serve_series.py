@@ -1,5 +1,7 @@
 """Series and forecasts at the edge of a server: what is read, what is refused with a reason, and how answers read."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -77,6 +79,86 @@ def test_lines_of_a_file_are_steps():
     assert np.isnan(inputs["series"][0, 1, 1]) and "not used" in notes[0]
     with pytest.raises(RequestError, match="the CSV file has no column price; a series needs all of them"):
         codec.csv_batch(b"sold\n1\n2\n3\n4\n", known)
+
+
+DAYS = {"column": "date", "step": 86_400.0, "unit": "seconds"}
+MONTHS = {"column": "date", "step": 1.0, "unit": "months"}
+YEARS = {"column": "date", "step": 1.0, "unit": ""}
+
+
+def dated(times, known, header="date,sold"):
+    """A file with a value at each of these times, as the model reads it that knows such steps."""
+    body = "\n".join([header, *(f"{time},{place}" for place, time in enumerate(times))])
+    batch = codec.csv_batch(body.encode(), dataclasses.replace(manifest(), preprocess={"time": known}))
+    return batch.take()
+
+
+@pytest.mark.parametrize(
+    ("times", "known", "message"),
+    [
+        (
+            ["2020-01-04", "2020-01-03", "2020-01-02", "2020-01-01"],
+            DAYS,
+            r"line 3 \(2020-01-03\) is earlier than the row before it \(2020-01-04\); sort the rows by 'date'",
+        ),
+        (
+            ["2020-01-01", "2020-01-02", "2020-01-02", "2020-01-03"],
+            DAYS,
+            "line 4 has the time 2020-01-02 of line 3; keep one",
+        ),
+        (
+            ["2020-01-01", "2020-01-02", "2020-01-06", "2020-01-07"],
+            DAYS,
+            r"line 4 \(2020-01-06\) follows line 3 \(2020-01-02\) by 4 days, and the model was trained on rows 1 day",
+        ),
+        (
+            [f"2020-01-01 {hour:02d}:00" for hour in range(4)],
+            DAYS,
+            "by 1 hour, and the model was trained on rows 1 day",
+        ),
+        (
+            [f"2020-{month:02d}" for month in range(1, 5)],
+            DAYS,
+            "by 31 days, and the model was trained on rows 1 day apart",
+        ),
+        ([f"2020-01-{day:02d}" for day in range(1, 5)], MONTHS, "line 3 .* by 1 day, .* trained on rows 1 month apart"),
+        (
+            ["2020-01", "2020-02", "2020-04", "2020-05"],
+            MONTHS,
+            "line 4 .* by 2 months, .* trained on rows 1 month apart",
+        ),
+        (["2020-01-01", "2020-02-01", "2020-03-02", "2020-04-01"], MONTHS, "line 4 .* by 30 days, .* 1 month apart"),
+        (["2020-01-01", "2020-01-02", "gestern", "2020-01-04"], DAYS, "'gestern' in line 4, which is no time; write"),
+        (["2020-01-01", "", "2020-01-03", "2020-01-04"], DAYS, "no time in line 3; fill it in, or remove the row"),
+        ([2000, 2001, 2003, 2004], YEARS, r"line 4 \(2003\) follows line 3 \(2001\) by 2, .* rows 1 apart"),
+        ([2000, 2001, "2002-01", 2003], YEARS, "'2002-01' in line 4, which is no number as the other times are"),
+    ],
+)
+def test_lines_that_do_not_follow_each_other_as_in_training_are_refused(times, known, message):
+    with pytest.raises(RequestError, match=message) as error:
+        dated(times, known)
+    assert (error.value.code, error.value.status) == ("bad_time", 422)
+
+
+@pytest.mark.parametrize(
+    ("times", "known"),
+    [
+        (["2020-02-28", "2020-02-29 ", "2020-03-01", "2020-03-02"], DAYS),
+        ([f"2020-02-0{day}T23:30:00.250+01:00" for day in range(1, 5)], DAYS),
+        (["2020-07-01", "2020-08-01", "2020-09-01", "2020-10-01"], MONTHS),
+        (["2020-01-31", "2020-02-29", "2020-03-31", "2020-04-30"], MONTHS),
+        (["2020-01", "2020-02", "2020-03", "2020-04"], MONTHS),
+        ([1999, 2000, "2001.0", 2002], YEARS),
+    ],
+)
+def test_lines_that_follow_each_other_are_answered_without_a_note(times, known):
+    inputs, notes = dated(times, known)
+    assert inputs["series"][0, :, 0].tolist() == [0, 1, 2, 3] and not notes
+
+
+def test_a_file_without_times_is_taken_as_it_is():
+    inputs, _ = dated(["b", "a", "c", "d"], DAYS, header="shop,sold")
+    assert inputs["series"][0, :, 0].tolist() == [0, 1, 2, 3]
 
 
 @pytest.mark.parametrize("columns", [("sold",), ("sold", "price")])

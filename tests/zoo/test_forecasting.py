@@ -1,6 +1,7 @@
 """A forecast from a table of the user's to an answer: trained, judged beside simple forecasts, exported, explained, served."""
 
 import json
+import shutil
 
 import keras
 import numpy as np
@@ -10,6 +11,7 @@ import export
 import zoo
 from export import edge_runner
 from serve import create_app
+from serve.manifest import seal
 from zoo import data, tasks
 from zoo.data.series import simple
 from zoo.evaluate import metrics
@@ -124,6 +126,45 @@ def test_people_get_forecasts(bundle):
     ):
         answer = client.post("/predict/sales", json=body)
         assert answer.status_code == 422 and message in answer.json["error"]["message"]
+
+
+def test_people_are_told_of_times_that_are_not_those_of_training(bundle, sales):
+    client = create_app(bundle.folder.parent.parent).test_client()
+    header, *lines = sales.read_text(encoding="utf-8").splitlines()
+    for rows, status in ((lines[-12:], 200), (lines[:-13:-1], 422), ([*lines[:-6], *lines[-5:]], 422)):
+        answer = client.post("/predict/sales", data="\n".join([header, *rows]), content_type="text/csv")
+        assert answer.status_code == status
+        assert "not used" not in str(answer.json)
+
+
+def test_a_bundle_that_knows_no_times_leaves_them_aside(bundle, sales, tmp_path):
+    folder = tmp_path / "sales" / "1"
+    shutil.copytree(bundle.folder, folder)
+    told = json.loads((folder / "model.json").read_text(encoding="utf-8"))
+    assert told["preprocess"].pop("time") == {"column": "month", "step": 1, "unit": "months"}
+    (folder / "model.json").write_text(json.dumps(told), encoding="utf-8")
+    seal(folder)
+    header, *lines = sales.read_text(encoding="utf-8").splitlines()
+    body = "\n".join([header, *lines[::-1]])
+    answer = create_app(tmp_path).test_client().post("/predict/sales", data=body, content_type="text/csv")
+    assert answer.status_code == 200 and "not used, since the model has no such columns: month" in str(answer.json)
+
+
+def test_data_of_another_step_is_not_judged(run, bundle, sales, tmp_path):
+    lines = sales.read_text(encoding="utf-8").splitlines()
+    days = [f"{np.datetime64('2020-01-01') + place},{line[11:]}" for place, line in enumerate(lines[1:])]
+    (tmp_path / "days.csv").write_text("\n".join([lines[0], *days]), encoding="utf-8")
+    for model in (run.folder, bundle):
+        with pytest.raises(ValueError, match=r"was trained on rows 1 month apart, data 'days' has rows 1 day apart"):
+            zoo.evaluate(model, tmp_path / "days.csv")
+
+
+def test_a_run_from_before_times_were_kept_reads_its_data_again(run, tmp_path):
+    shutil.copytree(run.folder, tmp_path / "run")
+    told = json.loads((tmp_path / "run" / "signature.json").read_text(encoding="utf-8"))
+    del told["preprocess"]["time"]
+    (tmp_path / "run" / "signature.json").write_text(json.dumps(told), encoding="utf-8")
+    assert zoo.training.load_data(zoo.load(tmp_path / "run")).signature.preprocess.time
 
 
 def ran(monkeypatch, folder, *arguments):

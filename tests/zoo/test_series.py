@@ -134,6 +134,27 @@ def test_months_are_evenly_apart(tmp_path, times):
     assert len(data.load(write(tmp_path / "sales.csv", text), target="sold", task="forecasting").train)
 
 
+@pytest.mark.parametrize(
+    ("first", "step", "unit"), [("2001-01-01", 1, "months"), ("2001-01", 1, "months"), ("1900", 1, "")]
+)
+def test_the_step_of_time_goes_with_the_signature(tmp_path, first, step, unit):
+    times = [str(1900 + m) for m in range(120)]
+    if unit:
+        times = [f"{2001 + m // 12}-{m % 12 + 1:02d}{first[7:]}" for m in range(120)]
+    lines = "".join(f"{time},{value}\n" for time, value in zip(times, wave(), strict=True))
+    found = data.load(write(tmp_path / "sales.csv", f"year,sold\n{lines}"), target="sold", task="forecasting").signature
+    assert found.preprocess.time == {"column": "year", "step": step, "unit": unit}
+    found.save(tmp_path / "signature.json")
+    assert Signature.load(tmp_path / "signature.json").preprocess.time == found.preprocess.time
+
+
+def test_a_gap_within_one_day_is_refused(tmp_path):
+    minutes = [minute for minute in range(121) if minute != 60]
+    lines = "".join(f"2020-01-01 {m // 60:02d}:{m % 60:02d},{v}\n" for m, v in zip(minutes, wave(), strict=True))
+    with pytest.raises(ValueError, match=r"row 61 .* by 2 minutes, most rows by 1 minute; add the rows between"):
+        data.load(write(tmp_path / "sales.csv", f"time,sold\n{lines}"), target="sold", task="forecasting")
+
+
 def changed(place, new=None):
     """The monthly file with a line replaced, or left out."""
     lines = monthly(wave(60)).splitlines()

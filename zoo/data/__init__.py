@@ -461,7 +461,7 @@ def _fit(rows: Rows, train: Split, tokenizer: str | TextPreprocess = "", tokens:
     elif "audio" in train.x:
         return Signature(rows.task, rows.labels, AudioPreprocess(rows.rate, train.x["audio"].shape[1]))
     elif "series" in train.x:
-        step = SeriesPreprocess.fit(train.x["series"], rows.numbers)
+        step = replace(SeriesPreprocess.fit(train.x["series"], rows.numbers), time=rows.time)
     else:
         step = TablePreprocess.fit(train.x, rows.numbers, rows.categories)
     if not isinstance(targets.of(rows.task), targets.Values):

@@ -69,6 +69,7 @@ def sunspots() -> Recording:
         context=33,
         horizon=11,
         season=11,
+        time={"column": "year", "step": 1.0, "unit": ""},
     )
 
 

@@ -4,6 +4,7 @@ import hashlib
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -31,6 +32,7 @@ class Rows:
         generated: the rows were computed, not observed.
         forecast: what is forecast, of windows of a series.
         rate: samples per second, of recordings.
+        time: of a series, its column of times and their step, see `serve.times.checked`; empty where not known.
     """
 
     name: str
@@ -46,6 +48,7 @@ class Rows:
     generated: bool = False
     forecast: Forecast | None = None
     rate: int = 0
+    time: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not len(self.part):

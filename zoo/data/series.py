@@ -5,8 +5,7 @@ Validation follows training and the test follows validation. The values that a w
 that no model has learned from a value it is judged by; what it knows may reach back into the part before.
 """
 
-import calendar
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +34,7 @@ class Recording:
         source, licence: where it comes from and its terms.
         context, horizon, season: usual sizes in steps, 0 to go by the values.
         generated: computed, not observed.
+        time: the column of times and the step from row to row, see `serve.times.checked`; empty where not known.
     """
 
     name: str
@@ -47,6 +47,7 @@ class Recording:
     horizon: int = 0
     season: int = 0
     generated: bool = False
+    time: dict[str, Any] = field(default_factory=dict)
 
     def cut(self, context: int, horizon: int, season: int, validation: float, test: float) -> Rows:
         """Windows, with the part that each belongs to.
@@ -105,6 +106,7 @@ class Recording:
             part=part[keep],
             generated=self.generated,
             forecast=Forecast(self.target, season, _scale(known, season, self.source, self.target)),
+            time=self.time,
         )
 
 
@@ -170,6 +172,8 @@ def read(path: Path, target: str | None) -> Recording:
     Raises:
         ValueError: the file is damaged, has no times, or has a row out of order, twice or missing; the message names it.
     """
+    from serve import times
+
     table = tables.opened(path)
     names = table.column_names
     time = _time_column(path, table)
@@ -181,7 +185,10 @@ def read(path: Path, target: str | None) -> Recording:
     if endless.any():
         row = int(endless.argmax())
         raise ValueError(f"{path}: target {target!r} is {values[row].item()!r} in row {row + 1}; correct or fill it")
-    _check_times(path, time, table[time])
+    try:
+        step = times.checked(time, table[time].to_pylist(), lambda place: f"row {place + 1}")
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
     columns = {target: values.astype(np.float32)}
     for name in names:
         if name not in (time, target):
@@ -198,6 +205,7 @@ def read(path: Path, target: str | None) -> Recording:
         numbers=tuple(columns),
         target=target,
         source=f"{path.name}, {first} … {last}",
+        time=step,
     )
 
 
@@ -250,87 +258,6 @@ def _time_column(path: Path, table: Any) -> str:
             wrong = "no column of times; add one, or call it time, date or year"
         raise ValueError(f"{path} has {wrong}. Its columns are {', '.join(map(repr, names))}")
     return found[0]
-
-
-def _check_times(path: Path, name: str, column: Any) -> None:
-    """Refuse times that are missing, twice, out of order or not evenly apart."""
-    if column.null_count:
-        row = int(column.is_null().to_numpy().argmax())
-        raise ValueError(f"{path}: column {name!r} has no time in row {row + 1}; fill it in, or remove the row")
-    times = _numbered(path, name, column)
-    gaps = np.diff(times)
-    told = [_shown(value) for value in column.to_pylist()]
-    for row in np.flatnonzero(gaps <= 0).tolist()[:1]:
-        earlier = told.index(told[row + 1])
-        if earlier <= row:
-            raise ValueError(
-                f"{path}: row {row + 2} has the time {told[row + 1]} of row {earlier + 1}; keep one of them, and write a file "
-                "for each series if there are several"
-            )
-        raise ValueError(
-            f"{path}: row {row + 2} ({told[row + 1]}) is earlier than the row before it ({told[row]}); sort the rows by {name!r}"
-        )
-    months = _months(column)
-    if months is not None and not _even(gaps):
-        gaps = np.diff(months)
-    if len(gaps) < 2 or _even(gaps):
-        return
-    usual = float(np.median(gaps))
-    row = int(np.argmax(~np.isclose(gaps, usual, rtol=1e-6)))
-    raise ValueError(
-        f"{path}: row {row + 2} ({told[row + 1]}) follows row {row + 1} ({told[row]}) by {_span(gaps[row], column, months)}, "
-        f"most rows by {_span(usual, column, months)}; add the rows between with values for them, or number the rows 1, 2, 3 … in "
-        f"{name!r} where gaps do not matter"
-    )
-
-
-def _even(gaps: np.ndarray) -> bool:
-    return bool(np.isclose(gaps, gaps[:1], rtol=1e-6).all())
-
-
-def _numbered(path: Path, name: str, column: Any) -> np.ndarray:
-    """Times as numbers: seconds of dates, months of texts such as 2020-01, numbers as they are."""
-    from pyarrow import types
-
-    if types.is_temporal(column.type):
-        return np.array(column.to_pylist(), "datetime64[us]").astype(np.int64) / 1e6
-    if types.is_integer(column.type) or types.is_floating(column.type):
-        return column.to_numpy().astype(np.float64)
-    texts = column.to_pylist()
-    for row, text in enumerate(texts):
-        try:
-            np.datetime64(text)
-        except (ValueError, TypeError):
-            raise ValueError(
-                f"{path}: column {name!r} has {text!r} in row {row + 1}, which is no time; write 2020-01-31, 2020-01 or "
-                "2020-01-31 18:00:00"
-            ) from None
-    units = {np.datetime64(text).dtype for text in texts}
-    return np.array(texts, units.pop() if len(units) == 1 else "datetime64[us]").astype(np.float64)
-
-
-def _months(column: Any) -> np.ndarray | None:
-    """Number of the month of each date, where all are on one day of the month, or on its last; None for other times."""
-    days = column.to_pylist()
-    if not all(hasattr(day, "year") for day in days):
-        return None
-    same = len({day.day for day in days}) == 1
-    last = all(day.day == calendar.monthrange(day.year, day.month)[1] for day in days)
-    return np.array([12 * day.year + day.month for day in days]) if same or last else None
-
-
-def _span(gap: float, column: Any, months: np.ndarray | None) -> str:
-    """A distance between two times in words."""
-    from pyarrow import types
-
-    if months is not None:
-        return f"{gap:g} month{'' if gap == 1 else 's'}"
-    if not types.is_temporal(column.type):
-        return f"{gap:g}"
-    for size, unit in ((86_400, "days"), (3_600, "hours"), (60, "minutes")):
-        if gap >= size:
-            return f"{gap / size:g} {unit}"
-    return f"{gap:g} seconds"
 
 
 def _shown(value: Any) -> str:

@@ -239,6 +239,8 @@ class SeriesPreprocess:
         numbers: names of the columns.
         mean, std: of each column, over all steps of the training rows.
         kind: "series".
+        time: the column of times that files have beside these, and its step, see `serve.times.checked`; empty where not
+            known, as of runs from before it was kept.
     """
 
     length: int
@@ -246,6 +248,7 @@ class SeriesPreprocess:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     kind: str = "series"
+    time: dict[str, Any] = field(default_factory=dict, compare=False)
 
     @property
     def shape(self) -> tuple[int, ...]:

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -353,13 +354,14 @@ def knowledge(model) -> dict:
     """What a run or a bundle says of its data; nothing for a Keras model.
 
     Returns:
-        `labels`, `columns`, `target`, the column of `text`, the `rate` of recordings, the `windows` of a forecast, the `seed`
-        of its splits and, of a bundle, the hash of all rows and the size of each split.
+        `labels`, `columns`, `target`, the column of `text`, the `rate` of recordings, the `time` and `windows` of a
+        forecast, the `seed` of its splits and, of a bundle, the hash of all rows and the size of each split.
     """
     if hasattr(model, "model") and hasattr(model, "signature"):  # a run
         step = model.signature.preprocess
         columns = () if step.kind == "image" else (*step.numbers, *step.categories)
         known = {"labels": model.signature.labels, "columns": columns, "rate": getattr(step, "rate", 0)}
+        known["time"] = getattr(step, "time", {})
         season = model.recipe.season
         known |= {"windows": _windows(model.signature, step.shape, season), **model.recipe.data_options}
         return {**known, "tokenizer": step if step.kind == "text" else ""}
@@ -376,6 +378,7 @@ def knowledge(model) -> dict:
         "target": recipe.get("target"),
         "text": recipe.get("text"),
         "rate": manifest.preprocess.get("rate"),
+        "time": manifest.preprocess.get("time"),
         "tokenizer": _tokenizer(model) if manifest.kind == "text" else "",
         "windows": _windows(manifest, manifest.inputs[0].shape[1:], recipe.get("season", 0)),
         "seed": seed if isinstance(seed, int) else None,
@@ -400,7 +403,7 @@ def _windows(model, shape: tuple[int, ...], season: int) -> dict:
 
 
 def check_fit(data: Data, known: dict) -> None:
-    """Refuse data whose classes or columns are not those the model was trained for, which `knowledge` tells.
+    """Refuse data whose classes, columns or step of time are not those that `knowledge` tells of the model's training.
 
     Raises:
         ValueError: they differ.
@@ -416,6 +419,17 @@ def check_fit(data: Data, known: dict) -> None:
                 f"the model was trained for the {what} {_listed(own)}, data {data.name!r} has {_listed(there)}; "
                 f"give data like that it was trained on"
             )
+    own, there = known.get("time"), getattr(step, "time", {})
+    if not own or not there:
+        return
+    if own["unit"] != there["unit"] or not math.isclose(own["step"], there["step"], rel_tol=1e-6):
+        from serve import times
+
+        apart = [times.span(each["step"], each["unit"]) for each in (own, there)]
+        raise ValueError(
+            f"the model was trained on rows {apart[0]} apart, data {data.name!r} has rows {apart[1]} apart; give data "
+            "like that it was trained on"
+        )
 
 
 def _listed(words) -> str:
