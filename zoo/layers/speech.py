@@ -5,7 +5,6 @@ import itertools
 import math
 
 import keras
-import numpy as np
 from keras import layers, ops
 
 IMPOSSIBLE = (
@@ -85,8 +84,8 @@ class LogMel(layers.Layer):
             )
 
     def frames(self, samples):
-        """How many whole frames so many samples have."""
-        return np.maximum((np.asarray(samples) - self.size) // self.step + 1, 0)
+        """How many whole frames so many samples have, one number or an array; 0 or less where there are too few."""
+        return (samples - self.size) // self.step + 1
 
     def call(self, audio):
         points = 2 ** math.ceil(math.log2(self.size))

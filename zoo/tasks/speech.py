@@ -67,7 +67,7 @@ class SpeechRecognition(Task):
             # a symbol twice in a row needs a blank between
             twice = (y[:, 1:] == y[:, :-1]) & (y[:, 1:] != NOTHING)
             needed = (y != NOTHING).sum(axis=1) + twice.sum(axis=1)
-            room = np.ceil(frames(lengths(split.x["audio"])) / size)
+            room = np.ceil(np.maximum(frames(lengths(split.x["audio"])), 0) / size)
             if (needed > room).any():
                 row = int((needed - room).argmax())
                 said = transcripts.spelled(transcripts.symbols(y[row]), signature.labels)
