@@ -29,10 +29,10 @@ def read(body: bytes, manifest: Manifest) -> tuple[np.ndarray, list[str]]:
         manifest: the model's; its preprocessing has the rate.
 
     Returns:
-        float32 `(samples,)` with NaN behind the end, and notes on what was converted.
+        float32 `(samples,)` with NaN behind the end, and notes on what was converted or clipped.
 
     Raises:
-        RequestError: not a sound file, damaged, empty, silent, too short or too long.
+        RequestError: not a sound file, damaged, cut off, empty, not finite, silent, too short or too long.
     """
     rate, samples = int(manifest.preprocess["rate"]), manifest.inputs[0].shape[1]
     try:
@@ -57,10 +57,16 @@ def read(body: bytes, manifest: Manifest) -> tuple[np.ndarray, list[str]]:
     except (soundfile.SoundFileError, RuntimeError, ValueError, TypeError, OSError, MemoryError):
         message = "the body is not a sound file that can be read; send 16-bit WAV or FLAC"
         raise RequestError("bad_audio", message) from None
-    wave = np.clip(resample(channels.mean(axis=1), own, rate), -1, 1)[:samples]
+    if not np.isfinite(channels).all():
+        raise RequestError("not_finite", "the recording holds NaN or infinity; send finite amplitudes")
+    mono = channels.mean(axis=1)
+    wave = np.clip(resample(mono, own, rate), -1, 1)[:samples]
     notes = [f"converted from {own} to {rate} samples per second"] if own != rate else []
     if channels.shape[1] > 1:
         notes.append(f"the mean of {channels.shape[1]} channels was taken")
+    loud = int((np.abs(mono) > 1).sum())
+    if loud:
+        notes.append(f"{loud:,} of {len(mono):,} samples were beyond -1 … 1 and were clipped")
     return row(wave, manifest, "the recording"), notes
 
 

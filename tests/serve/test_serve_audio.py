@@ -173,7 +173,8 @@ def _listed(wave):
         (sound(rows(50)[0, :50]), "too_short", "the recording has 0.05 s, the least is 0.1 s"),
         (sound(np.ones(1000) / 2), "too_long", "the recording has 1.00 s, the model takes at most 0.80 s"),
         (sound(np.ones(500) / 2, rate=900), "bad_audio", "has 900 samples per second, not 1000 … 384000"),
-        (sound(np.full(500, np.nan), subtype="FLOAT"), "too_short", "the recording has 0.00 s"),
+        (sound(np.full(500, np.nan), subtype="FLOAT"), "not_finite", "the recording holds NaN or infinity"),
+        (sound(np.append(np.ones(500), np.inf), subtype="FLOAT"), "not_finite", "holds NaN or infinity; send finite"),
         (sound(rows(700)[0, :700], format="FLAC")[:300], "bad_audio", "not a sound file that can be read"),
     ],
 )
@@ -187,6 +188,13 @@ def test_a_file_that_was_written_to_a_pipe_says_no_length(manifest):
     body = bytearray(sound(np.ones(700) / 2))
     body[4:8] = body[40:44] = b"\xff" * 4
     assert np.isfinite(audio.read(bytes(body), manifest)[0]).sum() == 700
+
+
+def test_samples_that_are_clipped_are_told(manifest):
+    wave = np.full(500, 0.5)
+    wave[100:110] = -40
+    found, notes = audio.read(sound(wave, subtype="FLOAT"), manifest)
+    assert found[105] == -1 and notes == ["10 of 500 samples were beyond -1 … 1 and were clipped"]
 
 
 def test_other_bodies_are_refused_with_what_to_send(client):
