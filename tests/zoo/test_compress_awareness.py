@@ -161,6 +161,17 @@ def test_excluded_layers_and_other_kinds_stay_float():
     assert finish(rounded).kept_float == ("lstm", "logits")
 
 
+def test_the_mask_of_a_text_arrives_behind_rounded_layers():
+    tokens = keras.Input((None,), dtype="int32", name="tokens")
+    x = layers.Dense(6, name="first")(layers.Embedding(9, 5, mask_zero=True, name="words")(tokens))
+    model = keras.Model(tokens, layers.Dense(2, name="logits")(layers.LSTM(4, name="lstm")(x)))
+    rows = np.random.default_rng(0).integers(1, 9, (32, 7)).astype(np.int32)
+    rounded = quantization_aware(model, rows)
+    assert any(isinstance(layer, RoundedActivations) for layer in rounded.layers)
+    filled = np.pad(rows, ((0, 0), (0, 5)))  # with padding, which is not read
+    np.testing.assert_allclose(rounded.predict_on_batch(filled), rounded.predict_on_batch(rows), atol=1e-6)
+
+
 def test_a_layer_that_is_called_twice_is_rounded_once():
     shared = layers.Dense(4, "relu", name="shared")
     x = keras.Input((4,), name="numbers")

@@ -93,6 +93,7 @@ class RoundedActivations(layers.Layer):
     def __init__(self, bits=8, momentum=0.99, **kwargs):
         super().__init__(**kwargs)
         self.bits, self.momentum = bits, momentum
+        self.supports_masking = True
 
     def build(self, shape):
         for name in ("low", "high", "seen"):
@@ -127,6 +128,7 @@ class RoundedWeights(layers.Wrapper):
     def __init__(self, layer, bits=8, **kwargs):
         super().__init__(layer, **kwargs)
         self.bits = bits
+        self.supports_masking = layer.supports_masking
 
     def call(self, x):
         rounded = {
