@@ -8,6 +8,7 @@ import pytest
 import zoo
 from zoo.compress import BudgetError, fit
 from zoo.compress.budget import Limits, Point, front, next_share
+from zoo.evaluate.report import answers
 
 
 def measured(share, precision="fp32", fragile=0.0):
@@ -91,6 +92,18 @@ def test_a_model_is_pruned_until_its_file_is_small_enough(trained, tmp_path, cap
     assert "chosen: " in capsys.readouterr().out and "within a drop of at most 0.1000" in str(found)
     with pytest.raises(FileExistsError, match="overwrite the search that is there"):
         fit(trained, out=tmp_path / "fit")
+
+
+def test_files_of_texts_are_measured_by_tokens(tmp_path):
+    sizes = {"width": 8, "learning_rate": 0.01, "tokens": 24, "tokenizer": "words:200"}
+    run = zoo.train("lstm", data="spam", epochs=2, out=tmp_path / "run", quiet=True, **sizes)
+    found = fit(
+        run, max_drop=0.5, max_size=1e6, precisions=("fp32", "int8"), trials=0, out=tmp_path / "fit", quiet=True
+    )
+    assert {point.precision for point in found.points} == {"fp32", "int8"}
+    by_keras = answers(run.model, run.signature, run.data.validation.x).argmax(axis=1)
+    float_score = next(point.score for point in found.points if point.precision == "fp32")
+    assert np.mean(by_keras == run.data.validation.y) == pytest.approx(float_score, abs=0.005)
 
 
 def test_what_cannot_be_reached_is_refused_with_what_came_closest(trained, tmp_path):

@@ -380,13 +380,14 @@ class _Bench:
         from export.timing import milliseconds
 
         place.mkdir(parents=True, exist_ok=True)
-        validation = self.splits.validation.x
-        golden = {name: values[:16] for name, values in self.splits.test.x.items()}
+        fed = run.signature.fed  # what a file takes: tokens in place of texts
+        validation = fed(self.splits.validation.x)
+        golden = fed({name: values[:16] for name, values in self.splits.test.x.items()})
         source = to_onnx(run.model, place / "model.onnx", signature=run.signature, golden=golden)
         files, kept = {"fp32": source}, {}
 
         def quantized(path: Path) -> None:
-            rows = {name: values[:_CALIBRATION] for name, values in self.splits.train.x.items()}
+            rows = fed({name: values[:_CALIBRATION] for name, values in self.splits.train.x.items()})
             made = int8.quantize(
                 source,
                 path,
