@@ -255,10 +255,8 @@ def _complete(
             )
     found |= _told(entry, path, layout, found)
     decided = layouts.decided(entry, tensors)
-    if "length" in found and decided.get("input_shape") == (
-        decided.get("length"),
-    ):  # texts as long as there are positions
-        decided["input_shape"] = (found["length"],)
+    if "length" in found and decided.get("input_shape") == (decided.get("length"),):
+        decided["input_shape"] = (found["length"],)  # texts as long as there are positions
     found = {**decided, **found}
     head = next(iter(layouts.head(entry, found)), "")
     if head and head not in tensors and "classes" not in found and "classes" in entry.signature:
