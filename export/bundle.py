@@ -25,6 +25,7 @@ from zoo import registry, tasks
 from zoo.data.audio import AudioPreprocess
 from zoo.data.signature import TOKENIZER, CaptionedPreprocess, ImagePreprocess, Signature, text_of
 from zoo.data.texts import TextPreprocess
+from zoo.evaluate.report import defined
 from zoo.machine import versions
 
 BACKGROUND = 100  # rows of the training split that stand for "unknown" in explanations
@@ -402,7 +403,7 @@ def _provenance(splits: Any, run: Any, training: dict[str, Any] | None) -> dict[
     }
     if run is not None:
         recipe = dataclasses.asdict(run.recipe)
-        facts |= {"recipe": recipe, "seed": recipe.get("seed"), "metrics": dict(run.metrics)}
+        facts |= {"recipe": recipe, "seed": recipe.get("seed"), "metrics": defined(run.metrics)}
     facts |= training or {}
     try:
         return json.loads(json.dumps(facts, allow_nan=False))

@@ -267,12 +267,14 @@ def test_run_facts_go_into_the_manifest(perceptron_of_mixed, mixed, digits_bundl
     monkeypatch.setattr(bundle, "_ROOM", 7 * 4 * perceptron_of_mixed.output_shape[-1])
 
     recipe = Recipe(model="mlp", data="mixed", seed=5)
+    scores = {"test": 0.5, "baseline": float("nan")}
     run = SimpleNamespace(
-        model=perceptron_of_mixed, recipe=recipe, metrics={"test": 0.5}, data=mixed, signature=mixed.signature
+        model=perceptron_of_mixed, recipe=recipe, metrics=scores, data=mixed, signature=mixed.signature
     )
     found = export.to_bundle(run, tmp_path / "mixed" / "1", int8=False)
     assert found.manifest.architecture == "mlp" and found.manifest.training["seed"] == 5
     assert found.manifest.training["recipe"]["data"] == "mixed" and "int8" not in found.manifest.refused
+    assert found.manifest.training["metrics"] == {"test": 0.5, "baseline": None}
     assert (found.manifest.max_batch, digits_bundle.manifest.max_batch) == (7, 0)
 
 

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 
 import keras
 import numpy as np
@@ -13,8 +14,9 @@ from export import edge_runner
 from serve import create_app
 from serve.manifest import seal
 from zoo import data, tasks
-from zoo.data.series import simple
+from zoo.data.series import Recording, simple
 from zoo.evaluate import metrics
+from zoo.evaluate.report import judge
 
 TASK = tasks.get("forecasting")
 
@@ -55,6 +57,22 @@ def test_figures_are_those_of_plain_numpy():
     assert np.isclose(found["rmse"], np.sqrt((gap**2).mean())) and np.isclose(found["mae"], np.abs(gap).mean())
     one = metrics.of_values(y[:, 0], scored[:, 0])["bias"](np.ones((1, 30)))[0]
     assert np.isclose(one, gap[:, 0].mean())
+
+
+def test_values_whose_squares_are_beyond_float32_are_judged():
+    rows = Recording("made", np.sin(np.arange(120.0))[:, None].astype(np.float32), ("c",), "c", "made", generated=True)
+    small, large = (
+        data.from_rows(replace(rows, values=rows.values * np.float32(size)).cut(8, 3, 6, 0.15, 0.2))
+        for size in (1, 1e31)
+    )
+    assert np.isclose(TASK.baseline(large), TASK.baseline(small))
+    told = [
+        TASK.further(judge(each.signature, each.test.y, each.test.y * 0, "test", x=each.test.x))
+        for each in (small, large)
+    ]
+    for one, two in zip(*(each["all 3 steps"].values() for each in told), strict=True):
+        assert np.isclose(one["rmse"] * 1e31, two["rmse"]) and np.isclose(one["mase"], two["mase"])
+    assert "std" in large.summary()
 
 
 def test_the_model_learns_more_than_the_season(run):

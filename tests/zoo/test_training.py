@@ -81,6 +81,29 @@ def test_regression_in_the_targets_unit(tmp_path):
     assert (run.folder / "confusion.png").stat().st_size > 5_000
 
 
+def test_values_whose_squares_are_beyond_float32_are_judged(tmp_path):
+    random = np.random.default_rng(0)
+    x = random.normal(size=(80, 3))
+    np.savez(tmp_path / "large.npz", x=x, y=(x @ [1, 2, 3] + 10) * 1e30)
+    run = zoo.train("mlp", tmp_path / "large.npz", task="regression", out=tmp_path / "run", epochs=1, quiet=True)
+    assert 0.9 < run.metrics["baseline"] <= 1
+    report = zoo.evaluate(run)
+    assert np.isclose(report.per_class[report.labels[0]]["rmse"], report.metrics["rmse"].score)
+
+
+def test_a_score_that_is_no_number_is_null_in_json(tmp_path):
+    x = np.random.default_rng(0).normal(size=(80, 3))
+    parts = dict(
+        x_train=x[:60], y_train=x[:60, 0], x_test=x[60:], y_test=np.ones(20)
+    )  # which have no spread to explain
+    np.savez(tmp_path / "flat.npz", **parts)
+    run = zoo.train("mlp", tmp_path / "flat.npz", task="regression", out=tmp_path / "run", epochs=1, quiet=True)
+    assert np.isnan(run.metrics["baseline"])
+    written = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    assert written["baseline"] is None and isinstance(written["validation"], float)
+    assert np.isnan(zoo.load(tmp_path / "run").metrics["baseline"])
+
+
 def test_perceptron_rule_adds_and_subtracts_the_example():
     from zoo.tasks.losses import PerceptronCriterion
 

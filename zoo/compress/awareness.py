@@ -20,7 +20,7 @@ from keras import layers, ops
 
 from zoo.compress.costs import graph
 from zoo.data import Data
-from zoo.evaluate.report import judge
+from zoo.evaluate.report import defined, judge
 from zoo.training import Run, as_run, check_folder, check_trained, tune
 from zoo.training.fit import Method
 
@@ -364,7 +364,7 @@ def tune_quantized(
     )  # fmt: skip
     tuned.metrics["quantized"] = method.score(tuned)
     folder = Path(out)
-    (folder / "metrics.json").write_text(json.dumps(tuned.metrics, indent=2) + "\n", encoding="utf-8")
+    (folder / "metrics.json").write_text(json.dumps(defined(tuned.metrics), indent=2) + "\n", encoding="utf-8")
     (folder / RANGES).write_text(json.dumps(method.ranges, indent=2) + "\n", encoding="utf-8")
     return tuned
 

@@ -8,6 +8,7 @@ from typing import Any
 from zoo.compress.channels import prune_channels
 from zoo.compress.costs import macs as multiply_accumulates
 from zoo.compress.magnitude import MagnitudePruning, compressed_bytes, sparsity, zeros_report
+from zoo.evaluate.report import defined
 from zoo.training import Run, check_folder, load_data, tune
 from zoo.training.fit import fit
 
@@ -82,7 +83,7 @@ def shrink(
         small.metrics["zeros"] = sparsity(small.model)[-1].share
         small.metrics["compressed_bytes"] = compressed_bytes(small.model)
         small.metrics["compressed_bytes_before"] = compressed_bytes(run.model)
-        (Path(out) / "metrics.json").write_text(json.dumps(small.metrics, indent=2) + "\n", encoding="utf-8")
+        (Path(out) / "metrics.json").write_text(json.dumps(defined(small.metrics), indent=2) + "\n", encoding="utf-8")
         if not quiet:
             print(zeros_report(small.model, run.model))
         return small

@@ -131,8 +131,9 @@ class Data:
                 ("target " + (forecast.target if forecast else self.signature.labels[0]), *self.splits),
                 ("rows", *(f"{len(s):,}" for s in self.splits.values())),
             ]
+            values = [s.y.astype(np.float64) for s in self.splits.values()]
             for name in ("mean", "std", "min", "max"):
-                rows.append((name, *(f"{getattr(np, name)(s.y):.4g}" if len(s) else "-" for s in self.splits.values())))
+                rows.append((name, *(f"{getattr(np, name)(y):.4g}" if len(y) else "-" for y in values)))
         else:
             kind, classes = targets.of(self.signature.task), self.signature.outputs
             present = [kind.present(s.y, classes).sum(axis=0) for s in self.splits.values()]

@@ -175,7 +175,7 @@ def _shown(interval: Interval, form: str) -> str:
     return f"{interval.score:{form}} [{interval.low:{form}}, {interval.high:{form}}]"
 
 
-def defined(figures):
+def defined(figures: Any) -> Any:
     """The same structure with None where a number is NaN or infinite, which JSON has not."""
     if isinstance(figures, dict):
         return {key: defined(value) for key, value in figures.items()}

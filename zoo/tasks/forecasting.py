@@ -51,15 +51,17 @@ class Forecasting(Regression):
     def further(self, report):
         scale = report.signature.forecast.scale
         rivals = {} if report.x is None else simple(report.x, report.signature)
+        answers = {"this model": report.answers, **rivals}
+        gaps = {name: each.astype(np.float64) - report.y for name, each in answers.items()}
         compared = {
-            name: {"r2": self.score(report.y, each), **_errors(each - report.y), "mase": _mae(each - report.y) / scale}
-            for name, each in {"this model": report.answers, **rivals}.items()
+            name: {"r2": self.score(report.y, each), **_errors(gaps[name]), "mase": _mae(gaps[name]) / scale}
+            for name, each in answers.items()
         }
-        gap = report.answers.astype(np.float64) - report.y
+        gap = gaps["this model"]
         steps = {label: {"mase": _mae(gap[:, step]) / scale} for step, label in enumerate(report.labels)}
-        for name, each in rivals.items():
+        for name in rivals:
             for step, label in enumerate(report.labels):
-                steps[label][f"mase {name}"] = _mae(each[:, step] - report.y[:, step]) / scale
+                steps[label][f"mase {name}"] = _mae(gaps[name][:, step]) / scale
         found = {f"all {len(report.labels)} steps": compared, "by step": steps}
         if report.split != "train":  # whose windows are in no order
             found["by origin"] = {

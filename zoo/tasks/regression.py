@@ -44,7 +44,7 @@ class Regression(Task):
         return metrics.of_values(y, scored)
 
     def score(self, y, scored):
-        y, scored = np.ravel(y), np.ravel(scored)
+        y, scored = np.ravel(y).astype(np.float64), np.ravel(scored)  # squares of 1e20 are beyond float32
         spread = np.sum((y - y.mean()) ** 2)
         return float(1 - np.sum((y - scored) ** 2) / spread) if spread else float("nan")
 
@@ -60,7 +60,7 @@ class Regression(Task):
         return self.score(data.test.y, baselines.linear(inputs, np.ravel(values), new, values=True))
 
     def tables(self, y, scored, labels):
-        gap = np.ravel(scored) - np.ravel(y)
+        gap = np.ravel(scored).astype(np.float64) - np.ravel(y)
         errors = {
             "rmse": float(np.sqrt(np.mean(gap**2))),
             "mae": float(np.mean(np.abs(gap))),

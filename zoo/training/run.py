@@ -18,7 +18,7 @@ from zoo import recipes, registry, tasks
 from zoo.data import Data, Split, lazy
 from zoo.data.signature import Signature
 from zoo.evaluate import pictures
-from zoo.evaluate.report import Report, answers, judge
+from zoo.evaluate.report import Report, answers, defined, judge
 from zoo.machine import cores, processor, versions
 from zoo.recipes import Recipe, literature
 from zoo.training.fit import Method, fit
@@ -475,7 +475,7 @@ def _carry_out(
     scores["baseline"] = baseline(splits)
     scores["seconds"] = round(seconds, 2)
     run.metrics.update(scores)
-    (folder / "metrics.json").write_text(json.dumps(scores, indent=2) + "\n", encoding="utf-8")
+    (folder / "metrics.json").write_text(json.dumps(defined(scores), indent=2) + "\n", encoding="utf-8")
     verdict = _verdict(scores, reports["test"].score)
     _write_report(run, reports["test"], verdict, health)
     for scratch in ("state.npz", "best.npz"):
@@ -516,7 +516,8 @@ def load(folder: str | Path) -> Run:
     with contextlib.suppress(registry.UnknownModelError):  # a model of the user's own has no entry
         registry.import_architecture(recipe.model)
     network = keras.saving.load_model(folder / "model.keras", compile=False, safe_mode=True)
-    metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
+    scores = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
+    metrics = {name: float("nan") if score is None else score for name, score in scores.items()}
     return Run(network, Signature.load(folder / "signature.json"), recipe, folder, history, metrics)
 
 
