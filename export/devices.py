@@ -7,11 +7,12 @@ from typing import Any
 
 from export import ExportError, parity
 from export.forms import CALIBRATION, FILES, GOLDEN, finite, first_rows
-from export.litert import PRECISIONS, agreement_of, compare, inputs_of, to_litert
+from export.litert import AGREEMENT, PRECISIONS, Comparison, agreement_of, compare, inputs_of, to_litert
 from export.ort import to_ort, write_operators
 from export.timing import milliseconds
 from serve.manifest import Edge
 from zoo import tasks
+from zoo.data.signature import Signature
 
 
 def write_devices(
@@ -80,6 +81,10 @@ def _litert_files(
             score=lambda answers: task.score(splits.test.y, task.scored(answers)),
             threads=1,
         )
+        if key == "int8" and (reason := _useless(figures, found.get("model.tflite"), splits.signature, max_drop)):
+            refused[name] = reason
+            path.unlink()
+            continue
         found[name] = Edge(
             format="tflite",
             precision=key,
@@ -91,6 +96,20 @@ def _litert_files(
             ms=round(figures.ms, 4),
         )
     return found
+
+
+def _useless(figures: Comparison, whole: Edge | None, signature: Signature, max_drop: float) -> str:
+    """Why an INT8 file is not worth having, though its score is no worse; "" if it is.
+
+    Of a model that has learnt little, other answers than its own may be right as often. It need not agree on more rows than
+    `max_drop` would have it.
+    """
+    if whole is not None and figures.bytes > whole.bytes:
+        return f"it has {figures.bytes:,} bytes, the float file has {whole.bytes:,}; take that"
+    least = min(AGREEMENT, 1 - max_drop)
+    if signature.one_number and not figures.agreement >= least:
+        return f"its agreement with Keras is {figures.agreement:.3f}, at least {least:.4g} is asked for; choose 'w8'"
+    return ""
 
 
 def _ort_files(

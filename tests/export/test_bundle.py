@@ -1,4 +1,5 @@
 import json
+import math
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -7,7 +8,8 @@ import numpy as np
 import pytest
 
 import export
-from export import ExportError, bundle, parity
+from export import ExportError, bundle, devices, parity
+from export.litert import compare
 from serve.drift import BASELINE, summarise
 from serve.drift import read as read_baseline
 from serve.manifest import BundleError, Manifest, read
@@ -285,6 +287,30 @@ def test_a_run_and_other_data_are_refused(mixed, digits, lenet, tmp_path):
     with pytest.raises(ExportError, match="a bundle needs data"):
         export.to_bundle(lenet, tmp_path / "digits" / "1")
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("changed", "max_drop", "reason"),
+    [
+        ({}, 0.05, ""),
+        ({"bytes": 10**7}, 1.0, "it has 10,000,000 bytes, the float file has "),
+        ({"agreement": 0.9}, 0.05, "its agreement with Keras is 0.900, at least 0.95 is asked for"),
+        ({"agreement": 0.9}, 0.1, ""),
+        ({"agreement": math.nan}, 0.05, "its agreement with Keras is nan"),
+    ],
+)
+def test_an_int8_file_for_devices_is_smaller_and_answers_alike(
+    lenet, digits, tmp_path, monkeypatch, changed, max_drop, reason
+):
+    def compared(model, signature, path, *arguments, **options):
+        found = compare(model, signature, path, *arguments, **options)
+        return replace(found, **changed) if "int8" in path.name else found
+
+    monkeypatch.setattr(devices, "compare", compared)
+    refused = {}
+    kept = devices.write_devices(lenet, tmp_path, digits, ("int8",), {}, max_drop, refused)
+    assert reason in refused.get("model.int8.tflite", "") and len(refused) == bool(reason)
+    assert ("model.int8.tflite" in kept) == (tmp_path / "model.int8.tflite").exists() == (not reason)
 
 
 def test_device_files_are_written_and_measured(perceptron_of_mixed, mixed, tmp_path):
