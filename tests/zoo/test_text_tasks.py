@@ -202,6 +202,24 @@ def test_words_get_the_label_of_the_part_they_are_in():
     assert (y[0] != NOTHING).sum() == 2 and y[0][y[0] != NOTHING].tolist() == [1, 0]
 
 
+def test_parts_that_are_cut_count_as_missed(tmp_path):
+    text = "Anna paid 20 euros to Kim Berg"
+    short = TextPreprocess.fit([text] * 3, "words", 3)
+    spans = Tags.padded([[(0, 4, 1), (10, 18, 3), (22, 30, 1)], []])
+    y = tagging.tagged(short, [text, "one two"], spans)
+    assert y.tolist() == [[1, 0, 3, 4, 0, 1, 2], [0, 0, *[NOTHING] * 5]]
+    said = np.zeros((2, 3, 2), np.float32)
+    said[0, :, 0] = 1, 0, 3  # all that the model is shown is right, and the second part goes on behind it
+    right = {name: measure(np.ones(2)) for name, measure in LABELS.measures(y, said).items()}
+    assert right["precision"] == 0.5 and right["recall"] == pytest.approx(1 / 3)
+    assert right["word_accuracy"] == pytest.approx(6 / 9)
+    file = tmp_path / "notes.conll"
+    file.write_text("\n".join(f"paid O\n{n} B-amount\nto O\nKim B-name\n" for n in range(40)), encoding="utf-8")
+    splits = data.load(file, tokens=2)
+    assert [part.y.shape[1] for part in splits.splits.values()] == [4, 4, 4]
+    assert splits.signature.targets(splits.train.y).shape == (len(splits.train), 2)  # of what is learned
+
+
 def test_columns_of_conll_are_read(tmp_path):
     file = tmp_path / "notes.conll"
     file.write_text(

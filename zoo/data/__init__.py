@@ -421,8 +421,9 @@ def from_rows(
         signature = replace(signature, labels=corpus.spelled(step))
         found = {key: replace(part, y=corpus.followed(step, part.x["text"])) for key, part in found.items()}
     if rows.task == tagging.TASK:
-        step = signature.preprocess
-        found = {key: replace(part, y=tagging.tagged(step, part.x["text"], part.y)) for key, part in found.items()}
+        texts, spans = (np.concatenate(own) for own in zip(*((s.x["text"], s.y) for s in found.values()), strict=True))
+        each = np.split(tagging.tagged(signature.preprocess, texts, spans), np.cumsum([*map(len, found.values())])[:-1])
+        found = {key: replace(part, y=own) for (key, part), own in zip(found.items(), each, strict=True)}
     if rows.task == hiding.TASK:
         step = replace(signature.preprocess, marks=True)
         signature = replace(signature, preprocess=step, labels=corpus.spelled(step))

@@ -462,6 +462,8 @@ class Signature:
         Class indices `(batch,)` int64, standardised values `(batch, 1)` or `(batch, steps)` float32, or what else
         `zoo.data.targets` has.
         """
+        if self.task == "token-classification":
+            return y[:, : self.preprocess.length]  # words that are cut are judged alone
         if not self.valued:
             return targets.of(self.task).encoded(y)
         return ((y.reshape(len(y), -1) - self.target_mean) / self.target_std).astype(np.float32)

@@ -42,9 +42,12 @@ def kinds_of(labels: Sequence[str]) -> list[str]:
     return [label.partition("-")[2] for label in labels[1::2]]
 
 
-def words(step: TextPreprocess, texts: Sequence[str]) -> list[list[Word]]:
-    """The words of each text, as far as they are in the tokens that the model takes."""
-    encoded = tokens.opened(step.tokenizer).encode_batch([str(text) for text in texts])
+def words(step: TextPreprocess, texts: Sequence[str], cut: bool = True) -> list[list[Word]]:
+    """The words of each text, as far as they are in the tokens that the model takes, or all of them."""
+    tokenizer = tokens.opened(step.tokenizer)
+    if not cut:
+        tokenizer.no_truncation()
+    encoded = tokenizer.encode_batch([str(text) for text in texts])
     return [_words(one.word_ids, one.offsets) for one in encoded]
 
 
@@ -71,16 +74,20 @@ def tagged(step: TextPreprocess, texts: Sequence[str], spans: np.ndarray) -> np.
         spans: int32 (rows, most, 3): first character, the one behind the last, and index of the label "B-kind".
 
     Returns:
-        int32 (rows, length), `NOTHING` at further pieces, special tokens and padding.
+        int32 (rows, length), `NOTHING` at further pieces, special tokens and padding; behind these a column for each word that
+        is cut, as many as the row with most of them has.
     """
-    y = np.full((len(texts), step.length), NOTHING, np.int32)
-    for row, own, marked in zip(y, words(step, texts), spans.tolist(), strict=True):
+    kept, every = words(step, texts), words(step, texts, cut=False)
+    most = max(len(whole) - len(own) for own, whole in zip(kept, every, strict=True))
+    y = np.full((len(texts), step.length + most), NOTHING, np.int32)
+    for row, own, whole, marked in zip(y, kept, every, spans.tolist(), strict=True):
         begun = set()
-        for word in own:
-            row[word.place] = 0
+        places = [*(word.place for word in own), *range(step.length, step.length + len(whole) - len(own))]
+        for word, place in zip(whole, places, strict=True):
+            row[place] = 0
             for first, stop, label in marked:
                 if label != NOTHING and word.start < stop and word.end > first:
-                    row[word.place] = label + (first in begun)
+                    row[place] = label + (first in begun)
                     begun.add(first)
                     break
     return y

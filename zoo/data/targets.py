@@ -11,7 +11,8 @@ every task:
 - identities: int64 `(rows, 1 + most)`, whose picture it is and the numbers of the pairs it is judged in, `NOTHING` where
   it is in fewer
 - symbols: int64 `(rows, most)`, index of the label of each symbol of a text, `NOTHING` behind its end
-- tags: int32 `(rows, length)`, index of the label of each word of a text at its first token, `NOTHING` at all others
+- tags: int32 `(rows, length + cut)`, index of the label of each word of a text at its first token, `NOTHING` at all others;
+  words that are cut stand behind these
 - hidden: int32 `(rows, length)`, the token at each place of a text that is hidden, `NOTHING` at all others
 - captions: int64 `(rows, 2)`, the number of the row's picture and that of what its text says
 
@@ -235,7 +236,9 @@ class Hidden(Following):
 
 
 class Tags(Kind):
-    """The label of each word of a text at the place of its first token, `NOTHING` at all others; int32 `(rows, length)`.
+    """The label of each word of a text at the place of its first token, `NOTHING` at all others; int32 `(rows, length + cut)`.
+
+    Behind the tokens of a row are the labels of the words that are cut, which are judged and not learned.
 
     Until a tokenizer is there a row holds the marked parts of its text, int32 `(rows, most, 3)`: first character, the one behind
     the last, and the label that a part begins with, `NOTHING` where a row has fewer.

@@ -16,7 +16,7 @@ class TokenClassification(Task):
     """Cross-entropy on the label of each word, at its first token; probabilities of all labels at all places out.
 
     Targets are those of `Tags`. Scored answers are float32 `(rows, places, 2)`: the likeliest label and its probability. What
-    is judged are marked parts: one is right if kind, first and last word are.
+    is judged are marked parts: one is right if kind, first and last word are. Those in what is cut of a text are missed.
     """
 
     metric = "f1"
@@ -137,15 +137,22 @@ def _spelled(step, part):
             yield str(text[word.start : word.end]).strip().lower(), int(part.y[row, word.place]), row, word.place
 
 
+def _labelled(y, scored):
+    """Labels that are answered, at the places of `y`: words that are cut are taken to be outside."""
+    said = np.zeros(y.shape, int)
+    said[:, : scored.shape[1]] = scored[..., 0]
+    return said
+
+
 def _words(y, scored):
     """How many words each row has, and how many of them are labelled rightly; (rows,) each."""
     known = y != NOTHING
-    return known.sum(axis=1), (known & (scored[..., 0] == y)).sum(axis=1)
+    return known.sum(axis=1), (known & (_labelled(y, scored) == y)).sum(axis=1)
 
 
 def _counted(y, scored, kinds=0):
     """Marked parts that were found, were answered and are there; int64 (rows, kinds) each."""
-    answers = scored[..., 0].astype(int)
+    answers = _labelled(y, scored)
     kinds = kinds or (max(int(y.max(initial=0)), int(answers.max(initial=0))) + 1) // 2
     found = np.zeros((3, len(y), kinds), np.int64)
     for row, (own, said) in enumerate(zip(y, answers, strict=True)):
