@@ -8,10 +8,10 @@ import pytest
 
 import zoo
 from zoo import data, tasks
-from zoo.data import Split, hiding, memos, phrases, tagging
+from zoo.data import Split, corpus, hiding, memos, phrases, tagging
 from zoo.data.targets import NOTHING, Tags
 from zoo.data.texts import TextPreprocess
-from zoo.evaluate import text_pictures
+from zoo.evaluate import cross_validate, text_pictures
 
 HIDDEN, LABELS = tasks.get("masked-language-modelling"), tasks.get("token-classification")
 TEXTS = ["the cat sat on the mat", "a dog ran over the long road to the sea", "one"]
@@ -381,3 +381,16 @@ def test_other_words_are_no_corruption_of_what_is_judged_at_tokens():
     )
     with pytest.raises(ValueError, match="token-classification is judged at each token of a text"):
         corrupted(candidate)
+
+
+@pytest.mark.parametrize(
+    ("model", "own", "message"),
+    [
+        ("bert_tiny", "memos", "the labels of 'memos' are those of the tokens of one tokenizer"),
+        ("gpt_nano", "stdlib_text", "folds would part what is of one file"),
+    ],
+)
+def test_folds_that_would_not_be_of_whole_rows_are_refused(model, own, message, monkeypatch):
+    monkeypatch.setattr(corpus.library, "__defaults__", (8_000,))
+    with pytest.raises(ValueError, match=f"{message}.*train with several seeds instead"):
+        cross_validate(model, own, folds=2, quiet=True)

@@ -199,6 +199,11 @@ def cross_validate(
         raise ValueError(
             "folds of one series would learn from what comes after them; evaluate walks forward over the test part instead"
         )
+    if splits.signature.task == "language-modelling":
+        raise ValueError(
+            "folds would part what is of one file, so that a model had read next to what it is judged on; train with several "
+            "seeds instead"
+        )
     rows = _rows(splits, SPLITS if use_test else SPLITS[:2])
     place = deal(rows, folds, seed)
     reports: list[Report] = []
@@ -383,6 +388,11 @@ def _rows(splits: Data, parts: tuple[str, ...]) -> Rows:
     """Rows of some splits together, in their order."""
     signature = splits.signature
     step = signature.preprocess
+    if signature.task == "token-classification":
+        raise ValueError(
+            f"the labels of {splits.name!r} are those of the tokens of one tokenizer, which another part of its rows would not "
+            "make; train with several seeds instead"
+        )
     found = [getattr(splits, part) for part in parts if len(getattr(splits, part))]
     table = step.kind != "image"
     return Rows(
