@@ -35,9 +35,7 @@ TYPES = {
 PICTURES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
 SHORTEST = 0.1  # seconds of a recording
 QUIET = 1e-3  # largest amplitude up to which a recording is silent
-UNKNOWN = (
-    0x7FFF0000  # so many bytes, or more, say that the length was not known when the header of a WAV file was written
-)
+UNKNOWN = 0x7FFF0000  # bytes in the header of a WAV file, or more, whose length was not known when it was written
 HOTTEST = 100.0  # temperature
 ENGINES = {".onnx": "onnxruntime", ".ort": "onnxruntime", ".tflite": "ai_edge_litert"}
 

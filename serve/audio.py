@@ -11,9 +11,7 @@ from serve.manifest import Manifest
 
 SUFFIXES = (".wav", ".flac")
 LEAST, MOST = 1_000, 384_000  # samples per second that a file may have
-UNKNOWN = (
-    0x7FFF0000  # so many bytes, or more, say that the length was not known when the header of a WAV file was written
-)
+UNKNOWN = 0x7FFF0000  # bytes in the header of a WAV file, or more, whose length was not known when it was written
 SHORTEST = 0.1  # seconds
 QUIET = 1e-3  # largest amplitude up to which a recording is silent
 ZEROS = 10  # zero crossings of the resampling filter on either side

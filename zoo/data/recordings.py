@@ -17,9 +17,7 @@ BLANK = "blank"  # name of the symbol that means none
 SHORTEST = 0.1  # seconds
 QUIET = 1e-3  # largest amplitude up to which a recording is silent
 LEAST, MOST = 1_000, 384_000  # samples per second that a file may have
-UNKNOWN = (
-    0x7FFF0000  # so many bytes, or more, say that the length was not known when the header of a WAV file was written
-)
+UNKNOWN = 0x7FFF0000  # bytes in the header of a WAV file, or more, whose length was not known when it was written
 
 
 def open_audio(file: Path, rate: int | None) -> np.ndarray | int:
