@@ -350,8 +350,9 @@ def together(model: Any, most: int, room: int = ROOM) -> int:
 
     A language model answers with a number for each token of its vocabulary at each place: 200 MB for a text of 1,024 places.
     """
-    values = sum(math.prod(size or 1 for size in output.shape[1:]) for output in model.outputs)
-    return max(1, min(most, room // (4 * values)))
+    outputs = getattr(model, "outputs", ())  # what only answers has none, and is asked for as many rows as wanted
+    values = sum(math.prod(size or 1 for size in output.shape[1:]) for output in outputs)
+    return max(1, min(most, room // (4 * max(1, values))))
 
 
 def main_input(model: Any) -> Any:
