@@ -474,7 +474,7 @@ PROVEN: dict[tuple[str, str], dict[str, Any]] = {
         arguments=dict(width=64, heads=4), epochs=8, learning_rate=1e-3, tokenizer="wordpiece:200", expected=0.99
     ),
     ("bert_tiny", "memos"): dict(  # of seed 0
-        arguments=dict(width=64, heads=4), epochs=12, learning_rate=2e-3, tokenizer="wordpiece:1000", expected=0.822
+        arguments=dict(width=64, heads=4), epochs=12, learning_rate=2e-3, tokenizer="wordpiece:1000", expected=0.821
     ),
     ("bert_tiny", "spam"): dict(epochs=10, tokenizer="wordpiece:2000", expected=0.921),  # of seed 0
     ("gpt_nano", "stdlib_text"): dict(  # of seed 0
