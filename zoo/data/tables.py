@@ -91,7 +91,7 @@ def unlabelled(path: Path, target: str | None, text: str) -> Rows:
     chosen = text_files.column_of(path, columns, "text-classification", text)
     if chosen not in columns:
         raise ValueError(f"{path}: texts to learn from stand in one column, got text={text!r}; name one")
-    return text_files.of_texts(path, columns[chosen], [name for name in names if name != chosen])
+    return text_files.of_texts(path, *_as_texts(path, chosen), [name for name in names if name != chosen])
 
 
 def _answered(path: Path, target: str | None, text: str) -> Rows:
